@@ -1,0 +1,1 @@
+"""What the two models and the scripts share, one concern a file."""

@@ -1,0 +1,72 @@
+"""What every script's command line shares: number types with ranges, --device and --seed, settings printed first."""
+import argparse
+import math
+import random
+
+import numpy as np
+import torch
+
+from captioning.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors are one sentence with exit status 2."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                         allow_abbrev=False)
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def number(kind, low, high=math.inf, low_included=True):
+    """An argparse type: `kind` (int or float) within [low, high], or (low, high] if not low_included."""
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not ((low <= value if low_included else low < value) and value <= high):
+            above = "at least" if low_included else "above"
+            limit = "" if high == math.inf else f" and at most {high}"
+            name = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} must be a {name} {above} {low}{limit}")
+        return value
+    return convert
+
+
+positive_int = number(int, 1)
+natural = number(int, 0)
+positive = number(float, 0, low_included=False)
+non_negative = number(float, 0)
+fraction = number(float, 0, 1)
+
+
+def add_device(parser):
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+
+
+def add_seed(parser):
+    parser.add_argument("--seed", type=natural, default=1, help="of every random choice")
+
+
+def pick_device(name):
+    """torch.device for --device; InputError for an accelerator that this machine does not have."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise InputError(f"--device {name} was asked for, but this machine has none that PyTorch can use: "
+                         "use --device cpu or auto")
+    return torch.device(name)
+
+
+def set_seed(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def print_settings(args):
+    print("settings: " + " ".join(f"--{name} {value}" for name, value in vars(args).items()), flush=True)

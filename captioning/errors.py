@@ -1,0 +1,18 @@
+"""One way for every script to end: 0 on success, 2 with one sentence on bad input, never a traceback for it."""
+import sys
+
+
+class InputError(Exception):
+    """What the user gave cannot be used. The message is one sentence that names the thing and the remedy."""
+
+
+def run_script(main, args):
+    """Calls main(args) and ends the process: InputError becomes one sentence on stderr and exit status 2."""
+    try:
+        main(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

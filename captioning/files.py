@@ -1,0 +1,72 @@
+"""Files that appear whole or not at all, and names that stay inside their folder."""
+import contextlib
+import json
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from captioning.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yields a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed."""
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}): free some space or choose another "
+                         "folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def read_json(path, keys=()):
+    """The JSON value in `path`; InputError if it is missing, not JSON, or an object without one of `keys`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path} cannot be read as JSON ({reason}): check the path, or download the file again"
+                         ) from error
+    if keys and not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object with the keys {', '.join(keys)}")
+    for key in keys:
+        if key not in value:
+            raise InputError(f"{path} has no key '{key}': is it the right file?")
+    return value
+
+
+def make_folder(folder):
+    """Creates `folder` and tries that it can be written to; InputError otherwise."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be created ({error.strerror}): choose another") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the folder {folder} is not writable: choose another, or change its permissions")
+    return Path(folder)
+
+
+def safe_name(name, source):
+    """`name`, a relative path read from the data file `source`; InputError if it could leave its folder."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InputError(f"{source} holds {name!r} where a file name should be")
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
+        raise InputError(f"{source} holds the file name {name!r}, which leaves the image folder: correct the file")
+    return name
