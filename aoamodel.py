@@ -1,0 +1,161 @@
+"""AOAModel: multi-head attention with a fully connected predictor (method.md, section 3), and its explanations."""
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from captioning import encoders, explanation, published
+from captioning.relevance import PLAIN, lstm_cell
+
+
+class Context(NamedTuple):
+    """What the recurrence and the attention need of the image, computed once."""
+    v_mean: torch.Tensor         # (B, d) mean projected region
+    k: torch.Tensor              # (B, M, d/M, K) keys, transposed
+    u: torch.Tensor              # (B, M, K, d/M) values
+    mask: torch.Tensor | None    # (B, 1, 1, K) True where a region is there; None: all are
+
+
+class AOAModel(nn.Module):
+    """Captions images with one LSTM and multi-head attention on attention over K regions.
+
+    vocab_size V, embed_dim e, hidden_dim d (a multiple of num_head M): widths. encoder: a name of captioning.encoders,
+    an nn.Sequential of Conv2d / ReLU / MaxPool2d / AvgPool2d, or None for region features (B, K, feature_dim).
+    """
+
+    def __init__(self, vocab_size, embed_dim=512, hidden_dim=512, num_head=8, encoder="vgg16", feature_dim=2048,
+                 dropout=0.3, attention_dropout=0.1):
+        super().__init__()
+        e, d = embed_dim, hidden_dim
+        if d % num_head:
+            raise ValueError(f"hidden_dim {d} must be a multiple of num_head {num_head}")
+        self.config = {"vocab_size": vocab_size, "embed_dim": e, "hidden_dim": d, "num_head": num_head,
+                       "encoder": encoder, "feature_dim": feature_dim, "dropout": dropout,
+                       "attention_dropout": attention_dropout}
+        self.encoder = encoders.architecture(encoder) if isinstance(encoder, str) else encoder
+        C = feature_dim if encoder is None else encoders.feature_dim(self.encoder)
+        self.num_head = num_head
+        self.embedding = nn.Embedding(vocab_size, e, padding_idx=0)   # E
+        self.W_v = nn.Linear(C, d)
+        self.lstm = nn.LSTM(e + d, d, batch_first=True)               # of [E[w]; v̄]
+        self.W_Q = nn.Linear(d, d)
+        self.W_K = nn.Linear(d, d)
+        self.W_U = nn.Linear(d, d)
+        self.W_G = nn.Linear(d, d)
+        self.W_L = nn.Linear(d, d)
+        self.W_o = nn.Linear(d, vocab_size)
+        self.dropout = nn.Dropout(dropout)
+        self.attention_dropout = nn.Dropout(attention_dropout)
+
+    # -- the forward pass: encode, start, recurrence, attention, output ------------------------------------------
+
+    def encode(self, images, rule=PLAIN):
+        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) pass as they are."""
+        return explanation.encode(self, images, rule)
+
+    def start(self, features, rule=PLAIN):
+        """features (B, K, C) -> Context. Without an encoder, regions that are all zero are padding."""
+        mask = None if self.encoder is not None else (features != 0).any(-1)
+        v = rule.relu(rule.stabilise(self.W_v(features)))                              # (B, K, d)
+        v_mean = rule.stabilise(explanation.region_mean(v, mask))
+        k = self.W_K(rule.gate(v)).unflatten(-1, (self.num_head, -1)).permute(0, 2, 3, 1)
+        u = rule.stabilise(self.W_U(v)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)
+        return Context(v_mean, k, u, None if mask is None else mask[:, None, None])
+
+    def initial_state(self, B, N=1):
+        """h, m, zeros (B, N, d), for N hypotheses an image."""
+        return (self.W_o.weight.new_zeros(B, N, self.config["hidden_dim"]),) * 2
+
+    def recur(self, gates, state, rule=PLAIN):
+        """One LSTM step of (B, N) hypotheses; gates (B, N, 4d): the input's share, biases included."""
+        h, m = state
+        return lstm_cell(gates + rule.gates(h, self.lstm.weight_hh_l0), m, rule)
+
+    def input_share(self, embeddings, v_mean, rule=PLAIN):
+        """embeddings (..., e), v̄ (B, d) -> their share of the gates (..., 4d), biases included."""
+        e = self.config["embed_dim"]
+        from_v = rule.gates(v_mean, self.lstm.weight_ih_l0[:, e:]) + self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0
+        from_v = from_v.view(len(v_mean), *[1] * (embeddings.dim() - 2), -1)
+        return rule.gates(embeddings, self.lstm.weight_ih_l0[:, :e]) + from_v
+
+    def hidden_states(self, embeddings, v_mean, rule):
+        """h (B, N, T, d) of all steps: one fused LSTM call, or step by step under a rule that changes derivatives."""
+        B, N, T, _ = embeddings.shape
+        if rule.fused:
+            x = torch.cat([embeddings, v_mean[:, None, None].expand(B, N, T, -1)], -1)
+            return self.lstm(x.flatten(0, 1))[0].unflatten(0, (B, N))
+        state, steps = self.initial_state(B, N), []
+        for gates in self.input_share(embeddings, v_mean, rule).unbind(2):
+            state = self.recur(gates, state, rule)
+            steps.append(state[0])
+        return torch.stack(steps, dim=2)
+
+    def attend(self, h, context, rule=PLAIN):
+        """h (B, S, d), any S queries an image -> ĉ (B, S, d), α (B, S, M, K)."""
+        q = self.W_Q(rule.gate(h)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)  # (B, M, S, d/M)
+        z = q @ context.k / q.shape[-1] ** 0.5                                         # (B, M, S, K)
+        if context.mask is not None:
+            z = z.masked_fill(~context.mask, -torch.inf)
+        alpha = z.softmax(-1)
+        c = (self.attention_dropout(rule.gate(alpha)) @ context.u).transpose(1, 2)     # (B, S, M, d/M)
+        c = rule.heads(rule.stabilise(c)).flatten(2)
+        gate = torch.sigmoid(self.W_G(rule.gate(h)))
+        return rule.gate(gate) * rule.stabilise(self.W_L(c)), alpha.transpose(1, 2)
+
+    def output(self, hidden):
+        """ĉ + h (..., d) -> logits (..., V)."""
+        return self.W_o(self.dropout(hidden))
+
+    def step(self, words, state, context):
+        """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, M, K)."""
+        state = self.recur(self.input_share(self.embedding(words), context.v_mean), state)
+        c_hat, alpha = self.attend(state[0], context)
+        return self.output(c_hat + state[0]), state, alpha
+
+    def teacher_force(self, features, captions, rule=PLAIN):
+        """All steps of captions (B, N, T+1), each reading captions[..., t] -> explanation.Trace."""
+        context = self.start(features, rule)
+        embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
+        h = self.hidden_states(embeddings, context.v_mean, rule)                       # (B, N, T, d)
+        c_hat, alpha = self.attend(h.flatten(1, 2), context, rule)                     # all steps at once
+        c_hat, alpha = (part.unflatten(1, h.shape[1:3]) for part in (c_hat, alpha))
+        return explanation.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, None)
+
+    def forward(self, images, captions):
+        """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
+        <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
+        return explanation.forward(self, images, captions)
+
+    # -- explanations of every word captions[:, t + 1] at every step t: explanation.Explanation -----------------
+
+    def lrp(self, images, captions, eps=0.01, head=None, **options):
+        """Layer-wise relevance propagation (method.md, sections 4 and 5); head: one head alone propagates."""
+        return explanation.lrp(self, images, captions, eps=eps, head=head, **options)
+
+    def gradient(self, images, captions, **options):
+        """The gradient of each word's logit."""
+        return explanation.gradient(self, images, captions, **options)
+
+    def grad_cam(self, images, captions, **options):
+        """Grad-CAM at the encoder's output (Selvaraju et al. 2017); pixels (B, T, 1, H, W)."""
+        return explanation.grad_cam(self, images, captions, **options)
+
+    def guided_backprop(self, images, captions, **options):
+        """Guided backpropagation (Springenberg et al. 2015)."""
+        return explanation.guided_backprop(self, images, captions, **options)
+
+    def guided_grad_cam(self, images, captions, **options):
+        """Guided backpropagation ⊙ upsampled Grad-CAM."""
+        return explanation.guided_grad_cam(self, images, captions, **options)
+
+    def load_published(self, state_dict):
+        """Loads weights under the names of the published checkpoints (method.md, section 10)."""
+        published.load(self, state_dict, PUBLISHED_NAMES)
+
+
+PUBLISHED_NAMES = {
+    "img_encoder.encoder.": "encoder.", "img_projector.": "W_v.", "embedding.": "embedding.",
+    "LanguageLSTM.": "lstm.", "decoder_k_proj.": "W_K.", "decoder_v_proj.": "W_U.",
+    "decoder_multihead_attention.q_proj.": "W_Q.", "decoder_aoa_linear_gate.": "W_G.",
+    "decoder_aoa_linear.": "W_L.", "fc.": "W_o.",
+}

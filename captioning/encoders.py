@@ -1,0 +1,153 @@
+"""Image encoders: plain sequences of convolution, ReLU, pooling and residual blocks, batch-norm folded away.
+
+Each maps images (B, 3, S, S), normalised as in captioning.images, to features (B, C, h, w). `run` is the one forward
+pass: with an explanation rule it is also what relevance and gradients travel back through.
+"""
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from captioning.errors import InputError
+from captioning.relevance import PLAIN
+
+IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
+
+
+class Residual(nn.Module):
+    """body(x) + shortcut(x)."""
+
+    def __init__(self, body, shortcut):
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x):
+        return self.body(x) + self.shortcut(x)
+
+
+def run(layers, x, rule=PLAIN, signed=True):
+    """The encoder's forward pass under a rule; signed: whether x may be negative. Returns (output, its signedness)."""
+    for layer in layers:
+        if isinstance(layer, nn.Sequential):
+            x, signed = run(layer, x, rule, signed)
+        elif isinstance(layer, Residual):
+            x = rule.stabilise(run(layer.body, x, rule, signed)[0] + run(layer.shortcut, x, rule, signed)[0])
+            signed = True
+        elif isinstance(layer, nn.Conv2d):
+            x, signed = rule.conv(x, layer, signed), True
+        elif isinstance(layer, nn.ReLU):
+            x, signed = rule.relu(x), False
+        elif isinstance(layer, nn.AvgPool2d):
+            x = rule.stabilise(layer(x))
+        elif isinstance(layer, nn.MaxPool2d):
+            x = layer(x)
+        else:
+            raise TypeError(f"an encoder is made of Conv2d, ReLU, MaxPool2d, AvgPool2d and Residual, not "
+                            f"{type(layer).__name__}")
+    return x, signed
+
+
+def architecture(name):
+    """The encoder `name`, weights at random."""
+    if name == "small":
+        return _small()
+    _check(name)
+    from torchvision import models
+    return _plain_sequence(models.get_model(name))
+
+
+def build(name, weights=None):
+    """The encoder `name` with weights: a file with torchvision's names, or, if None, ImageNet's from torchvision.
+
+    The encoder "small" is made to be trained and starts at random without a file.
+    """
+    _check(name)
+    if name == "small":
+        encoder = _small()
+        if weights is not None:
+            _load(encoder, _read_weights(weights), weights)
+        return encoder
+    from torchvision import models
+    model = models.get_model(name)
+    if weights is None:
+        try:
+            state = models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}): name a local file with "
+                             "--encoder_weights") from error
+    else:
+        state = _read_weights(weights)
+    prefix = ("features.",) if name.startswith("vgg") else ("conv1.", "bn1.", "layer")
+    _load(model, {key: value for key, value in state.items() if key.startswith(prefix)}, weights or name, prefix)
+    return _plain_sequence(model)
+
+
+def feature_dim(encoder):
+    """Channels C of the encoder's output: those of its last convolution."""
+    return [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
+
+
+def _check(name):
+    if name not in IMAGE_SIZE:
+        raise InputError(f"there is no encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
+
+
+def _read_weights(path):
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise InputError(f"the encoder weights {path} cannot be read ({str(error).splitlines()[0]}): give a "
+                         "state_dict saved with torch.save") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"the encoder weights {path} must hold a state_dict, names to tensors")
+    return state
+
+
+def _load(model, state, source, prefix=("",)):
+    """Loads `state` into those parameters and buffers of `model` whose names start with `prefix`: all must be there."""
+    wanted = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+    for key, value in wanted.items():
+        if key not in state and not key.endswith("num_batches_tracked"):
+            raise InputError(f"the encoder weights {source} lack '{key}': are they of another encoder?")
+        if key in state and state[key].shape != value.shape:
+            raise InputError(f"the encoder weights {source} have {tuple(state[key].shape)} for '{key}' instead of "
+                             f"{tuple(value.shape)}: are they of another encoder?")
+    model.load_state_dict({key: state[key].float() for key in wanted if key in state}, strict=False)
+
+
+def _plain_sequence(model):
+    """torchvision's VGG without its last max-pool, or ResNet without its head, as a sequence for `run`."""
+    if hasattr(model, "features"):
+        layers = list(model.features)[:-1]
+        return nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in layers))
+    model.eval()
+    stem = [_fold(model.conv1, model.bn1), nn.ReLU(), model.maxpool]
+    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+    return nn.Sequential(*stem, *(layer for stage in stages for block in stage for layer in _bottleneck(block)))
+
+
+def _bottleneck(block):
+    body = nn.Sequential(_fold(block.conv1, block.bn1), nn.ReLU(), _fold(block.conv2, block.bn2), nn.ReLU(),
+                         _fold(block.conv3, block.bn3))
+    shortcut = nn.Sequential(_fold(*block.downsample)) if block.downsample else nn.Sequential()
+    return Residual(body, shortcut), nn.ReLU()
+
+
+def _fold(conv, norm):
+    """Batch-norm with its running statistics as part of the convolution before it."""
+    return nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
+
+
+def _small():
+    """Six convolutions and three max-pools: 112×112 pixels to 128 channels at 14×14, small enough to train on a CPU."""
+    layers, width = [], 3
+    for channels in (32, "pool", 64, "pool", 96, 96, "pool", 128, 128):
+        if channels == "pool":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            conv = nn.Conv2d(width, channels, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+            layers += [conv, nn.ReLU()]
+            width = channels
+    return nn.Sequential(*layers)

@@ -1,0 +1,211 @@
+"""Rules: which derivative each operation has. One forward pass explains itself once its derivatives are chosen.
+
+Write r(x) = R(x)/x for a relevance R. Then r is 1 at the explained logit and travels back like a gradient, every
+relevance rule of method.md (sections 4 and 5) being a changed derivative, stated here beside its equation:
+
+    linear   z = Wx + b         r(x) = Wᵀ [r(z) z/(z + ε sign z)]         ordinary, then `stabilise`
+    sum      y = a + b          r(a) = r(b) = r(y) y/(y + ε sign y)       ordinary, then `stabilise`
+    gate     y = σ(·) ⊙ s       r(s) = r(y) σ(·), nothing into σ          `gate`
+    tanh     y = tanh(z)        r(z) = r(y) y/z                           `tanh`
+    ReLU     y = max(z, 0)      r(z) = r(y) y/z = r(y) [z > 0]            ordinary
+    z⁺       y = conv(x) + b    r(x) = W⁺ᵀ [r(y) y/z⁺] where x > 0, W⁻ᵀ [r(y) y/z⁺] elsewhere, z⁺ = W⁺x⁺ + W⁻x⁻
+    max-pool                    winner takes all                          ordinary
+
+and R(x) = x r(x) at the end. The gradient methods are other choices of the same few derivatives.
+"""
+import torch
+import torch.nn.functional as F
+from torch.autograd import Function
+from torch.nn.grad import conv2d_input
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class _Scale(Function):
+    """The identity, with the derivative `scale`."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(scale)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, r):
+        scale, = ctx.saved_tensors
+        return r * scale, None
+
+
+class _TanhIdentity(Function):
+    """tanh(z) with the derivative tanh(z)/z, which is 1 at z = 0."""
+
+    @staticmethod
+    def forward(ctx, z):
+        y = torch.tanh(z)
+        ctx.save_for_backward(torch.where(z == 0, 1, y / z))
+        return y
+
+    @staticmethod
+    def backward(ctx, r):
+        scale, = ctx.saved_tensors
+        return r * scale
+
+
+class _GuidedReLU(Function):
+    """ReLU that lets a gradient through only where input and gradient are positive (Springenberg et al. 2015)."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z > 0)
+        return z.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, r):
+        active, = ctx.saved_tensors
+        return r.clamp(min=0) * active
+
+
+class _CandidateLinear(Function):
+    """x Wᵀ for the four gates of an LSTM, W (4d, n); only the rows of the candidate g carry relevance."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, r):
+        weight, = ctx.saved_tensors
+        d = weight.shape[0] // 4
+        return r[..., 2 * d:3 * d] @ weight[2 * d:3 * d], None
+
+
+class _ZPlusConv(Function):
+    """A convolution whose derivative is the α1β0 rule; `signed`: its input may hold negative values."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, geometry, signed):
+        plus, minus = _clamped(weight)
+        y = F.conv2d(x, weight, bias, *geometry)
+        z = F.conv2d(x.clamp(min=0), plus, None, *geometry) if signed else F.conv2d(x, plus, None, *geometry)
+        if signed:
+            z += F.conv2d(x.clamp(max=0), minus, None, *geometry)
+        scale = torch.where(z == 0, 0, y / z)
+        ctx.save_for_backward(scale, plus, *((minus, x > 0) if signed else ()))
+        ctx.geometry, ctx.shape = geometry, x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx, r):
+        scale, plus, *negative = ctx.saved_tensors
+        s = r * scale
+        r_x = conv2d_input(ctx.shape, plus, s, *ctx.geometry)
+        if negative:
+            minus, positive = negative
+            r_x = torch.where(positive, r_x, conv2d_input(ctx.shape, minus, s, *ctx.geometry))
+        return r_x, None, None, None, None
+
+
+_clamped_weights = WeakTensorKeyDictionary()
+
+
+def _clamped(weight):
+    """W⁺ and W⁻, computed once until the weight changes."""
+    key = weight._version, weight.data_ptr()
+    if _clamped_weights.get(weight, [None])[0] != key:
+        _clamped_weights[weight] = key, weight.detach().clamp(min=0), weight.detach().clamp(max=0)
+    return _clamped_weights[weight][1:]
+
+
+class Plain:
+    """Ordinary derivatives and fused kernels: training and decoding."""
+    fused = True
+
+    def leaf(self, x):
+        return x
+
+    def stabilise(self, z):
+        return z
+
+    def gate(self, a):
+        return a
+
+    def tanh(self, z):
+        return torch.tanh(z)
+
+    def relu(self, z):
+        return torch.relu(z)
+
+    def gates(self, x, weight):
+        return F.linear(x, weight)
+
+    def heads(self, c):
+        return c
+
+    def conv(self, x, layer, signed):
+        return layer(x)
+
+
+class Gradient(Plain):
+    """Ordinary derivatives, every operation's backward pass batched over words: gradient and Grad-CAM."""
+    fused = False
+
+    def leaf(self, x):
+        return x.detach().requires_grad_()
+
+
+class Guided(Gradient):
+    """Guided backpropagation."""
+
+    def relu(self, z):
+        return _GuidedReLU.apply(z)
+
+
+class LRP(Gradient):
+    """Layer-wise relevance propagation: ε-rule in the decoder, z⁺ in the convolutions.
+
+    head: of multi-head attention, let this head alone propagate (all by default).
+    """
+
+    def __init__(self, eps=0.01, head=None):
+        self.eps, self.head = eps, head
+
+    def stabilise(self, z):
+        z_detached = z.detach()
+        return _Scale.apply(z, _ratio(z_detached, self.eps))
+
+    def gate(self, a):
+        return a.detach()
+
+    def tanh(self, z):
+        return _TanhIdentity.apply(z)
+
+    def gates(self, x, weight):
+        return _CandidateLinear.apply(x, weight)
+
+    def heads(self, c):
+        """c (..., M, d/M)"""
+        if self.head is None:
+            return c
+        one = torch.arange(c.shape[-2], device=c.device) == self.head
+        return _Scale.apply(c, one[:, None].to(c.dtype))
+
+    def conv(self, x, layer, signed):
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        return _ZPlusConv.apply(x, layer.weight, layer.bias, geometry, signed)
+
+
+def _ratio(z, eps):
+    """z / (z + ε sign z), with sign(0) = +1; 0 where both are zero."""
+    if eps == 0:
+        return (z != 0).to(z.dtype)
+    return z / torch.where(z >= 0, z + eps, z - eps)
+
+
+PLAIN = Plain()
+
+
+def lstm_cell(gates, c, rule):
+    """One LSTM step: pre-activations `gates` (..., 4d), in the order i, f, g, o, and c (..., d) -> h, c (..., d)."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    g = rule.tanh(rule.stabilise(g))
+    c = rule.stabilise(rule.gate(f.sigmoid()) * c + rule.gate(i.sigmoid()) * g)
+    return rule.gate(o.sigmoid()) * rule.tanh(c), c

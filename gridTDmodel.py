@@ -1,0 +1,168 @@
+"""GridTDModel: Ada-LSTM, adaptive attention with an LSTM predictor (method.md, section 2), and its explanations."""
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from captioning import encoders, explanation, published
+from captioning.relevance import PLAIN, lstm_cell
+
+
+class Context(NamedTuple):
+    """What the recurrence needs of the image, computed once."""
+    v: torch.Tensor              # (B, K, d) projected regions
+    v_proj: torch.Tensor         # (B, K, A) W_a v + b_a
+    gates: torch.Tensor          # (B, 1, 4d) the global feature's share of LSTM1's gates, biases included
+    sentinel: torch.Tensor       # (B, 1, d) its share of the sentinel's gate, biases included
+    mask: torch.Tensor | None    # (B, 1, K) True where a region is there; None: all are
+
+
+class GridTDModel(nn.Module):
+    """Captions images with two LSTMs and adaptive attention over K regions.
+
+    vocab_size V, embed_dim e, hidden_dim d, attention_dim A: widths. encoder: a name of captioning.encoders, an
+    nn.Sequential of Conv2d / ReLU / MaxPool2d / AvgPool2d, or None for region features (B, K, feature_dim).
+    query_per_region: add the attention's query the way the published checkpoints were trained (then A = K).
+    """
+
+    def __init__(self, vocab_size, embed_dim=512, hidden_dim=512, attention_dim=196, encoder="vgg16",
+                 query_per_region=False, feature_dim=2048, dropout=0.5):
+        super().__init__()
+        e, d, A = embed_dim, hidden_dim, attention_dim
+        self.config = {"vocab_size": vocab_size, "embed_dim": e, "hidden_dim": d, "attention_dim": A,
+                       "encoder": encoder, "query_per_region": query_per_region, "feature_dim": feature_dim,
+                       "dropout": dropout}
+        self.encoder = encoders.architecture(encoder) if isinstance(encoder, str) else encoder
+        C = feature_dim if encoder is None else encoders.feature_dim(self.encoder)
+        self.query_per_region = query_per_region
+        self.embedding = nn.Embedding(vocab_size, e, padding_idx=0)   # E
+        self.W_v = nn.Linear(C, d)
+        self.W_g = nn.Linear(C, e)
+        self.lstm1 = nn.LSTMCell(d + 2 * e, d)       # of [h2; g; E[w]]
+        self.W_x = nn.Linear(d + 2 * e, d)
+        self.W_h = nn.Linear(d, d)
+        self.W_a = nn.Linear(d, A)
+        self.W_q = nn.Linear(d, A, bias=False)
+        self.W_s = nn.Linear(d, A)
+        self.w_a = nn.Linear(A, 1, bias=False)
+        self.lstm2 = nn.LSTMCell(2 * d, d)           # of [ĉ; h1]
+        self.W_o = nn.Linear(d, vocab_size)
+        self.dropout = nn.Dropout(dropout)
+
+    # -- the forward pass: encode, start, step by step, output ---------------------------------------------------
+
+    def encode(self, images, rule=PLAIN):
+        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) pass as they are."""
+        return explanation.encode(self, images, rule)
+
+    def start(self, features, rule=PLAIN):
+        """features (B, K, C) -> Context. Without an encoder, regions that are all zero are padding."""
+        mask = None if self.encoder is not None else (features != 0).any(-1)
+        d, e = self.config["hidden_dim"], self.config["embed_dim"]
+        v = rule.relu(rule.stabilise(self.W_v(features)))                              # (B, K, d)
+        f_mean = rule.stabilise(explanation.region_mean(features, mask))               # (B, C)
+        g = rule.relu(rule.stabilise(self.W_g(f_mean)))                                # (B, e)
+        gates = rule.gates(g, self.lstm1.weight_ih[:, d:d + e]) + self.lstm1.bias_ih + self.lstm1.bias_hh
+        sentinel = F.linear(g, self.W_x.weight[:, d:d + e], self.W_x.bias + self.W_h.bias)
+        return Context(v, self.W_a(v), gates[:, None], sentinel[:, None], None if mask is None else mask[:, None])
+
+    def initial_state(self, B, N=1):
+        """h1, c1, h2, c2, zeros (B, N, d), for N hypotheses an image."""
+        return (self.W_h.weight.new_zeros(B, N, self.config["hidden_dim"]),) * 4
+
+    def embedding_share(self, embeddings, rule=PLAIN):
+        """embeddings (..., e) -> their share of LSTM1's gates (..., 4d) and of the sentinel's gate (..., d)."""
+        from_e = self.config["hidden_dim"] + self.config["embed_dim"]
+        return (rule.gates(embeddings, self.lstm1.weight_ih[:, from_e:]),
+                F.linear(embeddings, self.W_x.weight[:, from_e:]))
+
+    def recur(self, word_gates, word_sentinel, state, context, rule=PLAIN):
+        """One step for (B, N) hypotheses -> ĉ (B, N, d), state, α (B, N, K), β (B, N, 1); ĉ + h2 goes to `output`."""
+        h1, c1, h2, c2 = state
+        d = h1.shape[-1]
+        gates = (word_gates + context.gates + rule.gates(h2, self.lstm1.weight_ih[:, :d])
+                 + rule.gates(h1, self.lstm1.weight_hh))
+        sentinel_gate = torch.sigmoid(word_sentinel + context.sentinel + F.linear(h2, self.W_x.weight[:, :d])
+                                      + F.linear(h1, self.W_h.weight))
+        h1, c1 = lstm_cell(gates, c1, rule)
+        s = rule.gate(sentinel_gate) * rule.tanh(c1)
+        alpha, beta = self.attend(rule.gate(h1), rule.gate(s), context)
+        c = rule.stabilise(rule.gate(alpha) @ context.v)                               # (B, N, d)
+        c_hat = rule.stabilise(rule.gate(beta) * s + rule.gate(1 - beta) * c)
+        gates = (rule.gates(c_hat, self.lstm2.weight_ih[:, :d]) + rule.gates(h1, self.lstm2.weight_ih[:, d:])
+                 + rule.gates(h2, self.lstm2.weight_hh) + self.lstm2.bias_ih + self.lstm2.bias_hh)
+        h2, c2 = lstm_cell(gates, c2, rule)
+        return c_hat, (h1, c1, h2, c2), alpha, beta
+
+    def attend(self, h1, s, context):
+        """h1, s (B, N, d) -> α (B, N, K), the regions' weights, and β (B, N, 1), the sentinel's."""
+        q = self.W_q(h1)                                                               # (B, N, A)
+        q_regions = q[..., None] if self.query_per_region else q[:, :, None]           # (B, N, K, 1) or (B, N, 1, A)
+        z = self.w_a(torch.tanh(context.v_proj[:, None] + q_regions)).squeeze(-1)      # (B, N, K)
+        if context.mask is not None:
+            z = z.masked_fill(~context.mask, -torch.inf)
+        z_s = self.w_a(torch.tanh(self.W_s(s) + q))                                    # (B, N, 1)
+        return z.softmax(-1), torch.cat([z, z_s], -1).softmax(-1)[..., -1:]
+
+    def output(self, hidden):
+        """ĉ + h2 (..., d) -> logits (..., V)."""
+        return self.W_o(self.dropout(hidden))
+
+    def step(self, words, state, context):
+        """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, K)."""
+        c_hat, state, alpha, _ = self.recur(*self.embedding_share(self.embedding(words)), state, context)
+        return self.output(c_hat + state[2]), state, alpha
+
+    def teacher_force(self, features, captions, rule=PLAIN):
+        """All steps of captions (B, N, T+1), each reading captions[..., t] -> explanation.Trace."""
+        context = self.start(features, rule)
+        state = self.initial_state(*captions.shape[:2])
+        embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
+        gates, sentinel = self.embedding_share(embeddings, rule)
+        steps = []
+        for word_gates, word_sentinel in zip(gates.unbind(2), sentinel.unbind(2), strict=True):
+            c_hat, state, alpha, beta = self.recur(word_gates, word_sentinel, state, context, rule)
+            steps.append((c_hat, state[2], alpha, beta))
+        c_hat, h, alpha, beta = (torch.stack(parts, dim=2) for parts in zip(*steps, strict=True))
+        return explanation.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, beta)
+
+    def forward(self, images, captions):
+        """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
+        <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
+        return explanation.forward(self, images, captions)
+
+    # -- explanations of every word captions[:, t + 1] at every step t: explanation.Explanation -----------------
+
+    def lrp(self, images, captions, eps=0.01, **options):
+        """Layer-wise relevance propagation (method.md, sections 4 and 5)."""
+        return explanation.lrp(self, images, captions, eps=eps, **options)
+
+    def gradient(self, images, captions, **options):
+        """The gradient of each word's logit."""
+        return explanation.gradient(self, images, captions, **options)
+
+    def grad_cam(self, images, captions, **options):
+        """Grad-CAM at the encoder's output (Selvaraju et al. 2017); pixels (B, T, 1, H, W)."""
+        return explanation.grad_cam(self, images, captions, **options)
+
+    def guided_backprop(self, images, captions, **options):
+        """Guided backpropagation (Springenberg et al. 2015)."""
+        return explanation.guided_backprop(self, images, captions, **options)
+
+    def guided_grad_cam(self, images, captions, **options):
+        """Guided backpropagation ⊙ upsampled Grad-CAM."""
+        return explanation.guided_grad_cam(self, images, captions, **options)
+
+    def load_published(self, state_dict):
+        """Loads weights under the names of the published checkpoints (method.md, section 10)."""
+        published.load(self, state_dict, PUBLISHED_NAMES)
+        self.query_per_region = self.config["query_per_region"] = True
+
+
+PUBLISHED_NAMES = {
+    "img_encoder.encoder.": "encoder.", "img_projector.": "W_v.", "global_img_feature_proj.": "W_g.",
+    "AdaLSTM.lstm_cell.": "lstm1.", "AdaLSTM.x_gate.": "W_x.", "AdaLSTM.h_gate.": "W_h.",
+    "AdaAttention.W_v_proj.": "W_a.", "AdaAttention.W_s_proj.": "W_s.", "AdaAttention.W_g_proj.": "W_q.",
+    "AdaAttention.w_h.": "w_a.", "LanguageLSTM.": "lstm2.", "embedding.": "embedding.", "fc.": "W_o.",
+}
