@@ -1,0 +1,104 @@
+"""Checkpoints: one file that rebuilds a model with its vocabulary and resumes its training; loading never runs code."""
+import torch
+
+from captioning.encoders import IMAGE_SIZE
+from captioning.errors import InputError
+from captioning.files import atomic_path
+from captioning.vocabulary import Vocabulary
+from captioning.vocabulary import read as read_wordmap
+
+
+def model_class(model_type):
+    from aoamodel import AOAModel
+    from gridTDmodel import GridTDModel
+    return {"gridtd": GridTDModel, "aoa": AOAModel}[model_type]
+
+
+def save(path, model, vocabulary, training=None):
+    """Writes everything to `path`, whole or not at all; training: what training resumes from, of plain types."""
+    model_type = next(name for name in ("gridtd", "aoa") if isinstance(model, model_class(name)))
+    if not isinstance(model.config["encoder"], str | None):
+        raise ValueError("a checkpoint names its encoder: build the model with an encoder's name")
+    content = {"model_type": model_type, "config": model.config, "state_dict": model.state_dict(),
+               "wordmap": vocabulary.wordmap, "training": training}
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load(path, device="cpu", wordmap=None, num_head=8):
+    """(model in evaluation mode on `device`, Vocabulary) of one of our checkpoints or a published one.
+
+    wordmap: a {word: id} file; needed for published checkpoints, for ours it must agree. num_head: heads of a published
+    AOA checkpoint, which does not say. InputError if the file is broken or does not fit.
+    """
+    content = read(path)
+    vocabulary = read_wordmap(wordmap) if wordmap else None
+    if "model_type" not in content:
+        return _load_published(content["state_dict"], path, device, vocabulary, num_head)
+    if vocabulary and vocabulary.wordmap != content["wordmap"]:
+        raise InputError(f"the word map {wordmap} is not the one that {path} was trained with: leave it out, the "
+                         "checkpoint holds its own")
+    vocabulary = Vocabulary(content["wordmap"], source=str(path))
+    try:
+        model = model_class(content["model_type"])(**content["config"])
+        model.load_state_dict(content["state_dict"])
+    except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+        raise InputError(f"the checkpoint {path} does not fit this version of the models "
+                         f"({' '.join(str(error).split())[:200]}): train it again") from error
+    if model.config["vocab_size"] != len(vocabulary):
+        raise InputError(f"the checkpoint {path} has {model.config['vocab_size']} words and a word map of "
+                         f"{len(vocabulary)}: it is damaged, use another")
+    return model.to(device).eval(), vocabulary
+
+
+def read(path):
+    """The raw dict of a checkpoint, on the CPU; InputError if it is not one."""
+    # published checkpoints carry a pickled optimizer: inert stand-ins take its place
+    inert = [(_Inert, "torch.optim.adam.Adam"), (dict, "collections.defaultdict")]
+    try:
+        with torch.serialization.safe_globals(inert):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the checkpoint {path} cannot be read ({reason}): check the path, or use another checkpoint"
+                         ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise InputError(f"{path} is no checkpoint of a captioning model: it has no state_dict")
+    if "model_type" in content and not ({"config", "wordmap"} <= content.keys()
+                                        and content["model_type"] in ("gridtd", "aoa")):
+        raise InputError(f"the checkpoint {path} lacks its configuration or word map: it is damaged, use another")
+    return content
+
+
+def image_size(model):
+    """Side S of the pictures that the model's encoder takes; None for region features."""
+    return None if model.encoder is None else IMAGE_SIZE[model.config["encoder"]]
+
+
+class _Inert(dict):
+    """Takes the place of a pickled optimizer and forgets it."""
+
+    def __setstate__(self, state):
+        pass
+
+
+def _load_published(state, path, device, vocabulary, num_head):
+    if vocabulary is None:
+        raise InputError(f"the published checkpoint {path} has no vocabulary: name its word map with --wordmap")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        V, e = state["embedding.weight"].shape
+        d, C = state["img_projector.weight"].shape[:2]
+        convolutions = sum(key.startswith("img_encoder.encoder.") and value.dim() == 4 for key, value in state.items())
+        encoder = {0: None, 13: "vgg16", 16: "vgg19"}[convolutions]
+        sizes = {"vocab_size": V, "embed_dim": e, "hidden_dim": d, "encoder": encoder, "feature_dim": C}
+        if "AdaAttention.w_h.weight" in state:
+            model = model_class("gridtd")(**sizes, attention_dim=state["AdaAttention.w_h.weight"].shape[1])
+        else:
+            model = model_class("aoa")(**sizes, num_head=num_head)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is neither a checkpoint of this project nor a published one ({error})") from error
+    model.load_published(state)
+    if len(vocabulary) != V:
+        raise InputError(f"the word map has {len(vocabulary)} words, the published checkpoint {path} {V}: use its own")
+    return model.to(device).eval(), vocabulary

@@ -1,0 +1,37 @@
+# Sourced by the other scripts: goes to the repository and finds or makes a Python with what REQUIREMENTS lists.
+# The active environment serves if it has everything; otherwise .venv here, filled once and again when the list changes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+requirements=${REQUIREMENTS:-requirements.txt}
+
+has_everything() {
+    command -v "$1" >/dev/null && "$1" - "$requirements" <<'PY' 2>/dev/null
+import pathlib, re, sys
+from importlib.metadata import version
+def names(path):
+    for line in path.read_text().split("\n"):
+        if line.startswith("-r "):
+            yield from names(path.parent / line[3:])
+        elif line.strip():
+            yield re.match(r"([\w-]+)>=([\d.]+)", line).groups()
+number = lambda text: [int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3]]
+ok = sys.version_info >= (3, 10) and all(number(version(n)) >= number(v) for n, v in names(pathlib.Path(sys.argv[1])))
+sys.exit(not ok)
+PY
+}
+
+if has_everything python; then
+    :
+elif has_everything .venv/bin/python; then
+    PATH="$PWD/.venv/bin:$PATH"
+else
+    for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break
+        python=
+    done
+    [ -n "$python" ] || { echo "error: Python 3.10 or newer is needed: install it" >&2; exit 2; }
+    echo "installing $requirements into .venv (once, some minutes)"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    PATH="$PWD/.venv/bin:$PATH"
+fi

@@ -1,0 +1,105 @@
+"""Trains a captioning model with cross-entropy: python train.py --dataset demo --model_type gridtd"""
+from pathlib import Path
+
+from captioning import encoders
+from captioning.checkpoint import model_class
+from captioning.cli import (
+    Parser,
+    add_device,
+    add_seed,
+    fraction,
+    natural,
+    non_negative,
+    pick_device,
+    positive,
+    positive_int,
+    print_settings,
+    set_seed,
+)
+from captioning.dataset import CaptionDataset, features_path
+from captioning.errors import InputError, run_script
+from captioning.files import make_folder
+from captioning.training import fit, mix_in_predictions, word_loss
+
+
+def get_args_parser():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--dataset", default="demo", help="name of a data set that preparedataset.py made")
+    add("--data_folder", default="data", help="where preparedataset.py wrote it")
+    add("--model_type", choices=["gridtd", "aoa"], default="gridtd", help="which captioning model")
+    add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16",
+        help="the CNN, or bottom_up: region features")
+    add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
+    add("--finetune_encoder", action="store_true", help="train the CNN too, on pixels; 'small' always is")
+    add("--from_pixels", action="store_true", help="read pictures, with augmentation, though features are stored")
+    add("--embed_dim", type=positive_int, default=512, help="width of word embeddings")
+    add("--hidden_dim", type=positive_int, default=512, help="width of LSTMs and attention")
+    add("--attention_dim", type=positive_int, default=196, help="gridtd: width of the attention")
+    add("--num_head", type=positive_int, default=8, help="aoa: attention heads")
+    add("--batch_size", type=positive_int, default=20, help="pictures a step, each with all its captions")
+    add("--epochs", type=natural, default=50, help="at most this many")
+    add("--patience", type=positive_int, default=6, help="stop after so many epochs without a better CIDEr")
+    add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
+    add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
+    add("--weight_decay", type=non_negative, default=0.0, help="Adam's L2 penalty")
+    add("--grad_clip", type=positive, default=0.25, help="largest norm of the gradient")
+    add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: read a predicted word this often")
+    add("--amp", action="store_true", help="mixed precision")
+    add("--resume", default="auto", metavar="{auto,never,FILE}", help="auto: go on from save_path/checkpoint_last.pth")
+    add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
+    add("--save_path", default="output", help="folder of checkpoints, log and curves")
+    add("--workers", type=natural, default=2, help="processes that read pictures")
+    add_device(parser)
+    add_seed(parser)
+    return parser
+
+
+def open_data(args, split, augment=False):
+    """The split from stored features, or from pixels when the encoder is trained or pixels are asked for."""
+    if args.encoder == "bottom_up" or not args.from_pixels:
+        path = features_path(args.data_folder, args.dataset, split, args.encoder)
+        if not Path(path).exists():
+            raise InputError(f"{path} is missing: run preparedataset.py --features "
+                             f"{'bottom_up' if args.encoder == 'bottom_up' else f'cnn --encoder {args.encoder}'}, or "
+                             "train with --from_pixels")
+        return CaptionDataset(args.data_folder, args.dataset, split, features=path)
+    return CaptionDataset(args.data_folder, args.dataset, split, image_size=encoders.IMAGE_SIZE[args.encoder],
+                          augment=augment, seed=args.seed)
+
+
+def make_model(args, vocabulary):
+    """A new model with --encoder_weights in its encoder."""
+    if args.model_type == "aoa" and args.hidden_dim % args.num_head:
+        raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head {args.num_head}")
+    sizes = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
+             "encoder": None if args.encoder == "bottom_up" else args.encoder}
+    own = {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
+    model = model_class(args.model_type)(**sizes, **own)
+    if model.encoder is not None:
+        model.encoder = encoders.build(args.encoder, args.encoder_weights)
+    return model
+
+
+def main(args):
+    if args.encoder == "small":
+        args.finetune_encoder = True
+    args.from_pixels = args.from_pixels or args.finetune_encoder
+    print_settings(args)
+    device = pick_device(args.device)
+    set_seed(args.seed)
+    make_folder(args.save_path)
+    train_data, val_data = open_data(args, "train", augment=True), open_data(args, "val")
+    vocabulary = train_data.vocabulary
+    model = make_model(args, vocabulary).to(device)
+
+    def loss_function(model, features, captions):
+        read = mix_in_predictions(model, features, captions, args.ss_prob) if args.ss_prob else captions
+        return word_loss(model.output(model.teacher_force(features, read).hidden), captions)
+
+    best = fit(args, model, vocabulary, train_data, val_data, loss_function, device)
+    print(f"best validation CIDEr {best:.3f}: {args.save_path}/checkpoint_best.pth", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args_parser().parse_args())
