@@ -39,7 +39,8 @@ class Explanation:
     @property
     def conservation(self):
         """(B, T) LRP: the share of each logit that reached words and image; biases and ε keep the rest."""
-        return (self.words.sum(-1) + self.features.sum((-2, -1))) / self.targets
+        arrived = self.words.sum(-1) + self.features.sum((-2, -1))
+        return torch.where(self.targets == 0, 0, arrived / self.targets)
 
 
 def encode(model, images, rule=PLAIN):
@@ -114,7 +115,10 @@ class _Derivatives(NamedTuple):
 
 
 def _derivatives(model, images, captions, rule, chunk=None, to_pixels=True):
-    """Derivatives of all words' logits under `rule`; `chunk` words at a time go through the encoder (None: all)."""
+    """Derivatives of all words' logits under `rule`; `chunk` words at a time go through the encoder.
+
+    By default two at a time on a CPU, whose caches hold no more, and all at once elsewhere.
+    """
     images = images.detach().to(model.W_o.weight.dtype)
     following = captions[:, 1:]                                                        # (B, T) the words explained
     with _frozen(model), torch.enable_grad():
@@ -132,9 +136,10 @@ def _derivatives(model, images, captions, rule, chunk=None, to_pixels=True):
                                                   is_grads_batched=True)
         r_pixels = None
         if maps is not None and to_pixels:
+            chunk = chunk or (2 if maps.device.type == "cpu" else len(r_features))
             r_maps = r_features.transpose(2, 3).unflatten(3, grid)                     # (T, B, C, h, w)
             r_pixels = torch.cat([torch.autograd.grad(maps, images, part, retain_graph=True, is_grads_batched=True)[0]
-                                  for part in r_maps.split(chunk or len(r_maps))]).transpose(0, 1)
+                                  for part in r_maps.split(chunk)]).transpose(0, 1)
         logits = model.output(trace.hidden[:, 0]).detach()
     r = _Derivatives(r_words[:, :, 0].transpose(0, 1), r_features.transpose(0, 1), r_pixels, features.detach(), grid)
     return r, logits, targets.detach(), Trace(*(part if part is None else part.detach() for part in trace))

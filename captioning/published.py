@@ -5,23 +5,24 @@ from captioning.errors import InputError
 def load(model, state_dict, names):
     """Copies `state_dict` into `model`; names: {published prefix: our prefix}. InputError if anything does not fit."""
     wanted = model.state_dict()
-    state = {}
-    for key, value in state_dict.items():
-        key = key.removeprefix("module.")
-        prefix = next((prefix for prefix in names if key.startswith(prefix)), None)
-        if prefix is None:
-            raise InputError(f"the published checkpoint holds '{key}', which {type(model).__name__} does not have: "
-                             "is it of the other model type?")
-        key = names[prefix] + key.removeprefix(prefix)
-        # an LSTM's weights are named with or without the layer's number; W_v is published as a 1×1 convolution
-        key = next((k for k in (key, f"{key}_l0", key.removesuffix("_l0")) if k in wanted), key)
-        if key in wanted and value.dim() == 4 and wanted[key].dim() == 2:
-            value = value.flatten(1)
-        if key not in wanted or value.shape != wanted[key].shape:
-            raise InputError(f"the published checkpoint's '{key}', {tuple(value.shape)}, does not fit "
-                             f"{tuple(wanted[key].shape) if key in wanted else 'the model'}: check the model's sizes")
-        state[key] = value
-    missing = sorted(wanted.keys() - state.keys())
-    if missing:
-        raise InputError(f"the published checkpoint lacks {', '.join(missing[:5])}: is it of the other model type?")
+    state = {_our_name(key.removeprefix("module."), names, wanted): value for key, value in state_dict.items()}
+    odd = sorted(wanted.keys() ^ state.keys())
+    if odd:
+        raise InputError(f"the published checkpoint does not fit {type(model).__name__}, which {odd[0]} shows: is it "
+                         "of the other model type?")
+    for key, value in state.items():
+        if value.dim() == 4 and wanted[key].dim() == 2:    # W_v is published as a 1×1 convolution
+            state[key] = value = value.flatten(1)
+        if value.shape != wanted[key].shape:
+            raise InputError(f"the published checkpoint has {tuple(value.shape)} for {key}, the model "
+                             f"{tuple(wanted[key].shape)}: give the model the checkpoint's sizes")
     model.load_state_dict(state)
+
+
+def _our_name(key, names, wanted):
+    """Our name for a published one; an LSTM's weights are named with or without the layer's number."""
+    prefix = next((prefix for prefix in names if key.startswith(prefix)), None)
+    if prefix is None:
+        return key
+    key = names[prefix] + key.removeprefix(prefix)
+    return next((name for name in (key, f"{key}_l0", key.removesuffix("_l0")) if name in wanted), key)
