@@ -1,0 +1,154 @@
+"""Decoding, written once for both models and batched over images: greedy, beam, diverse beam search and sampling.
+
+All work on a model's start / initial_state / step with N hypotheses an image, kept as tensors (B, N, …). A finished
+hypothesis goes on with <pad> at log-probability 0, so that it competes by its final score.
+"""
+from typing import NamedTuple
+
+import torch
+
+from captioning.errors import InputError
+
+METHODS = ("greedy", "beam_search", "diverse_beam_search", "sample")
+
+
+class Decoded(NamedTuple):
+    """Hypotheses of each image, best first (samples: as drawn)."""
+    tokens: torch.Tensor     # (B, N, T) ids after <start>, <end> included where reached, zero-padded
+    scores: torch.Tensor     # (B, N) log-probability, divided by length**length_penalty
+
+
+def decode(model, features, vocabulary, method="beam_search", max_len=50, beam_size=3, **options):
+    """Captions (B, T) of features (B, K, C), ids as in Decoded: the best hypothesis of `method`, or one sample."""
+    with torch.no_grad():
+        context = model.start(features)
+        if method == "sample":
+            found = sample(model, context, vocabulary, max_len, **options)
+        elif method == "diverse_beam_search":
+            options = {"groups": beam_size, "best_only": True} | options
+            found = beam_search(model, context, vocabulary, max_len, beam_size, **options)
+        else:
+            options = {key: value for key, value in options.items() if key not in ("groups", "diversity")}
+            width = 1 if method == "greedy" else beam_size
+            found = beam_search(model, context, vocabulary, max_len, width, best_only=True, **options)
+    return found.tokens[:, 0]
+
+
+def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, diversity=0.5, length_penalty=0.0,
+                block_trigrams=False, best_only=False):
+    """Beam search; with groups > 1 diverse beam search (Vijayakumar et al. 2016), beam_size / groups hypotheses each.
+
+    A group's choice at a step is penalised by `diversity` for every hypothesis of an earlier group that chose the same
+    word at that step (Hamming diversity); the scores returned are without that penalty. Hypotheses are compared by
+    log-probability / length**length_penalty; length counts <end>. One hypothesis is greedy decoding. best_only: stop
+    as soon as the best hypothesis of every image can no longer change.
+    """
+    if beam_size < 1 or groups < 1 or beam_size % groups:
+        raise InputError(f"a beam of {beam_size} cannot be split into {groups} equal groups: change one of them")
+    B, N, width = len(context[0]), beam_size, beam_size // groups
+    beam = _Beam(model, vocabulary, B, N, max_len)
+    # all hypotheses of a group start alike: only the first may be extended at the first step
+    beam.scores[:, torch.arange(N) % width != 0] = -torch.inf
+    for t in range(max_len):
+        log_p, state = beam.step(context, t, block_trigrams)                           # (B, N, V)
+        total = beam.scores[..., None] + log_p
+        V, chosen, parents = total.shape[-1], [], []
+        used = total.new_zeros(B, V)
+        for g in range(groups):
+            own = slice(g * width, (g + 1) * width)
+            lengths = beam.lengths[:, own, None] + (~beam.finished[:, own, None]).to(total.dtype)
+            rank = total[:, own] / lengths**length_penalty - diversity * used[:, None] * (groups > 1)
+            best = rank.flatten(1).topk(width).indices                                 # (B, width)
+            parents.append(best // V + g * width)
+            chosen.append(best % V)
+            used.scatter_add_(1, chosen[-1], (chosen[-1] != vocabulary.pad).to(used.dtype))
+        beam.advance(torch.cat(parents, 1), torch.cat(chosen, 1), total, state, t)
+        if beam.finished.all() or (best_only and not length_penalty and beam.settled()):
+            break
+    return beam.best_first(length_penalty, t + 1)
+
+
+def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=1.0, samples=1, generator=None,
+           block_trigrams=False):
+    """`samples` captions an image, drawn word by word: from the top_k words (0: all), and from the fewest words that
+    reach probability top_p together (nucleus, Holtzman et al. 2020). Scores are the model's own log-probabilities."""
+    if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
+        raise InputError("sampling needs a temperature above 0, top_p in (0, 1] and top_k of at least 0")
+    beam = _Beam(model, vocabulary, len(context[0]), samples, max_len)
+    own = torch.arange(samples, device=beam.scores.device).expand(len(context[0]), -1)
+    for t in range(max_len):
+        log_p, state = beam.step(context, t, block_trigrams)
+        p = _filtered(log_p / temperature, top_k, top_p).softmax(-1)                   # (B, N, V)
+        words = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+        beam.advance(own, words, beam.scores[..., None] + log_p, state, t)
+        if beam.finished.all():
+            break
+    return Decoded(beam.tokens[..., :t + 1], beam.scores)
+
+
+class _Beam:
+    """N hypotheses of each of B images."""
+
+    def __init__(self, model, vocabulary, B, N, max_len):
+        self.model, self.vocabulary = model, vocabulary
+        self.state = model.initial_state(B, N)
+        like = self.state[0]
+        self.tokens = torch.zeros(B, N, max_len, dtype=torch.long, device=like.device)
+        self.words = torch.full((B, N), vocabulary.start, device=like.device)
+        self.scores = like.new_zeros(B, N, dtype=torch.promote_types(like.dtype, torch.float32))
+        self.lengths = torch.zeros_like(self.scores)
+        self.finished = torch.zeros(B, N, dtype=torch.bool, device=like.device)
+
+    def step(self, context, t, block_trigrams):
+        """Log-probabilities (B, N, V) of the next word, and the models' states after it."""
+        logits, state, _ = self.model.step(self.words, self.state, context)
+        logits = logits.to(self.scores.dtype)
+        logits[..., [self.vocabulary.pad, self.vocabulary.start, self.vocabulary.unk]] = -torch.inf
+        log_p = logits.log_softmax(-1)
+        if block_trigrams and t >= 2:
+            log_p = log_p.masked_fill(self.repeated_trigrams(t, log_p.shape[-1]), -torch.inf)
+        over = torch.full_like(log_p[0, 0], -torch.inf)
+        over[self.vocabulary.pad] = 0
+        return torch.where(self.finished[..., None], over, log_p), state
+
+    def repeated_trigrams(self, t, V):
+        """(B, N, V): words that would complete a trigram which the hypothesis already holds."""
+        past = self.tokens[..., :t]
+        same = (past[..., :-2] == past[..., -2, None]) & (past[..., 1:-1] == past[..., -1, None])  # (B, N, t-2)
+        seen = torch.zeros(*past.shape[:2], V, dtype=torch.long, device=past.device)
+        seen = seen.scatter_add(2, past[..., 2:], same.long()) > 0
+        seen[..., self.vocabulary.end] = False      # a hypothesis can always end
+        return seen
+
+    def advance(self, parents, words, total, state, t):
+        """Hypotheses parents (B, N) are extended by words (B, N)."""
+        def follow(x):
+            return x.gather(1, parents.view(*parents.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+        self.scores = follow(total).gather(2, words[..., None]).squeeze(2)
+        self.state = tuple(follow(part) for part in state)
+        self.tokens, self.lengths, self.finished = follow(self.tokens), follow(self.lengths), follow(self.finished)
+        self.tokens[..., t] = words
+        self.lengths = self.lengths + (~self.finished).to(self.lengths.dtype)
+        self.finished = self.finished | (words == self.vocabulary.end)
+        self.words = words
+
+    def settled(self):
+        """Whether each image's best hypothesis is finished: scores only fall, so it stays the best."""
+        return self.finished.gather(1, self.scores.argmax(1, keepdim=True)).all()
+
+    def best_first(self, length_penalty, T):
+        scores = self.scores / self.lengths.clamp(min=1)**length_penalty
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return Decoded(self.tokens.gather(1, order[..., None].expand_as(self.tokens))[..., :T], scores)
+
+
+def _filtered(logits, top_k, top_p):
+    """Logits (B, N, V) with -inf outside the top_k words and outside the nucleus."""
+    if top_k:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p                                # the most likely always stays
+        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+    return logits

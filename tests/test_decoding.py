@@ -1,0 +1,199 @@
+"""Decoding is exact: batched equals one at a time, beam 1 equals greedy, a wide beam equals exhaustive search."""
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+from aoamodel import AOAModel
+from captioning import decoding
+from captioning.errors import InputError
+from captioning.vocabulary import Vocabulary
+from gridTDmodel import GridTDModel
+
+WORDS = ["<pad>", "a", "b", "c", "<unk>", "<start>", "<end>"]
+VOCABULARY = Vocabulary({word: i for i, word in enumerate(WORDS)})
+ALLOWED = [1, 2, 3, VOCABULARY.end]
+
+
+def toy(seed=0, model_type=GridTDModel, sharp=4.0):
+    """A random model of few words, sharpened so that hypotheses differ clearly."""
+    torch.manual_seed(seed)
+    model = model_type(len(VOCABULARY), 5, 6, encoder=None, feature_dim=4, **(
+        {"attention_dim": 5} if model_type is GridTDModel else {"num_head": 2})).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(sharp)
+    return model
+
+
+def features(B=4, seed=1):
+    return torch.rand(B, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def log_probability(model, feature, words):
+    """Literal score of one sequence of ids: every step's log-softmax over the words that may be generated."""
+    captions = torch.tensor([[VOCABULARY.start, *words]])
+    logits = model(feature[None], captions)[0]
+    return sum(logits[t, ALLOWED].log_softmax(0)[ALLOWED.index(word)].item() for t, word in enumerate(words))
+
+
+def exhaustive(model, feature, max_len, length_penalty=0.0):
+    """The best sequence of all."""
+    sequences = []
+    for length in range(1, max_len + 1):
+        for words in itertools.product(ALLOWED[:-1], repeat=length - 1):
+            sequences.append((*words, VOCABULARY.end))
+            if length == max_len:
+                sequences += [(*words, last) for last in ALLOWED[:-1]]
+    scored = {words: log_probability(model, feature, words) / len(words)**length_penalty for words in sequences}
+    return max(scored.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7])
+@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+def test_wide_beam_finds_what_exhaustive_search_finds(model_type, length_penalty):
+    for seed in range(3):
+        model, x = toy(seed, model_type), features(2, seed)
+        found = decoding.beam_search(model, model.start(x), VOCABULARY, 4, 4**4, length_penalty=length_penalty)
+        for b in range(2):
+            words, score = exhaustive(model, x[b], 4, length_penalty)
+            assert tuple(found.tokens[b, 0][found.tokens[b, 0] != 0].tolist()) == words
+            assert found.scores[b, 0].item() == pytest.approx(score, abs=1e-10)
+
+
+@pytest.mark.parametrize("options", [{}, {"length_penalty": 1.0}, {"block_trigrams": True},
+                                     {"groups": 2, "diversity": 0.8}, {"groups": 4, "diversity": 2.0}])
+def test_batched_equals_one_at_a_time(options):
+    for seed in range(4):
+        model, x = toy(seed), features(5, seed)
+        together = decoding.beam_search(model, model.start(x), VOCABULARY, 8, 4, **options)
+        for b in range(5):
+            alone = decoding.beam_search(model, model.start(x[b:b + 1]), VOCABULARY, 8, 4, **options)
+            T = min(alone.tokens.shape[-1], together.tokens.shape[-1])
+            assert torch.equal(alone.tokens[0, :, :T], together.tokens[b, :, :T])
+            torch.testing.assert_close(alone.scores[0], together.scores[b], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+def test_beam_of_one_is_greedy(model_type):
+    model, x = toy(2, model_type), features()
+    greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=8)
+    assert torch.equal(greedy, decoding.beam_search(model, model.start(x), VOCABULARY, 8, 1).tokens[:, 0])
+    for b in range(len(x)):     # literally: the most likely word at every step
+        words = []
+        while len(words) < greedy.shape[1] and VOCABULARY.end not in words:
+            scores = {word: log_probability(model, x[b], [*words, word]) for word in ALLOWED}
+            words.append(max(scores, key=scores.get))
+        assert greedy[b][greedy[b] != 0].tolist() == words
+
+
+def test_the_best_is_the_same_when_the_search_stops_early():
+    for seed in range(6):
+        model, x = toy(seed), features(3, seed)
+        full = decoding.beam_search(model, model.start(x), VOCABULARY, 12, 3).tokens[:, 0]
+        early = decoding.decode(model, x, VOCABULARY, "beam_search", max_len=12, beam_size=3)
+        assert torch.equal(full[:, :early.shape[1]], early)
+        assert not full[:, early.shape[1]:].any()
+
+
+def test_nothing_follows_end_and_special_words_are_never_said():
+    model, x = toy(1, sharp=1.0), features(8)
+    for method in decoding.METHODS:
+        tokens = decoding.decode(model, x, VOCABULARY, method, max_len=10, beam_size=4)
+        assert not torch.isin(tokens, torch.tensor([VOCABULARY.start, VOCABULARY.unk])).any()
+        after = ((tokens == VOCABULARY.end).cumsum(1) - (tokens == VOCABULARY.end).long()) > 0
+        assert not tokens[after].any() and (tokens[~after] != 0).all()
+
+
+def diverse_reference(model, feature, groups, width, diversity, max_len):
+    """Vijayakumar et al. (2016), literally, for one image: lists of (score, words) of each group."""
+    beams = [[(0.0, ())] for _ in range(groups)]
+    for _ in range(max_len):
+        said = Counter()
+        for g in range(groups):
+            candidates = []
+            for score, words in beams[g]:
+                if words and words[-1] == VOCABULARY.end:
+                    candidates.append((score, score, words))
+                    continue
+                for word in ALLOWED:
+                    total = log_probability(model, feature, [*words, word])
+                    candidates.append((total - diversity * said[word], total, (*words, word)))
+            chosen = sorted(candidates, key=lambda c: -c[0])[:width]
+            said.update(words[-1] for _, _, words in chosen if (_, words) not in beams[g])
+            beams[g] = [(total, words) for _, total, words in chosen]
+    return [hypothesis for beam in beams for hypothesis in beam]
+
+
+def test_diverse_beam_search_equals_a_literal_one():
+    for seed in range(3):
+        model, x = toy(seed), features(1, seed)
+        found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=2, diversity=0.7)
+        expected = sorted(diverse_reference(model, x[0], 2, 2, 0.7, 5), key=lambda h: -h[0])
+        for n, (score, words) in enumerate(expected):
+            assert tuple(found.tokens[0, n][found.tokens[0, n] != 0].tolist()) == words
+            assert found.scores[0, n].item() == pytest.approx(score, abs=1e-10)
+
+
+def test_groups_without_diversity_are_all_greedy():
+    model, x = toy(3), features()
+    greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=6)
+    groups = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3, diversity=0.0).tokens
+    assert all(torch.equal(groups[:, n, :greedy.shape[1]], greedy) for n in range(3))
+
+
+def test_diversity_makes_hypotheses_differ():
+    model, x = toy(3), features(8)
+
+    def distinct_first_words(diversity):
+        tokens = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3, diversity=diversity).tokens
+        return sum(len(set(first)) for first in tokens[..., 0].tolist())
+
+    assert distinct_first_words(50.0) == 8 * 3 > distinct_first_words(0.0) == 8
+
+
+def test_trigrams_are_blocked():
+    for seed in range(8):
+        model, x = toy(seed, sharp=8.0), features(6, seed)
+        tokens = decoding.decode(model, x, VOCABULARY, "beam_search", max_len=20, beam_size=2, block_trigrams=True)
+        for row in tokens.tolist():
+            words = [word for word in row if word not in (0, VOCABULARY.end)]
+            trigrams = list(zip(words, words[1:], words[2:], strict=False))
+            assert len(trigrams) == len(set(trigrams))
+
+
+def first_words(model, x, count=4000, **options):
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        tokens = decoding.sample(model, model.start(x), VOCABULARY, 1, samples=count, generator=generator, **options)
+    return Counter(tokens.tokens[0, :, 0].tolist())
+
+
+def test_sampling_follows_the_model():
+    model, x = toy(0, sharp=1.5), features(1)
+    p = torch.tensor([log_probability(model, x[0], [word]) for word in ALLOWED]).exp()
+    counts = first_words(model, x)
+    for word, probability in zip(ALLOWED, p.tolist(), strict=True):
+        assert counts[word] / 4000 == pytest.approx(probability, abs=4 * (probability / 4000)**0.5 + 1e-3)
+    ranked = [ALLOWED[i] for i in p.argsort(descending=True).tolist()]
+    assert set(first_words(model, x, top_k=2)) == set(ranked[:2])
+    nucleus = next(n for n in range(1, 5) if p.sort(descending=True).values[:n].sum() >= 0.6)
+    assert set(first_words(model, x, top_p=0.6)) == set(ranked[:nucleus])
+    assert set(first_words(model, x, temperature=1e-3)) == {ranked[0]}
+
+
+def test_sample_scores_are_log_probabilities():
+    model, x = toy(4, AOAModel), features(2)
+    drawn = decoding.sample(model, model.start(x), VOCABULARY, 6, samples=3, temperature=1.3)
+    for b, n in itertools.product(range(2), range(3)):
+        words = [word for word in drawn.tokens[b, n].tolist() if word]
+        assert drawn.scores[b, n].item() == pytest.approx(log_probability(model, x[b], words), abs=1e-10)
+
+
+def test_impossible_requests_are_refused():
+    model, x = toy(), features()
+    with pytest.raises(InputError, match="equal groups"):
+        decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=3)
+    with pytest.raises(InputError, match="temperature"):
+        decoding.sample(model, model.start(x), VOCABULARY, 5, temperature=0)
