@@ -5,6 +5,10 @@ import sys
 class InputError(Exception):
     """What the user gave cannot be used. The message is one sentence that names the thing and the remedy."""
 
+    def __init__(self, message):
+        # from a DataLoader's worker it arrives with the worker's traceback in front
+        super().__init__(str(message).rsplit("InputError: ", 1)[-1].strip())
+
 
 def run_script(main, args):
     """Calls main(args) and ends the process: InputError becomes one sentence on stderr and exit status 2."""
@@ -13,6 +17,6 @@ def run_script(main, args):
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         sys.exit(130)

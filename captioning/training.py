@@ -1,7 +1,5 @@
 """What training and fine-tuning share: the loop over epochs with validation, checkpoints, resuming and the log."""
 import contextlib
-import csv
-import io
 import signal
 import time
 from pathlib import Path
@@ -14,10 +12,8 @@ from tqdm import tqdm
 from captioning import checkpoint, decoding
 from captioning.dataset import collate
 from captioning.errors import InputError
-from captioning.files import write_text
-from captioning.plots import draw_curves
+from captioning.log import write_log
 
-LOG_COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "cider", "bleu_4", "decoder_lr", "seconds")
 # flags that may not change between an interruption and the run that goes on
 FIXED_FLAGS = ("dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
                "batch_size", "seed", "ss_prob", "amp", "weight_decay")
@@ -66,12 +62,13 @@ def train_epoch(args, model, data, loss_function, device, optimizer, scaler, sta
     loader = make_loader(data, batches[state["step"]:], args.workers, device)
     bar = tqdm(loader, initial=state["step"], total=len(batches), desc=f"epoch {state['epoch'] + 1}", unit="batch")
     totals = torch.tensor(state["sums"], dtype=torch.float64)
+    started = time.monotonic()
     for batch in bar:
-        started = time.monotonic()
         torch.manual_seed(step_seed(args.seed, state["epoch"], state["step"]))
         totals += train_step(args, model, batch, loss_function, device, optimizer, scaler)
         state["step"] += 1
-        state["seconds"] += time.monotonic() - started
+        now = time.monotonic()
+        state["seconds"], started = state["seconds"] + now - started, now
         if state["step"] % 10 == 0 or state["step"] == len(batches):
             bar.set_postfix(loss=f"{totals[0] / totals[2]:.3f}", accuracy=f"{totals[1] / totals[2]:.3f}")
         state["sums"] = totals.tolist()
@@ -150,14 +147,6 @@ def end_epoch(args, state, metrics, optimizer, saver):
         saver.save("checkpoint_best.pth")
     saver.save()
     write_log(args.save_path, state["log"])
-
-
-def write_log(folder, rows):
-    """log.csv and curves.png, from the rows of all epochs so far."""
-    text = io.StringIO()
-    csv.writer(text).writerows([LOG_COLUMNS, *rows])
-    write_text(Path(folder) / "log.csv", text.getvalue())
-    draw_curves(Path(folder) / "curves.png", LOG_COLUMNS, rows)
 
 
 class Saver:

@@ -1,0 +1,158 @@
+"""Reads caption and box annotations: Karpathy's JSON and COCO's own files."""
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from captioning.errors import InputError
+from captioning.files import read_json, safe_name
+from captioning.vocabulary import tokenise
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Record:
+    """One image and its captions."""
+    name: str                  # file name, the key of boxes and predictions
+    path: str                  # relative to the image folder
+    split: str                 # train, val or test
+    tokens: list[list[str]]    # tokenised sentences
+    raw: list[str]             # the sentences as written
+
+
+def read_karpathy(path):
+    """Records of a file in the form of Karpathy's dataset_*.json; its split 'restval' trains."""
+    images = _items(read_json(path, ["images"])["images"], {"filename": str, "split": str, "sentences": list},
+                    path, "images")
+    records = []
+    for image in images:
+        split = "train" if image["split"] == "restval" else image["split"]
+        if split not in SPLITS:
+            raise InputError(f"{path} puts {image['filename']} into the split {split!r}: it must be train, restval, "
+                             "val or test")
+        raw, tokens = [], []
+        for sentence in _items(image["sentences"], {}, path, f"sentences of {image['filename']}"):
+            words = sentence.get("tokens")
+            text = sentence.get("raw", " ".join(words) if _strings(words) else None)
+            if not isinstance(text, str):
+                raise InputError(f"{path} has a sentence of {image['filename']} without 'raw' text or 'tokens'")
+            raw.append(text)
+            tokens.append(tokenise(" ".join(words) if _strings(words) else text))
+        relative = str(PurePosixPath(image.get("filepath") or "", image["filename"]))
+        records.append(_record(image["filename"], relative, split, tokens, raw, path))
+    return _checked(records, path)
+
+
+def read_coco(annotation_folder, year):
+    """Records of COCO's captions_train<year>.json and captions_val<year>.json.
+
+    The training images sorted by id: the first 110,000 train and the next 5,000 validate, or, of fewer than 115,000,
+    110 in 115 train and the rest validate. The validation images test (method.md, section 8).
+    """
+    records = []
+    for part in ("train", "val"):
+        path = Path(annotation_folder) / f"captions_{part}{year}.json"
+        content = read_json(path, ["images", "annotations"])
+        images = _items(content["images"], {"id": int, "file_name": str}, path, "images")
+        sentences = defaultdict(list)
+        for annotation in _items(content["annotations"], {"image_id": int, "caption": str}, path, "annotations"):
+            sentences[annotation["image_id"]].append(annotation["caption"])
+        images = sorted(images, key=lambda image: image["id"])
+        unknown = sentences.keys() - {image["id"] for image in images}
+        if unknown:
+            raise InputError(f"{path} has captions for image id {min(unknown)}, which its images lack")
+        if part == "train":
+            size = 110_000 if len(images) >= 115_000 else round(len(images) * 110 / 115)
+            splits = ["train"] * size + ["val"] * min(len(images) - size, 5_000)
+        else:
+            splits = ["test"] * len(images)
+        for image, split in zip(images, splits, strict=False):
+            raw = sentences[image["id"]]
+            relative = f"{part}{year}/{image['file_name']}"
+            records.append(_record(image["file_name"], relative, split, [tokenise(s) for s in raw], raw, path))
+    return _checked(records, annotation_folder)
+
+
+def read_boxes(annotation_folder, records):
+    """Boxes of the records' images from all instances_*.json of the folder, in the layout of COCOvalEntities.json.
+
+    {file name: {"categories": {name: id}, "bbox": {id: [[x0, y0, x1, y1], …]}, "shape": [w, h],
+    "resize_ratio": [224/w, 224/h]}}, in pixels; crowds are left out.
+    """
+    wanted, boxes = {record.name for record in records}, {}
+    for path in sorted(Path(annotation_folder).glob("instances_*.json")):
+        content = read_json(path, ["images", "annotations", "categories"])
+        names = {category["id"]: category["name"] for category in
+                 _items(content["categories"], {"id": int, "name": str}, path, "categories")}
+        entries = {}
+        for image in _items(content["images"], {"id": int, "file_name": str, "width": int, "height": int}, path,
+                            "images"):
+            size = [image["width"], image["height"]]
+            if min(size) < 1:
+                raise InputError(f"{path} says that {image['file_name']} measures {size[0]}×{size[1]} pixels")
+            if image["file_name"] in wanted:
+                entries[image["id"]] = boxes[image["file_name"]] = {
+                    "categories": {}, "bbox": {}, "shape": size, "resize_ratio": [224 / side for side in size]}
+        keys = {"image_id": int, "category_id": int, "bbox": list}
+        for annotation in _items(content["annotations"], keys, path, "annotations"):
+            entry = entries.get(annotation["image_id"])
+            if entry is None or annotation.get("iscrowd"):
+                continue
+            category, corners = annotation["category_id"], annotation["bbox"]
+            if category not in names or len(corners) != 4 or not all(isinstance(v, int | float) for v in corners):
+                raise InputError(f"{path} has a box of image id {annotation['image_id']} without a known category or "
+                                 "four numbers")
+            x, y, w, h = corners
+            entry["categories"][names[category]] = category
+            entry["bbox"].setdefault(str(category), []).append([x, y, round(x + w, 2), round(y + h, 2)])
+    return boxes
+
+
+def _items(values, keys, path, what):
+    """`values`, checked to be a list of objects that hold `keys`, {name: type}."""
+    if not isinstance(values, list):
+        raise InputError(f"{path} must hold a list of {what}")
+    for number, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: number {number} of its {what} is not an object")
+        for key, kind in keys.items():
+            if not isinstance(value.get(key), kind):
+                raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
+    return values
+
+
+def _strings(words):
+    return isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
+
+
+def _record(name, relative, split, tokens, raw, source):
+    return Record(safe_name(name, source), safe_name(relative, source), split, tokens, raw)
+
+
+def _checked(records, source):
+    """Records with at least one word each, of different names, in splits none of which is empty."""
+    seen = set()
+    for record in records:
+        if record.name in seen:
+            raise InputError(f"{source} lists the image {record.name} twice")
+        seen.add(record.name)
+        there = [bool(words) for words in record.tokens]
+        record.tokens = [words for words, ok in zip(record.tokens, there, strict=True) if ok]
+        record.raw = [text for text, ok in zip(record.raw, there, strict=True) if ok]
+        if not record.tokens:
+            raise InputError(f"{source} has no caption with words for {record.name}: remove it or caption it")
+    check_splits(records, source)
+    return records
+
+
+def check_splits(records, source):
+    for split in SPLITS:
+        if not any(record.split == split for record in records):
+            raise InputError(f"the {split} split of {source} is empty: every split needs pictures")
+
+
+def trailing_number(name):
+    """The number at the end of a file name's stem, as an int, or None: 'COCO_val2014_000000000042.jpg' -> 42."""
+    found = re.search(r"(\d+)$", Path(name).stem)
+    return int(found[1]) if found else None

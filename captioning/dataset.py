@@ -1,0 +1,160 @@
+"""One split of a prepared data set: captions in HDF5, with stored features or pictures."""
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from captioning import images, vocabulary
+from captioning.errors import InputError
+from captioning.files import atomic_path, safe_name
+
+
+def split_path(data_folder, dataset, split):
+    return Path(data_folder) / dataset / f"{split}_{dataset}.hdf5"
+
+
+def features_path(data_folder, dataset, split, encoder):
+    return Path(data_folder) / dataset / f"features_{encoder}_{split}_{dataset}.hdf5"
+
+
+def wordmap_path(data_folder, dataset):
+    return Path(data_folder) / dataset / f"wordmap_{dataset}.json"
+
+
+def fingerprint(value):
+    """A short hash of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pick_captions(sentences, count, generator):
+    """`count` of the sentences: all, with missing ones drawn again, or as many drawn without repetition."""
+    if len(sentences) < count:
+        return sentences + [generator.choice(sentences) for _ in range(count - len(sentences))]
+    return sentences if len(sentences) == count else generator.sample(sentences, count)
+
+
+def write_split(path, records, words, captions_per_image, max_len, seed, image_folder):
+    """Writes the records of one split: `captions` (N, captions_per_image, max_len + 2) ids from <start> to <end>,
+    `names`, `paths` and `references`, all sentences of each image as JSON."""
+    captions = np.zeros((len(records), captions_per_image, max_len + 2), dtype=np.int32)
+    for row, record in zip(captions, records, strict=True):
+        # seeded by the name: a picture left out does not change the others' captions
+        generator = random.Random(f"{seed} {record.name}")
+        for line, tokens in zip(row, pick_captions(record.tokens, captions_per_image, generator), strict=True):
+            ids = words.encode(tokens, max_len)
+            line[:len(ids)] = ids
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("captions", data=captions, compression="gzip", shuffle=True)
+        for name, values in (("names", [record.name for record in records]),
+                             ("paths", [record.path for record in records]),
+                             ("references", [json.dumps(record.raw, ensure_ascii=False) for record in records])):
+            file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+        file.attrs.update(image_folder=str(Path(image_folder).resolve()) if image_folder else "",
+                          wordmap=fingerprint(words.wordmap))
+
+
+def open_hdf5(path, names=()):
+    """h5py.File of `path`, for reading; InputError if it is missing, truncated or lacks one of the datasets `names`."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        reason = "no such file" if not Path(path).exists() else "it is truncated or no HDF5 file"
+        raise InputError(f"{path} cannot be opened ({reason}): make it with preparedataset.py") from error
+    for name in names:
+        if name not in file:
+            raise InputError(f"{path} has no dataset '{name}': make it anew with preparedataset.py")
+    return file
+
+
+def collate(batch):
+    """The identity: CaptionDataset gives whole batches."""
+    return batch
+
+
+class CaptionDataset(Dataset):
+    """One split, a batch at a time: {"images": features (B, K, C) or pixels (B, 3, S, S), "captions": (B, N, L) ids,
+    zero-padded to the longest of the batch, "index": (B,)}.
+
+    features: path of stored features; otherwise pictures are read and resized to image_size. augment: colour jitter and
+    flips, a function of (seed, epoch, index) alone; a flipped picture has 'left' and 'right' swapped in its captions.
+    """
+
+    def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False, seed=1):
+        path = split_path(data_folder, dataset, split)
+        self.vocabulary = vocabulary.read(wordmap_path(data_folder, dataset))
+        with open_hdf5(path, ("captions", "names", "paths", "references")) as file:
+            try:
+                self.captions = torch.from_numpy(file["captions"][:].astype(np.int32))  # (N, cpi, max_len + 2)
+                self.names, self.paths = (list(file[name].asstr()[:]) for name in ("names", "paths"))
+                self.references = [json.loads(text) for text in file["references"].asstr()[:]]
+                self.image_folder, wordmap = file.attrs["image_folder"], file.attrs["wordmap"]
+            except (OSError, KeyError, ValueError, TypeError) as error:
+                raise InputError(f"{path} is damaged ({error}): make it anew with preparedataset.py") from error
+        if wordmap != fingerprint(self.vocabulary.wordmap):
+            raise InputError(f"{wordmap_path(data_folder, dataset)} is not the word map that {path} was made with: run "
+                             "preparedataset.py again")
+        for relative in self.paths:
+            safe_name(relative, path)
+        if not len(self.captions):
+            raise InputError(f"the {split} split {path} is empty")
+        self.path, self.features, self.image_size, self.augment = path, features, image_size, augment
+        self.seed, self.epoch, self._file = seed, 0, None
+        self.sides = [self.vocabulary.wordmap.get(word) for word in ("left", "right")]
+        self._check_features() if features else self._check_pictures()
+
+    def _check_features(self):
+        with open_hdf5(self.features, ("features",)) as file:
+            if file.attrs.get("names") != fingerprint(self.names):
+                raise InputError(f"{self.features} was made for other pictures than {self.path}: run preparedataset.py "
+                                 "with --features again")
+
+    def _check_pictures(self):
+        if not self.image_folder:
+            raise InputError(f"{self.path} was prepared without a picture folder: run preparedataset.py with "
+                             "--image_folder to work on pictures")
+        first = Path(self.image_folder, self.paths[0])
+        if not first.exists():
+            raise InputError(f"the picture {first} is missing: run preparedataset.py again with the --image_folder "
+                             "where the pictures are")
+
+    def __len__(self):
+        return len(self.captions)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __getitems__(self, indices):
+        captions = self.captions[indices].long()
+        captions = captions[..., :int((captions != 0).any(0).any(0).sum())]
+        pictures = self.read_features(indices) if self.features else self.read_pictures(indices, captions)
+        return {"images": pictures, "captions": captions, "index": torch.as_tensor(indices)}
+
+    def read_features(self, indices):
+        """(B, K, C) float32, in one read."""
+        if self._file is None:      # opened by each worker for itself
+            self._file = open_hdf5(self.features, ("features",))
+        order, inverse = np.unique(np.asarray(indices), return_inverse=True)
+        try:
+            return torch.from_numpy(self._file["features"][order][inverse].astype(np.float32))
+        except OSError as error:
+            raise InputError(f"{self.features} is truncated: make it anew with preparedataset.py") from error
+
+    def read_pictures(self, indices, captions):
+        """(B, 3, S, S) float32; captions (B, N, L) of flipped pictures change in place."""
+        pictures = []
+        for row, index in zip(captions, indices, strict=True):
+            picture = images.resize(images.read_image(Path(self.image_folder, self.paths[index])), self.image_size)
+            if self.augment:
+                generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, index)) % 2**63)
+                picture, flipped = images.augment(picture, generator)
+                if flipped and None not in self.sides:
+                    left, right = self.sides
+                    at_left, at_right = row == left, row == right
+                    row[at_left], row[at_right] = right, left
+            pictures.append(picture)
+        return images.normalise(torch.stack(pictures))

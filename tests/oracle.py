@@ -1,0 +1,459 @@
+"""Relevance written out neuron by neuron in plain Python floats: loops over neurons, regions, heads and steps, one
+explained word after the other, with its own forward pass, from the equations alone. It is slow and shares nothing
+with the package but the names of the parameters, so that the two can be held against each other.
+"""
+import math
+
+import numpy as np
+from torch import nn
+
+# -- elementary functions ------------------------------------------------------------------------------------------
+
+
+def sigmoid(z):
+    """σ(z) = 1 / (1 + exp(−z))"""
+    return 1 / (1 + math.exp(-z))
+
+
+def relu(z):
+    """max(z, 0)"""
+    return z if z > 0 else 0.0
+
+
+def softmax(scores):
+    """exp(z_k) / Σ exp(z_l)"""
+    top = max(scores)
+    powers = [math.exp(z - top) for z in scores]
+    return [p / sum(powers) for p in powers]
+
+
+def affine(weight, bias, x):
+    """z_j = Σ_i W_ji x_i + b_j"""
+    z = []
+    for j in range(len(weight)):
+        total = bias[j] if bias is not None else 0.0
+        for i in range(len(x)):
+            total += weight[j][i] * x[i]
+        z.append(total)
+    return z
+
+
+def mean_of(vectors):
+    """(1/K) Σ_k f_k"""
+    return [sum(f[i] for f in vectors) / len(vectors) for i in range(len(vectors[0]))]
+
+
+def lstm_step(cell, x, h, c):
+    """i, f, g, o = W_ih x + b_ih + W_hh h + b_hh;  c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(c')"""
+    a, b = affine(cell["W_ih"], cell["b_ih"], x), affine(cell["W_hh"], cell["b_hh"], h)
+    z = [u + v for u, v in zip(a, b, strict=True)]
+    d = len(h)
+    step = {"x": x, "h_before": h, "c_before": c, "h": [], "c": [], "kept": [], "new": [], "z_g": []}
+    for n in range(d):
+        kept = sigmoid(z[d + n]) * c[n]
+        new = sigmoid(z[n]) * math.tanh(z[2 * d + n])
+        step["z_g"].append(z[2 * d + n])
+        step["kept"].append(kept)
+        step["new"].append(new)
+        step["c"].append(kept + new)
+        step["h"].append(sigmoid(z[3 * d + n]) * math.tanh(kept + new))
+    return step
+
+
+# -- elementary rules ----------------------------------------------------------------------------------------------
+
+
+def share(part, whole, eps):
+    """part / (whole + ε sign(whole)), sign(0) = +1; nothing of nothing is nothing"""
+    denominator = whole + (eps if whole >= 0 else -eps)
+    return part / denominator if denominator != 0 else 0.0
+
+
+def linear_rule(weight, x, z, relevance, eps):
+    """R(x_i) = Σ_j W_ji x_i / (z_j + ε sign(z_j)) R(z_j)"""
+    result = [0.0] * len(x)
+    for j in range(len(z)):
+        for i in range(len(x)):
+            result[i] += share(weight[j][i] * x[i], z[j], eps) * relevance[j]
+    return result
+
+
+def sum_rule(parts, total, relevance, eps):
+    """R(a) = a / (y + ε sign(y)) R(y), entry by entry, for each of the summands a of y"""
+    return [[share(a[n], total[n], eps) * relevance[n] for n in range(len(total))] for a in parts]
+
+
+def mean_rule(vectors, relevance, eps):
+    """R(f_k) = (f_k / K) / (y + ε sign(y)) R(y) with y = (1/K) Σ f_k"""
+    parts = [[value / len(vectors) for value in f] for f in vectors]
+    return sum_rule(parts, mean_of(vectors), relevance, eps)
+
+
+def add(*vectors):
+    """entry by entry"""
+    return [sum(entries) for entries in zip(*vectors, strict=True)]
+
+
+def lstm_rule(cell, step, r_h, r_c, eps):
+    """R(c_i) = R(h_i) + what comes from step i+1; c_i = f c_{i-1} + i g by the sum rule; the part of i g reaches the
+    pre-activation of g and by the ε-rule, both biases in the denominator, [x_i; h_{i-1}].
+
+    Returns R(x_i), R(h_{i-1}), R(c_{i-1}).
+    """
+    d = len(step["c"])
+    r_kept, r_new = sum_rule([step["kept"], step["new"]], step["c"], add(r_h, r_c), eps)
+    r_x = linear_rule(cell["W_ih"][2 * d:3 * d], step["x"], step["z_g"], r_new, eps)
+    r_h_before = linear_rule(cell["W_hh"][2 * d:3 * d], step["h_before"], step["z_g"], r_new, eps)
+    return r_x, r_h_before, r_kept
+
+
+def output_rule(p, word, z, c, h, eps):
+    """R(p[w]) = p[w]; the ε-rule of W_o for the sum ĉ + h, then the sum rule. Returns R(ĉ), R(h)."""
+    total = add(c, h)
+    r_total = linear_rule([p["W_o"][word]], total, [z[word]], [z[word]], eps)
+    return sum_rule([c, h], total, r_total, eps)
+
+
+# -- the parameters as plain lists ---------------------------------------------------------------------------------
+
+
+def parameters(model):
+    """{name: nested list} of the decoder, biases as <name>.b (None where there is none)"""
+    values = {}
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Linear):
+            values[name] = layer.weight.tolist()
+            values[name + ".b"] = None if layer.bias is None else layer.bias.tolist()
+        elif isinstance(layer, nn.Embedding):
+            values["E"] = layer.weight.tolist()
+        elif isinstance(layer, nn.LSTM | nn.LSTMCell):
+            end = "_l0" if isinstance(layer, nn.LSTM) else ""
+            values[name] = {"W_ih": getattr(layer, "weight_ih" + end).tolist(),
+                            "W_hh": getattr(layer, "weight_hh" + end).tolist(),
+                            "b_ih": getattr(layer, "bias_ih" + end).tolist(),
+                            "b_hh": getattr(layer, "bias_hh" + end).tolist()}
+    return values
+
+
+# -- Ada-LSTM ------------------------------------------------------------------------------------------------------
+
+
+def gridtd_score(p, projected, query):
+    """w_aᵀ tanh(projected + query)"""
+    return sum(w * math.tanh(a + q) for w, a, q in zip(p["w_a"][0], projected, query, strict=True))
+
+
+def gridtd_attend(p, v, s, h1, query_per_region, regions):
+    """α = softmax_k(z), β = last entry of softmax([z; z_s]). regions[k] is the place of region k among the rows."""
+    query = affine(p["W_q"], None, h1)
+    scores = []
+    for k in range(len(v)):
+        added = [query[regions[k]]] * len(query) if query_per_region else query
+        scores.append(gridtd_score(p, affine(p["W_a"], p["W_a.b"], v[k]), added))
+    sentinel = gridtd_score(p, affine(p["W_s"], p["W_s.b"], s), query)
+    return softmax(scores), softmax(scores + [sentinel])[-1]
+
+
+def gridtd_forward(p, f, tokens, query_per_region, regions):
+    """The steps of the adaptive attention model, reading tokens one after the other"""
+    d = len(p["W_v"])
+    f_mean = mean_of(f)
+    z_v = [affine(p["W_v"], p["W_v.b"], f_k) for f_k in f]
+    z_g = affine(p["W_g"], p["W_g.b"], f_mean)
+    v, g = [[relu(z) for z in z_k] for z_k in z_v], [relu(z) for z in z_g]
+    h1, c1, h2, c2 = [0.0] * d, [0.0] * d, [0.0] * d, [0.0] * d
+    steps = []
+    for token in tokens:
+        x1 = h2 + g + p["E"][token]
+        one = lstm_step(p["lstm1"], x1, h1, c1)
+        gate = add(affine(p["W_x"], p["W_x.b"], x1), affine(p["W_h"], p["W_h.b"], h1))
+        h1, c1 = one["h"], one["c"]
+        s = [sigmoid(gate[n]) * math.tanh(c1[n]) for n in range(d)]
+        alpha, beta = gridtd_attend(p, v, s, h1, query_per_region, regions)
+        c = [sum(alpha[k] * v[k][n] for k in range(len(v))) for n in range(d)]
+        mixed = [beta * s[n] + (1 - beta) * c[n] for n in range(d)]
+        two = lstm_step(p["lstm2"], mixed + h1, h2, c2)
+        h2, c2 = two["h"], two["c"]
+        logits = affine(p["W_o"], p["W_o.b"], add(mixed, h2))
+        steps.append({"one": one, "two": two, "s": s, "alpha": alpha, "beta": beta, "c": c, "mixed": mixed,
+                      "logits": logits})
+    return {"steps": steps, "z_v": z_v, "z_g": z_g, "v": v, "f_mean": f_mean}
+
+
+def gridtd_context_rule(step, v, r_mixed, eps):
+    """ĉ = β s + (1−β) c by the sum rule, then c = Σ α_k v_k: R(v_k) = α_k v_k / (c + ε sign(c)) R(c).
+
+    Returns R(s) and the R(v_k).
+    """
+    sentinel = [step["beta"] * value for value in step["s"]]
+    context = [(1 - step["beta"]) * value for value in step["c"]]
+    r_s, r_c = sum_rule([sentinel, context], step["mixed"], r_mixed, eps)
+    parts = [[step["alpha"][k] * value for value in v[k]] for k in range(len(v))]
+    return r_s, sum_rule(parts, step["c"], r_c, eps)
+
+
+def gridtd_backward(p, f, run, t, word, eps):
+    """The relevance of p_t[word] through steps t … 0. Returns the R(E[w_i]) and the R(f_k)."""
+    d, e, v = len(p["W_v"]), len(p["W_g"]), run["v"]
+    zero = [0.0] * d
+    last = run["steps"][t]
+    r_mixed, r_h2 = output_rule(p, word, last["logits"], last["mixed"], last["two"]["h"], eps)
+    r_c2, r_h1, r_c1, r_g = zero, zero, zero, [0.0] * e
+    r_v = [zero for _ in v]
+    r_words = [None] * (t + 1)
+    for i in range(t, -1, -1):
+        step = run["steps"][i]
+        r_x2, r_h2, r_c2 = lstm_rule(p["lstm2"], step["two"], r_h2, r_c2, eps)
+        r_mixed = add(r_mixed, r_x2[:d])
+        r_h1 = add(r_h1, r_x2[d:])
+        r_s, r_regions = gridtd_context_rule(step, v, r_mixed, eps)
+        r_v = [add(old, new) for old, new in zip(r_v, r_regions, strict=True)]
+        r_x1, r_h1, r_c1 = lstm_rule(p["lstm1"], step["one"], r_h1, add(r_c1, r_s), eps)
+        r_h2 = add(r_h2, r_x1[:d])
+        r_g = add(r_g, r_x1[d:d + e])
+        r_words[i] = r_x1[d + e:]
+        r_mixed = zero
+    r_mean = linear_rule(p["W_g"], run["f_mean"], run["z_g"], r_g, eps)
+    return r_words, add_regions(regions_rule(p, f, run, r_v, eps), mean_rule(f, r_mean, eps))
+
+
+# -- MH-FC ---------------------------------------------------------------------------------------------------------
+
+
+def aoa_attend(query, keys, heads):
+    """α^m = softmax_k(q^m · k_k^m / sqrt(d/M))"""
+    width = len(query) // heads
+    alpha = []
+    for m in range(heads):
+        scores = []
+        for key in keys:
+            product = sum(query[n] * key[n] for n in range(m * width, (m + 1) * width))
+            scores.append(product / math.sqrt(width))
+        alpha.append(softmax(scores))
+    return alpha
+
+
+def aoa_forward(p, f, tokens, heads):
+    """The steps of the multi-head attention model, reading tokens one after the other"""
+    d = len(p["W_v"])
+    width = d // heads
+    z_v = [affine(p["W_v"], p["W_v.b"], f_k) for f_k in f]
+    v = [[relu(z) for z in z_k] for z_k in z_v]
+    v_mean = mean_of(v)
+    keys = [affine(p["W_K"], p["W_K.b"], v_k) for v_k in v]
+    u = [affine(p["W_U"], p["W_U.b"], v_k) for v_k in v]
+    h, c = [0.0] * d, [0.0] * d
+    steps = []
+    for token in tokens:
+        lstm = lstm_step(p["lstm"], p["E"][token] + v_mean, h, c)
+        h, c = lstm["h"], lstm["c"]
+        alpha = aoa_attend(affine(p["W_Q"], p["W_Q.b"], h), keys, heads)
+        context = [sum(alpha[n // width][k] * u[k][n] for k in range(len(u))) for n in range(d)]
+        gate, signal = affine(p["W_G"], p["W_G.b"], h), affine(p["W_L"], p["W_L.b"], context)
+        mixed = [sigmoid(gate[n]) * signal[n] for n in range(d)]
+        logits = affine(p["W_o"], p["W_o.b"], add(mixed, h))
+        steps.append({"lstm": lstm, "alpha": alpha, "context": context, "signal": signal, "mixed": mixed,
+                      "logits": logits})
+    return {"steps": steps, "z_v": z_v, "v": v, "u": u}
+
+
+def aoa_context_rule(p, run, step, r_mixed, heads, head, eps):
+    """σ(·) ⊙ (W_L c + b_L): all to the signal; the ε-rule of W_L; per head c = Σ α_k u_k by the sum rule, another
+    head than the chosen one gets zero; the ε-rule of W_U. Returns the R(v_k)."""
+    width = len(step["context"]) // heads
+    r_context = linear_rule(p["W_L"], step["context"], step["signal"], r_mixed, eps)
+    if head is not None:
+        r_context = [r if n // width == head else 0.0 for n, r in enumerate(r_context)]
+    parts = [[step["alpha"][n // width][k] * value for n, value in enumerate(u_k)] for k, u_k in enumerate(run["u"])]
+    r_u = sum_rule(parts, step["context"], r_context, eps)
+    return [linear_rule(p["W_U"], run["v"][k], run["u"][k], r_u[k], eps) for k in range(len(r_u))]
+
+
+def aoa_backward(p, f, run, t, word, heads, head, eps):
+    """The relevance of p_t[word]: the attention at step t, the LSTM through steps t … 0. Returns the R(E[w_i]) and
+    the R(f_k)."""
+    d, e = len(p["W_v"]), len(p["E"][0])
+    last = run["steps"][t]
+    r_mixed, r_h = output_rule(p, word, last["logits"], last["mixed"], last["lstm"]["h"], eps)
+    r_v = aoa_context_rule(p, run, last, r_mixed, heads, head, eps)
+    r_c, r_mean = [0.0] * d, [0.0] * d
+    r_words = [None] * (t + 1)
+    for i in range(t, -1, -1):
+        r_x, r_h, r_c = lstm_rule(p["lstm"], run["steps"][i]["lstm"], r_h, r_c, eps)
+        r_words[i] = r_x[:e]
+        r_mean = add(r_mean, r_x[e:])
+    r_v = add_regions(r_v, mean_rule(run["v"], r_mean, eps))
+    return r_words, regions_rule(p, f, run, r_v, eps)
+
+
+def regions_rule(p, f, run, r_v, eps):
+    """R(v_k) → R(f_k): the ε-rule of W_v, the pre-activation in the denominator"""
+    return [linear_rule(p["W_v"], f[k], run["z_v"][k], r_v[k], eps) for k in range(len(f))]
+
+
+def add_regions(a, b):
+    """region by region, entry by entry"""
+    return [add(a_k, b_k) for a_k, b_k in zip(a, b, strict=True)]
+
+
+# -- the CNN: output positions, channels and kernel positions one after the other ------------------------------------
+
+
+def pair(value):
+    """PyTorch's int or pair of ints, as a pair"""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def padded(x, padding, value=0.0):
+    """x (C,H,W) with a margin"""
+    rows, columns = pair(padding)
+    return np.pad(x, ((0, 0), (rows, rows), (columns, columns)), constant_values=value)
+
+
+def inside(x, padding):
+    """x without the margin"""
+    rows, columns = pair(padding)
+    return x[:, rows:x.shape[1] - rows, columns:x.shape[2] - columns]
+
+
+def windows(layer, x):
+    """(row, column, slices of the receptive field) of every output position, x with its margin"""
+    (height, width), (down, right) = pair(layer.kernel_size), pair(layer.stride)
+    for row in range((x.shape[1] - height) // down + 1):
+        for column in range((x.shape[2] - width) // right + 1):
+            top, left = row * down, column * right
+            yield row, column, (slice(top, top + height), slice(left, left + width))
+
+
+def output_of(layer, x, channels):
+    """zeros in the shape of the layer's output, x with its margin"""
+    (height, width), (down, right) = pair(layer.kernel_size), pair(layer.stride)
+    return np.zeros((channels, (x.shape[1] - height) // down + 1, (x.shape[2] - width) // right + 1))
+
+
+def conv_forward(layer, x):
+    """y_j = Σ_i W_ji x_i + b_j"""
+    weight = layer.weight.detach().double().numpy()
+    x = padded(x, layer.padding)
+    y = output_of(layer, x, len(weight))
+    for row, column, (r, c) in windows(layer, x):
+        for j in range(len(weight)):
+            bias = 0.0 if layer.bias is None else float(layer.bias[j])
+            y[j, row, column] = (weight[j] * x[:, r, c]).sum() + bias
+    return y
+
+
+def conv_rule(layer, x, relevance):
+    """z_j = Σ_i (W⁺_ji x⁺_i + W⁻_ji x⁻_i), R(x_i) = Σ_j (W⁺_ji x⁺_i + W⁻_ji x⁻_i) / z_j R(z_j), 0 where z_j = 0"""
+    weight = layer.weight.detach().double().numpy()
+    x = padded(x, layer.padding)
+    result = np.zeros_like(x)
+    for row, column, (r, c) in windows(layer, x):
+        field = x[:, r, c]
+        for j in range(len(weight)):
+            products = np.maximum(weight[j], 0) * np.maximum(field, 0) + np.minimum(weight[j], 0) * np.minimum(field, 0)
+            z = products.sum()
+            if z != 0:
+                result[:, r, c] += products / z * relevance[j, row, column]
+    return inside(result, layer.padding)
+
+
+def max_forward(layer, x):
+    """y = max_i x_i"""
+    x = padded(x, layer.padding, -np.inf)
+    y = output_of(layer, x, len(x))
+    for row, column, (r, c) in windows(layer, x):
+        for j in range(len(x)):
+            y[j, row, column] = x[j, r, c].max()
+    return y
+
+
+def max_rule(layer, x, relevance):
+    """All to the winner, the first of equals in reading order"""
+    x = padded(x, layer.padding, -np.inf)
+    result = np.zeros_like(x)
+    for row, column, (r, c) in windows(layer, x):
+        for j in range(len(x)):
+            winner = np.unravel_index(np.argmax(x[j, r, c]), x[j, r, c].shape)
+            result[j, r, c][winner] += relevance[j, row, column]
+    return inside(result, layer.padding)
+
+
+def average_forward(layer, x):
+    """y = Σ_i x_i / n, n the entries of the kernel, its margin included"""
+    x = padded(x, layer.padding)
+    y = output_of(layer, x, len(x))
+    for row, column, (r, c) in windows(layer, x):
+        for j in range(len(x)):
+            y[j, row, column] = x[j, r, c].sum() / x[j, r, c].size
+    return y
+
+
+def average_rule(layer, x, relevance, eps):
+    """R(x_i) = (x_i / n) / (y + ε sign(y)) R(y)"""
+    x = padded(x, layer.padding)
+    result = np.zeros_like(x)
+    for row, column, (r, c) in windows(layer, x):
+        for j in range(len(x)):
+            field = x[j, r, c] / x[j, r, c].size
+            for where, part in np.ndenumerate(field):
+                result[j, r, c][where] += share(part, field.sum(), eps) * relevance[j, row, column]
+    return inside(result, layer.padding)
+
+
+def encoder_forward(encoder, picture):
+    """The inputs of every layer, and last the features"""
+    trace = [np.asarray(picture, dtype=float)]
+    for layer in encoder:
+        forward = {nn.Conv2d: conv_forward, nn.MaxPool2d: max_forward, nn.AvgPool2d: average_forward,
+                   nn.ReLU: lambda _, x: np.maximum(x, 0)}[type(layer)]
+        trace.append(forward(layer, trace[-1]))
+    return trace
+
+
+def encoder_rule(encoder, trace, relevance, eps):
+    """The relevance of the features (C,h,w), back to the pixels (3,H,W); ReLU: identity"""
+    for layer, x in reversed(list(zip(encoder, trace[:-1], strict=True))):
+        if isinstance(layer, nn.Conv2d):
+            relevance = conv_rule(layer, x, relevance)
+        elif isinstance(layer, nn.MaxPool2d):
+            relevance = max_rule(layer, x, relevance)
+        elif isinstance(layer, nn.AvgPool2d):
+            relevance = average_rule(layer, x, relevance, eps)
+    return relevance
+
+
+# -- whole explanations --------------------------------------------------------------------------------------------
+
+
+def explain(model, image, caption, eps=0.01, head=None):
+    """Every word caption[t+1] at its step t, for one picture (3,H,W) or one set of regions (K,C), rows of zeros being
+    no region. Returns arrays: logits (T,V), words (T,T), features (T,K,C), attention (T,K) or (T,M,K), pixels."""
+    p, caption = parameters(model), [int(token) for token in caption]
+    trace = None if model.encoder is None else encoder_forward(model.encoder, image.detach().double().numpy())
+    rows = image.detach().double().numpy() if trace is None else trace[-1].reshape(len(trace[-1]), -1).T
+    regions = [k for k in range(len(rows)) if trace is not None or any(rows[k] != 0)]
+    f, length = [rows[k].tolist() for k in regions], sum(token != 0 for token in caption[1:])
+    heads = getattr(model, "num_head", None)
+    if heads:
+        run = aoa_forward(p, f, caption[:length], heads)
+    else:
+        run = gridtd_forward(p, f, caption[:length], model.query_per_region, regions)
+    T, shape = len(caption) - 1, (heads, len(rows)) if heads else (len(rows),)
+    result = {"logits": np.zeros((T, len(p["W_o"]))), "words": np.zeros((T, T)),
+              "features": np.zeros((T, *rows.shape)), "attention": np.zeros((T, *shape)),
+              "pixels": None if trace is None else np.zeros((T, *image.shape))}
+    for t in range(length):
+        word = caption[t + 1]
+        if heads:
+            r_words, r_f = aoa_backward(p, f, run, t, word, heads, head, eps)
+        else:
+            r_words, r_f = gridtd_backward(p, f, run, t, word, eps)
+        result["logits"][t] = run["steps"][t]["logits"]
+        result["words"][t, :t + 1] = [sum(r) for r in r_words]
+        result["features"][t, regions] = r_f
+        result["attention"][t][..., regions] = run["steps"][t]["alpha"]
+        if trace is not None:
+            relevance = result["features"][t].T.reshape(trace[-1].shape)
+            result["pixels"][t] = encoder_rule(model.encoder, trace, relevance, eps)
+    return result
