@@ -82,6 +82,7 @@ class CaptionDataset(Dataset):
 
     features: path of stored features; otherwise pictures are read and resized to image_size. augment: colour jitter and
     flips, a function of (seed, epoch, index) alone; a flipped picture has 'left' and 'right' swapped in its captions.
+    Without features and image_size it has names, references and captions only.
     """
 
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False, seed=1):
@@ -105,7 +106,10 @@ class CaptionDataset(Dataset):
         self.path, self.features, self.image_size, self.augment = path, features, image_size, augment
         self.seed, self.epoch, self._file = seed, 0, None
         self.sides = [self.vocabulary.wordmap.get(word) for word in ("left", "right")]
-        self._check_features() if features else self._check_pictures()
+        if features:
+            self._check_features()
+        elif image_size:
+            self._check_pictures()
 
     def _check_features(self):
         with open_hdf5(self.features, ("features",)) as file:

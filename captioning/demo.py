@@ -3,7 +3,6 @@
 The objects are drawn by Twemoji (https://github.com/jdecked/twemoji, graphics licensed CC-BY 4.0, copyright Twitter,
 Inc and other contributors; here scaled, rotated and recoloured). A picture depends on (seed, split, number) alone.
 """
-import io
 import multiprocessing
 import os
 from dataclasses import dataclass
@@ -87,6 +86,7 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     bias: how often the first object of a pair (a dog) comes with the second (a ball) in the training and validation
     splits; test_bias: in the test split. sizes: pictures of each split; image_size: their side in pixels.
     """
+    _check(sizes, seed, bias, test_bias, image_size)
     folder = make_folder(folder)
     make_folder(folder / "images")
     _sprite("dog", None)    # says early if the package is missing
@@ -111,6 +111,18 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     return records
 
 
+def _check(sizes, seed, bias, test_bias, image_size):
+    if len(sizes) != len(SPLITS) or min(sizes) < 1:
+        raise InputError(f"the demo's sizes {tuple(sizes)} must be three numbers of pictures: train, val, test")
+    if seed < 0:
+        raise InputError(f"the demo's seed {seed} must not be negative")
+    for name, value in (("bias", bias), ("test_bias", test_bias)):
+        if not 0 <= value <= 1:
+            raise InputError(f"the demo's {name} {value} must lie between 0 and 1")
+    if image_size < 48:     # smaller, the objects cannot be told
+        raise InputError(f"the demo's image_size {image_size} must be at least 48 pixels")
+
+
 def _map(draw, size, workers, split):
     bar = partial(tqdm, desc=f"drawing {split}", total=size, unit="picture")
     if workers < 2:
@@ -130,22 +142,30 @@ def _draw_one(folder, split, seed, bias, image_size, number):
         if min(visible) >= 0.6:
             break
     sentences = describe(scene, rng)
-    file = Path(folder, name)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, file)
+    _save(picture, Path(folder, name))
     names = list(CATEGORIES)
     entry = {"categories": {}, "bbox": {}, "shape": [image_size] * 2, "resize_ratio": [224 / image_size] * 2}
     for k, thing in enumerate(scene.things, start=1):
         rows, columns = np.nonzero(mask == k)
-        number = names.index(thing.category) + 1
-        entry["categories"][thing.category] = number
-        entry["bbox"].setdefault(str(number), []).append(
+        category_id = names.index(thing.category) + 1
+        entry["categories"][thing.category] = category_id
+        entry["bbox"].setdefault(str(category_id), []).append(
             [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1])
     record = Record(name, name, split, [tokenise(sentence) for sentence in sentences], sentences)
     return record, entry, mask, [names.index(thing.category) + 1 for thing in scene.things]
+
+
+def _save(picture, file):
+    """Whole or not at all; not synced to disk, as an interrupted run draws all again."""
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        picture.save(temporary, "PNG")
+        os.replace(temporary, file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror or error}): free some space or choose another "
+                         "folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # -- what is in a scene ---------------------------------------------------------------------------------------------

@@ -334,12 +334,12 @@ def output_of(layer, x, channels):
 def conv_forward(layer, x):
     """y_j = Σ_i W_ji x_i + b_j"""
     weight = layer.weight.detach().double().numpy()
+    bias = [0.0] * len(weight) if layer.bias is None else layer.bias.tolist()
     x = padded(x, layer.padding)
     y = output_of(layer, x, len(weight))
     for row, column, (r, c) in windows(layer, x):
         for j in range(len(weight)):
-            bias = 0.0 if layer.bias is None else float(layer.bias[j])
-            y[j, row, column] = (weight[j] * x[:, r, c]).sum() + bias
+            y[j, row, column] = (weight[j] * x[:, r, c]).sum() + bias[j]
     return y
 
 

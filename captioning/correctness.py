@@ -1,0 +1,54 @@
+"""Correctness (method.md, section 9): the share of a word's positive relevance that lies inside its object's box."""
+import torch
+from torch.nn import functional as F
+
+THRESHOLDS = [tau / 10 for tau in range(10)]
+
+
+def share_inside(maps, boxes, thresholds=THRESHOLDS):
+    """maps (n, H, W) of relevance; boxes (n, m, 4), x0, y0, x1, y1 in shares of the picture, NaN where there is none.
+
+    Positive relevance is divided by its maximum and values ≤ τ are left out. Returns the share inside the best box, for
+    every threshold (n, thresholds), and the share of the picture that the best box at τ = 0 covers (n,).
+    """
+    n, H, W = maps.shape
+    maps = maps.clamp(min=0)
+    maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    y = ((torch.arange(H, dtype=maps.dtype, device=maps.device) + 0.5) / H)[:, None]
+    x = ((torch.arange(W, dtype=maps.dtype, device=maps.device) + 0.5) / W)[None]
+    x0, y0, x1, y1 = (side[..., None, None] for side in boxes.unbind(-1))
+    inside = ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).to(maps.dtype)              # (n, m, H, W)
+    shares = []
+    for tau in thresholds:
+        kept = torch.where(maps > tau, maps, 0)
+        in_box = torch.einsum("nhw,nmhw->nm", kept, inside)
+        shares.append(in_box / kept.sum((1, 2)).clamp(min=torch.finfo(maps.dtype).tiny)[:, None])
+    shares = torch.stack(shares, -1)                                                   # (n, m, thresholds)
+    best = shares[..., 0].argmax(1, keepdim=True)
+    area = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).gather(1, best)[:, 0]
+    return shares.amax(1), area
+
+
+def pixel_maps(explanation, method, size):
+    """(B, T, H, W) of any method: relevance summed over channels; attention (mean over heads) upsampled to `size`."""
+    if method != "attention":
+        return explanation.pixels.sum(2)
+    attention = explanation.attention
+    if attention.dim() == 4:
+        attention = attention.mean(2)
+    side = round(attention.shape[-1] ** 0.5)
+    grid = attention.unflatten(-1, (side, -1))
+    return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+
+
+def explained(model, images, captions, method, **options):
+    """The Explanation by `method`; attention comes with any of them, so the cheapest serves."""
+    name = "grad_cam" if method == "attention" else method
+    return getattr(model, name)(images, captions, **options)
+
+
+def word_boxes(entry, category):
+    """(m, 4) boxes of a category in shares of the picture."""
+    w, h = entry["shape"]
+    boxes = torch.tensor(entry["bbox"][str(entry["categories"][category])], dtype=torch.float32)
+    return boxes / torch.tensor([w, h, w, h])

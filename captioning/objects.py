@@ -1,0 +1,95 @@
+"""Object words: which objects a caption names, and which of them are in the picture."""
+from pathlib import Path
+
+from captioning.errors import InputError
+from captioning.files import read_json
+from captioning.vocabulary import tokenise
+
+# other words for COCO's categories, as CHAIR (Rohrbach et al. 2018) counts them; plurals are added
+SYNONYMS = {
+    "person": "man men woman women boy girl child children kid people guy lady player rider skier surfer snowboarder "
+              "skateboarder baby toddler",
+    "bicycle": "bike", "motorcycle": "motorbike", "airplane": "plane jet aircraft", "dog": "puppy", "cat": "kitten",
+    "cow": "cattle calf", "couch": "sofa", "tv": "television", "cell phone": "cellphone phone", "car": "automobile",
+    "boat": "sailboat ship", "dining table": "table", "sports ball": "ball", "potted plant": "plant",
+    "refrigerator": "fridge", "wine glass": "wineglass", "donut": "doughnut", "hair drier": "dryer", "bus": "buses",
+    "sandwich": "burger", "knife": "knives", "sheep": "lamb", "horse": "pony", "bird": "duck", "skis": "ski",
+}
+
+
+class Objects:
+    """words: {object word, or several separated by spaces: category}; biased: categories that habit invents;
+    exact: whether boxes tell all that is in a picture, else its references count too."""
+
+    def __init__(self, words, biased=(), exact=False):
+        self.words = {tuple(phrase.split()): category for phrase, category in words.items()}
+        self.biased, self.exact = set(biased), exact
+        self.longest = max(map(len, self.words), default=0)
+
+    def named(self, words):
+        """[(step, category)] of the object words in a list of words; the longest phrase counts, at its last word."""
+        found, t = [], 0
+        while t < len(words):
+            for length in range(min(self.longest, len(words) - t), 0, -1):
+                category = self.words.get(tuple(words[t:t + length]))
+                if category is not None:
+                    found.append((t + length - 1, category))
+                    t += length - 1
+                    break
+            t += 1
+        return found
+
+    def present(self, entry, references):
+        """Categories in a picture: those with a box, and unless boxes are exact those that its references name."""
+        categories = set(entry["categories"]) if entry else set()
+        if not self.exact:
+            categories |= {category for text in references for _, category in self.named(tokenise(text))}
+        return categories
+
+
+def load_objects(data_folder, dataset, boxes):
+    """The data set's objects_<dataset>.json if there is one, else COCO's categories in `boxes` with SYNONYMS."""
+    path = Path(data_folder) / dataset / f"objects_{dataset}.json"
+    if path.exists():
+        content = read_json(path, ["words", "biased"])
+        return Objects(content["words"], content["biased"], exact=True)
+    words = {}
+    for category in {name for entry in boxes.values() for name in entry["categories"]}:
+        for word in [category, *SYNONYMS.get(category, "").split()]:
+            words[word] = words[word + ("es" if word.endswith(("s", "ch", "sh", "x")) else "s")] = category
+    return Objects(words)
+
+
+def load_boxes(path):
+    """Boxes in the layout of COCOvalEntities.json: {file name: {"categories", "bbox", "shape"}}."""
+    boxes = read_json(path)
+    if not isinstance(boxes, dict):
+        raise InputError(f"{path} must hold an object {{file name: boxes}}")
+    for name, entry in boxes.items():
+        if not isinstance(entry, dict) or not {"categories", "bbox", "shape"} <= entry.keys():
+            raise InputError(f"{path} has no proper boxes for {name}: it needs categories, bbox and shape")
+    return boxes
+
+
+def hallucination(captions, references, entries, objects):
+    """CHAIR of captions, with their pictures' references and box entries (or None), a list item an image.
+
+    {"chair_i": share of object words whose object is not there, "chair_s": share of captions with such a word,
+    "object_precision": 1 − chair_i} and, if some objects are biased, object_precision of those and of all others.
+    """
+    right, biased, per_caption = [], [], []
+    for caption, sentences, entry in zip(captions, references, entries, strict=True):
+        there = objects.present(entry, sentences)
+        categories = [category for _, category in objects.named(tokenise(caption))]
+        right += [category in there for category in categories]
+        biased += [category in objects.biased for category in categories]
+        per_caption.append(all(category in there for category in categories))
+    found = {"chair_i": 1 - _share(right), "chair_s": 1 - _share(per_caption), "object_precision": _share(right)}
+    if objects.biased:
+        found["object_precision_biased"] = _share([ok for ok, b in zip(right, biased, strict=True) if b])
+        found["object_precision_unbiased"] = _share([ok for ok, b in zip(right, biased, strict=True) if not b])
+    return found
+
+
+def _share(values):
+    return sum(values) / len(values) if values else 1.0

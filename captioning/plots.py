@@ -1,0 +1,98 @@
+"""Pictures of explanations: heatmaps over the photograph, the matrix of word relevances, correctness curves."""
+import numpy as np
+
+from captioning.files import atomic_path
+
+SEQUENTIAL = ("attention", "grad_cam")      # methods whose maps are never negative
+
+
+def draw_heatmaps(path, image, words, maps, title, signed=True):
+    """The photograph and, for each word, its map over it, each to a scale of its own.
+
+    image: uint8 (H, W, 3); maps (T, h, w), stretched to the photograph. Signed maps: red spoke for the word, blue
+    against it, nothing at zero; others: from nothing to yellow.
+    """
+    from matplotlib.figure import Figure
+    columns = min(6, len(words) + 1)
+    rows = -(-(len(words) + 1) // columns)
+    H, W = image.shape[:2]
+    width = 2.1
+    figure = Figure(figsize=(columns * width, rows * (width * H / W + 0.35) + 0.8), layout="constrained")
+    figure.suptitle(title, fontsize=13, wrap=True)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    axes[0].imshow(image)
+    axes[0].set_title("picture", fontsize=11, color="0.4")
+    grey = np.repeat(np.asarray(image, float).mean(2, keepdims=True), 3, axis=2) / 255 * 0.6 + 0.35
+    for axis, word, heat in zip(axes[1:], words, maps, strict=False):
+        axis.imshow(np.clip(grey, 0, 1), extent=(0, W, H, 0))
+        axis.imshow(colours(heat, signed), extent=(0, W, H, 0), interpolation="bilinear")
+        axis.set_title(word, fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
+def colours(heat, signed):
+    """heat (h, w) -> RGBA (h, w, 4), more opaque the further from zero; the scale ends at the 99.5th percentile."""
+    from matplotlib import colormaps
+    heat = smooth(np.asarray(heat, float)) if signed else np.asarray(heat, float)
+    top = np.percentile(np.abs(heat), 99.5) or 1.0
+    scaled = np.clip(heat / top, -1, 1)
+    rgba = colormaps["seismic" if signed else "plasma"]((scaled + 1) / 2 if signed else scaled)
+    rgba[..., 3] = np.abs(scaled) ** 0.6 * (0.95 if signed else 0.75)
+    return rgba
+
+
+def smooth(heat):
+    """A Gaussian over about 1/100 of the map's side, so that single pixels' relevance can be seen."""
+    radius = max(1, round(heat.shape[-1] / 50))
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / (radius / 2)) ** 2)
+    kernel /= kernel.sum()
+    padded = np.pad(heat, radius)
+    rows = sum(k * padded[:, radius + o:padded.shape[1] - radius + o] for k, o in zip(kernel, offsets, strict=True))
+    return sum(k * rows[radius + o:rows.shape[0] - radius + o] for k, o in zip(kernel, offsets, strict=True))
+
+
+def draw_words(path, read, explained, matrix, title):
+    """The words' relevance (T, T): rows are explained words, columns the words read before; each row has its scale."""
+    from matplotlib.figure import Figure
+    matrix = np.asarray(matrix, float)
+    T = len(explained)
+    figure = Figure(figsize=(2 + 0.62 * T, 1.8 + 0.42 * T), layout="constrained")
+    figure.suptitle(title, fontsize=11, wrap=True)
+    axis = figure.subplots()
+    scale = np.abs(matrix).max(1, keepdims=True)
+    shown = np.where(np.tri(T, dtype=bool), matrix / np.where(scale == 0, 1, scale), np.nan)
+    picture = axis.imshow(shown, cmap="seismic", vmin=-1, vmax=1, alpha=0.85)
+    axis.set_xticks(range(T), read, rotation=45, ha="right")
+    axis.set_yticks(range(T), explained)
+    axis.set(xlabel="word read", ylabel="word explained")
+    if T <= 14:
+        for row, column in zip(*np.tril_indices(T), strict=True):
+            strong = abs(shown[row, column]) > 0.6
+            axis.text(column, row, f"{matrix[row, column]:.2g}", ha="center", va="center", fontsize=7,
+                      color="white" if strong else "black")
+    bar = figure.colorbar(picture, ax=axis, shrink=0.7, ticks=[-1, 0, 1])
+    bar.ax.set_yticklabels(["against", "0", "for"])
+    _save(figure, path)
+
+
+def draw_correctness(path, thresholds, shares, box_share):
+    """shares: {method: share inside the box at every threshold}; the dashed line is the box's share of the picture."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for method, values in shares.items():
+        axis.plot(thresholds, values, marker="o", markersize=4, label=method)
+    axis.axhline(box_share, color="0.5", linestyle="--", label="the box's share of the picture")
+    axis.set(xlabel="threshold τ", ylabel="share of relevance inside the box", ylim=(0, 1),
+             title="correct object words")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
+def _save(figure, path):
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

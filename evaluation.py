@@ -1,0 +1,182 @@
+"""Captions a split and scores the captions: python evaluation.py --weight output/checkpoint_best.pth --dataset demo"""
+import csv
+import io
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from captioning import checkpoint
+from captioning.cli import (
+    Parser,
+    add_device,
+    add_seed,
+    natural,
+    non_negative,
+    pick_device,
+    positive_int,
+    print_settings,
+)
+from captioning.correctness import THRESHOLDS, explained, pixel_maps, share_inside, word_boxes
+from captioning.dataset import CaptionDataset, features_path
+from captioning.errors import InputError, run_script
+from captioning.files import make_folder, read_json, write_json, write_text
+from captioning.objects import hallucination, load_boxes, load_objects
+from captioning.plots import draw_correctness
+from captioning.training import caption_batch, make_loader
+
+METRICS = ("bleu", "rouge_l", "cider", "chair")
+
+
+def get_args_parser():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--weight", help="checkpoint of a captioning model")
+    add("--predictions", metavar="FILE", help="score these captions instead: [{\"image\": name, \"caption\": text}, …]")
+    add("--dataset", default="demo", help="name of a data set that preparedataset.py made")
+    add("--data_folder", default="data", help="where preparedataset.py wrote it")
+    add("--split", choices=["train", "val", "test"], default="test", help="which pictures")
+    add("--decoding", choices=["greedy", "beam_search", "diverse_beam_search"], default="beam_search",
+        help="how captions are found")
+    add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
+    add("--diversity", type=non_negative, default=0.5, help="penalty of diverse_beam_search")
+    add("--max_len", type=positive_int, default=50, help="words at most")
+    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="scores; chair needs boxes")
+    add("--explanations", nargs="+", choices=["correctness"], default=[], help="measures of explanations")
+    add("--methods", nargs="+", choices=["lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam",
+                                         "attention"], default=["lrp", "attention"], help="explanations to measure")
+    add("--max_images", type=positive_int, help="explain only so many pictures")
+    add("--boxes", metavar="FILE", help="boxes of the pictures' objects; by default boxes_<dataset>.json")
+    add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
+    add("--batch_size", type=positive_int, default=16, help="pictures at once")
+    add("--workers", type=natural, default=2, help="processes that read pictures")
+    add("--save_path", default="output", help="folder of predictions, metrics and plots")
+    add_device(parser)
+    add_seed(parser)
+    return parser
+
+
+def open_data(args, model, from_features):
+    """The split: captions alone without a model, stored features if the model was trained on them, else pictures."""
+    split = args.data_folder, args.dataset, args.split
+    if model is None:
+        return CaptionDataset(*split)
+    path = features_path(*split, model.config["encoder"] or "bottom_up")
+    if model.encoder is None or (from_features and path.exists()):
+        return CaptionDataset(*split, features=path)
+    return CaptionDataset(*split, image_size=checkpoint.image_size(model))
+
+
+def caption_split(args, model, vocabulary, data, device):
+    """A sentence for every picture of the split."""
+    options = {"method": args.decoding, "max_len": args.max_len}
+    if args.decoding != "greedy":
+        options["beam_size"] = args.beam_size
+    if args.decoding == "diverse_beam_search":
+        options["diversity"] = args.diversity
+    batches = [batch.tolist() for batch in torch.arange(len(data)).split(args.batch_size)]
+    captions = []
+    for batch in tqdm(make_loader(data, batches, args.workers, device), desc="captioning", unit="batch"):
+        captions += caption_batch(model, batch["images"].to(device), vocabulary, False, device, **options)
+    return captions
+
+
+def read_predictions(path, names):
+    """Captions in the order of `names`; InputError for anything but one caption for each of them."""
+    captions = {}
+    content = read_json(path)
+    for item in content if isinstance(content, list) else [None]:
+        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "caption")):
+            raise InputError(f"{path} must hold a list of {{\"image\": file name, \"caption\": text}}")
+        captions[item["image"]] = item["caption"]
+    odd = sorted(set(names) ^ captions.keys())
+    if odd:
+        reason = "is not in the split" if odd[0] in captions else "has no caption"
+        raise InputError(f"{path} does not fit the split: {odd[0]} {reason}")
+    return [captions[name] for name in names]
+
+
+def correctness(args, model, vocabulary, data, captions, boxes, objects, device):
+    """{method: shares inside the box (words, thresholds)} and the boxes' shares of the picture (words,)."""
+    size = checkpoint.image_size(model)
+    pictures = CaptionDataset(args.data_folder, args.dataset, args.split, image_size=size)
+    words = [caption.split() for caption in captions]
+    correct = [[(t, category) for t, category in objects.named(sentence) if category in entry.get("categories", {})]
+               for sentence, entry in zip(words, (boxes.get(name, {}) for name in data.names), strict=True)]
+    chosen = [i for i, found in enumerate(correct) if found][:args.max_images]
+    shares, areas = {method: [] for method in args.methods}, []
+    batches = [chosen[i:i + args.batch_size] for i in range(0, len(chosen), args.batch_size)]
+    for batch in tqdm(make_loader(pictures, batches, args.workers, device), desc="correctness", unit="batch"):
+        indices, images = batch["index"].tolist(), batch["images"].to(device)
+        rows, steps, corners = [], [], []
+        for b, i in enumerate(indices):
+            for t, category in correct[i]:
+                rows.append(b)
+                steps.append(t)
+                corners.append(word_boxes(boxes[data.names[i]], category))
+        corners = torch.nn.utils.rnn.pad_sequence(corners, batch_first=True, padding_value=float("nan")).to(device)
+        encoded = [torch.tensor(vocabulary.encode(words[i], len(words[i]))) for i in indices]
+        encoded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True).to(device)
+        for method in args.methods:
+            maps = pixel_maps(explained(model, images, encoded, method), method, (size, size))[rows, steps]
+            inside, area = share_inside(maps, corners.to(maps.dtype))
+            shares[method].append(inside.cpu())
+        areas.append(area.cpu())
+    if not areas:
+        raise InputError("no caption names an object that is in its picture, so there is no correctness to measure")
+    return {method: torch.cat(parts) for method, parts in shares.items()}, torch.cat(areas)
+
+
+def report_correctness(args, shares, areas):
+    """correctness_<split>.csv and .png; returns what metrics_<split>.json takes over."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "threshold", "share_inside_box", "box_share_of_picture", "words"])
+    means = {method: values.mean(0).tolist() for method, values in shares.items()}
+    for method, values in means.items():
+        writer.writerows([method, tau, f"{value:.4f}", f"{areas.mean():.4f}", len(areas)]
+                         for tau, value in zip(THRESHOLDS, values, strict=True))
+    write_text(Path(args.save_path) / f"correctness_{args.split}.csv", text.getvalue())
+    draw_correctness(Path(args.save_path) / f"correctness_{args.split}.png", THRESHOLDS, means, areas.mean().item())
+    found = {f"inside_box_{method}": values[0] for method, values in means.items()}
+    return found | {"box_share": areas.mean().item(), "explained_words": len(areas)}
+
+
+def main(args):
+    print_settings(args)
+    if bool(args.weight) == bool(args.predictions):
+        raise InputError("give either --weight CHECKPOINT or --predictions FILE")
+    if args.explanations and not args.weight:
+        raise InputError("--explanations needs --weight: captions alone cannot be explained")
+    device = pick_device(args.device)
+    save_path = make_folder(args.save_path)
+    model = None
+    if args.weight:
+        model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
+        training = checkpoint.read(args.weight).get("training") or {}
+    data = open_data(args, model, args.weight and training.get("from_features"))
+    boxes_file = Path(args.boxes or Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
+    boxes = load_boxes(boxes_file) if args.boxes or boxes_file.exists() else {}
+    objects = load_objects(args.data_folder, args.dataset, boxes)
+    if args.explanations and not boxes:
+        raise InputError(f"{boxes_file} is missing: --explanations correctness needs boxes, name them with --boxes")
+    if model is None:
+        captions = read_predictions(args.predictions, data.names)
+    else:
+        captions = caption_split(args, model, vocabulary, data, device)
+        write_json(save_path / f"predictions_{args.split}.json",
+                   [{"image": name, "caption": text} for name, text in zip(data.names, captions, strict=True)])
+    from pycocoevalcap.scores import scores
+    metrics = scores(captions, data.references, args.metrics)
+    if "chair" in args.metrics and boxes:
+        metrics |= hallucination(captions, data.references, [boxes.get(name) for name in data.names], objects)
+    if "correctness" in args.explanations:
+        metrics |= report_correctness(args, *correctness(args, model, vocabulary, data, captions, boxes, objects, device))
+    write_json(save_path / f"metrics_{args.split}.json", metrics)
+    for name, value in metrics.items():
+        print(f"{name:28}{value:8.3f}")
+    print(f"{save_path}/metrics_{args.split}.json")
+
+
+if __name__ == "__main__":
+    run_script(main, get_args_parser().parse_args())

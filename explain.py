@@ -1,0 +1,171 @@
+"""Captions pictures and shows why each word was said: python explain.py --weight output/checkpoint_best.pth --images ."""
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from captioning import checkpoint, decoding
+from captioning.cli import (
+    Parser,
+    add_device,
+    add_seed,
+    non_negative,
+    pick_device,
+    positive_int,
+    print_settings,
+    set_seed,
+)
+from captioning.correctness import explained, pixel_maps
+from captioning.errors import InputError, run_script
+from captioning.files import atomic_path, make_folder
+from captioning.images import preprocess, read_image
+from captioning.plots import SEQUENTIAL, draw_heatmaps, draw_words
+from captioning.vocabulary import tokenise
+
+METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+def get_args_parser():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--weight", required=True, help="checkpoint of a captioning model")
+    add("--images", nargs="+", required=True, metavar="FILE_OR_FOLDER", help="pictures to caption and explain")
+    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="ways to explain")
+    add("--caption", help="explain this sentence instead of the model's own")
+    add("--decoding", choices=decoding.METHODS, default="beam_search", help="how the model's own is found")
+    add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
+    add("--max_len", type=positive_int, default=50, help="words at most")
+    add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
+    add("--eps", type=non_negative, default=0.01, help="of LRP's ε-rule")
+    add("--batch_size", type=positive_int, default=8, help="pictures explained at once")
+    add("--chunk", type=positive_int, help="words at once through the encoder, to bound memory")
+    add("--skip_broken", action="store_true", help="go on without pictures that cannot be read")
+    add("--save_path", default="output/explanations", help="a folder for every picture goes here")
+    add_device(parser)
+    add_seed(parser)
+    return parser
+
+
+def find_pictures(arguments):
+    """Files named, and the pictures of folders named, by name."""
+    paths = []
+    for argument in map(Path, arguments):
+        if argument.is_dir():
+            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
+            if not found:
+                raise InputError(f"the folder {argument} holds no pictures ({', '.join(SUFFIXES)})")
+            paths += found
+        elif argument.exists():
+            paths.append(argument)
+        else:
+            raise InputError(f"the picture {argument} does not exist: check --images")
+    return paths
+
+
+def folder_names(paths):
+    """A folder's name for each picture: its stem, or its whole name and a number where stems are alike."""
+    stems, names = Counter(path.stem for path in paths), []
+    for number, path in enumerate(paths):
+        names.append(path.stem if stems[path.stem] == 1 else f"{path.name}_{number}")
+    return names
+
+
+def read_pictures(paths, skip_broken):
+    """[(path, uint8 picture)], without the broken ones if they may be skipped."""
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append((path, read_image(path)))
+        except InputError as error:
+            if not skip_broken:
+                raise
+            print(f"left out: {error}")
+    return pictures
+
+
+def encode_caption(text, vocabulary):
+    """ids (L,) from <start> to <end>; InputError that names words outside the vocabulary."""
+    words = tokenise(text)
+    unknown = [word for word in words if word not in vocabulary.wordmap]
+    if unknown or not words:
+        raise InputError(f"--caption {text!r} has words outside the model's vocabulary: {', '.join(unknown)}" if unknown
+                         else "--caption holds no words")
+    return torch.tensor(vocabulary.encode(words, len(words)))
+
+
+def captions_of(args, model, vocabulary, images):
+    """(B, T+1) ids from <start> on: the user's sentence, or the model's own."""
+    if args.caption is not None:
+        return encode_caption(args.caption, vocabulary).to(images.device).expand(len(images), -1)
+    with torch.no_grad():
+        tokens = decoding.decode(model, model.encode(images), vocabulary, args.decoding, args.max_len, args.beam_size)
+    return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
+
+
+def explain_batch(args, model, vocabulary, pictures, size, device):
+    """For each picture {"words": said with <end>, "read", and per method "maps" (T, S, S) and "word_relevance"}."""
+    images = torch.stack([preprocess(picture, size) for _, picture in pictures]).to(device)
+    captions = captions_of(args, model, vocabulary, images)
+    lengths = (captions[:, 1:] != 0).sum(1).tolist()
+    results = [{"ids": row[:length + 1], "methods": {}} for row, length in zip(captions.tolist(), lengths, strict=True)]
+    for method in args.methods:
+        options = {"chunk": args.chunk} if method not in ("attention", "grad_cam") else {}
+        found = explained(model, images, captions, method, **options | ({"eps": args.eps} if method == "lrp" else {}))
+        maps = pixel_maps(found, method, (size, size)).cpu().numpy()
+        regions, words = found.features.sum(-1).cpu().numpy(), found.words.cpu().numpy()
+        for b, T in enumerate(lengths):
+            results[b]["methods"][method] = {"pixels": maps[b, :T], "regions": regions[b, :T], "words": words[b, :T, :T]}
+            results[b].update(attention=found.attention[b, :T].cpu().numpy(), targets=found.targets[b, :T].cpu().numpy())
+            if method == "lrp":
+                results[b]["conservation"] = found.conservation[b, :T].mean().item()
+    return results
+
+
+def write(folder, picture, result, vocabulary):
+    """One PNG a method, words_<method>.png and explanation.npz."""
+    words = [vocabulary.words[i] for i in result["ids"]]
+    sentence, photograph = " ".join(vocabulary.decode(result["ids"])), picture.permute(1, 2, 0).numpy()
+    arrays = {"words": np.array(words), "attention": result["attention"], "logits": result["targets"]}
+    for method, found in result["methods"].items():
+        signed = method not in SEQUENTIAL
+        draw_heatmaps(folder / f"{method}.png", photograph, words[1:], found["pixels"], f"{sentence}   [{method}]", signed)
+        arrays[f"{method}_pixels"] = found["pixels"].astype(np.float32)
+        if method != "attention":
+            draw_words(folder / f"words_{method}.png", words[:-1], words[1:], found["words"], f"{sentence}   [{method}]")
+            arrays |= {f"{method}_words": found["words"], f"{method}_regions": found["regions"]}
+    with atomic_path(folder / "explanation.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def main(args):
+    print_settings(args)
+    device = pick_device(args.device)
+    set_seed(args.seed)
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
+    size = checkpoint.image_size(model)
+    if size is None:
+        raise InputError(f"{args.weight} works on region features, not on pictures: explain a model with a CNN encoder")
+    paths = find_pictures(args.images)
+    if args.caption is not None:
+        encode_caption(args.caption, vocabulary)
+    save_path = make_folder(args.save_path)
+    folders = dict(zip(paths, folder_names(paths), strict=True))
+    batches = [paths[i:i + args.batch_size] for i in range(0, len(paths), args.batch_size)]
+    with tqdm(total=len(paths), desc="explaining", unit="picture") as bar:
+        for batch in batches:
+            pictures = read_pictures(batch, args.skip_broken)
+            results = explain_batch(args, model, vocabulary, pictures, size, device) if pictures else []
+            for (path, picture), result in zip(pictures, results, strict=True):
+                write(make_folder(save_path / folders[path]), picture, result, vocabulary)
+                shares = f"   (LRP: {result['conservation']:.0%} of the logits reached words and picture)" \
+                    if "conservation" in result else ""
+                bar.write(f"{path.name}: {' '.join(vocabulary.decode(result['ids']))}{shares}")
+            bar.update(len(batch))
+    print(f"pictures and arrays: {save_path}/")
+
+
+if __name__ == "__main__":
+    run_script(main, get_args_parser().parse_args())

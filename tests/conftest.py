@@ -1,0 +1,26 @@
+"""Data that several tests share."""
+from pathlib import Path
+
+import pytest
+
+import preparedataset
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory):
+    """A data folder with a small demo data set and stored features of the small encoder at its first weights."""
+    folder = tmp_path_factory.mktemp("data")
+    preparedataset.main(preparedataset.get_args_parser().parse_args(
+        ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "24", "8", "8", "--workers", "0",
+         "--features", "cnn", "--encoder", "small", "--device", "cpu"]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real photographs beside the repository; the test is skipped where it is not there."""
+    if not SHARED.exists():
+        pytest.skip(f"no real photographs at {SHARED}")
+    return SHARED

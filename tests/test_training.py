@@ -1,0 +1,139 @@
+"""Training goes on after any interruption as if nothing had happened, and learns."""
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from captioning import checkpoint
+from captioning.errors import InputError
+from captioning.training import epoch_batches, mix_in_predictions, word_loss
+from gridTDmodel import GridTDModel
+
+ROOT = Path(__file__).parents[1]
+
+
+def flags(data, save_path, *extra):
+    return ["--data_folder", str(data), "--encoder", "small", "--embed_dim", "8", "--hidden_dim", "16",
+            "--attention_dim", "8", "--num_head", "2", "--batch_size", "4", "--epochs", "2", "--workers", "0",
+            "--device", "cpu", "--save_path", str(save_path), *extra]
+
+
+def run(data, save_path, *extra):
+    train.main(train.get_args_parser().parse_args(flags(data, save_path, *extra)))
+    return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
+
+
+def same(one, other):
+    """Whether two nested values are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def stopped_run(data, save_path, number, *extra):
+    """A process that gets the signal after its first steps; `--save_every` is small, so every step is saved."""
+    command = [sys.executable, "train.py", *flags(data, save_path, "--save_every", "1e-9", *extra)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    last = Path(save_path) / "checkpoint_last.pth"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("model_type, extra", [("gridtd", ("--ss_prob", "0.3")), ("aoa", ("--amp",))])
+def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_type, extra):
+    extra = ("--model_type", model_type, *extra)
+    whole = run(demo_data, tmp_path / "whole", *extra)
+    status, _ = stopped_run(demo_data, tmp_path / "killed", signal.SIGKILL, *extra)
+    assert status == -signal.SIGKILL
+    before = checkpoint.read(tmp_path / "killed" / "checkpoint_last.pth")["training"]["state"]
+    assert (before["epoch"], before["step"]) != (2, 0)
+    resumed = run(demo_data, tmp_path / "killed", *extra)
+    assert same(whole["state_dict"], resumed["state_dict"])
+    assert same(whole["training"]["optimizer"], resumed["training"]["optimizer"])
+    log = [list(csv.DictReader(open(tmp_path / name / "log.csv"))) for name in ("whole", "killed")]
+    assert [[row[key] for key in ("epoch", "train_loss", "cider")] for row in log[0]] == \
+        [[row[key] for key in ("epoch", "train_loss", "cider")] for row in log[1]]
+    assert (tmp_path / "killed" / "curves.png").stat().st_size > 1000
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(demo_data, tmp_path):
+    status, errors = stopped_run(demo_data, tmp_path, signal.SIGINT)
+    assert status == 130
+    assert "run the same command again" in errors.strip().split("\n")[-1]
+    assert "Traceback" not in errors
+    assert checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["state"]["step"] > 0
+
+
+def test_from_features_and_with_more_workers_too(demo_data, tmp_path):
+    """Pictures are augmented by (seed, epoch, index): the number of workers changes nothing."""
+    one = run(demo_data, tmp_path / "one", "--epochs", "1")
+    two = run(demo_data, tmp_path / "two", "--epochs", "1", "--workers", "2")
+    assert same(one["state_dict"], two["state_dict"])
+
+
+def test_it_learns(demo_data, tmp_path):
+    rows = run(demo_data, tmp_path, "--epochs", "6", "--decoder_lr", "5e-3")["training"]["state"]["log"]
+    assert rows[-1][2] < 0.7 * rows[0][2]
+    model, vocabulary = checkpoint.load(tmp_path / "checkpoint_best.pth")
+    assert isinstance(model, GridTDModel) and len(vocabulary) == model.config["vocab_size"]
+
+
+def test_resuming_with_other_flags_is_refused(demo_data, tmp_path):
+    run(demo_data, tmp_path, "--epochs", "1")
+    with pytest.raises(InputError, match="--batch_size 4, not 3"):
+        run(demo_data, tmp_path, "--batch_size", "3")
+    with pytest.raises(InputError, match="other sizes"):
+        run(demo_data, tmp_path, "--attention_dim", "12")
+
+
+def test_every_epoch_sees_every_picture_once_in_another_order():
+    one, two = (epoch_batches(23, 5, seed=1, epoch=epoch) for epoch in (0, 1))
+    assert sorted(sum(one, [])) == sorted(sum(two, [])) == list(range(23))
+    assert one != two and one == epoch_batches(23, 5, seed=1, epoch=0)
+
+
+def test_word_loss_ignores_padding():
+    logits = torch.randn(2, 3, 7, requires_grad=True)
+    captions = torch.tensor([[5, 1, 2, 6], [5, 3, 6, 0]])
+    loss, _, words = word_loss(logits, captions)
+    p = logits.log_softmax(-1)
+    expected = -(p[0, 0, 1] + p[0, 1, 2] + p[0, 2, 6] + p[1, 0, 3] + p[1, 1, 6]) / 5
+    assert words == 5
+    torch.testing.assert_close(loss, expected)
+
+
+def test_scheduled_sampling_keeps_start_and_padding():
+    model = GridTDModel(9, 4, 6, 5, encoder=None, feature_dim=3)
+    captions = torch.tensor([[[7, 1, 2, 3, 4, 8, 0, 0]]]).expand(64, 1, -1)
+    features = torch.rand(64, 4, 3)
+    torch.manual_seed(0)
+    read = mix_in_predictions(model, features, captions, 0.5)
+    assert read.shape == captions.shape
+    assert torch.equal(read[..., 0], captions[..., 0])
+    assert torch.equal(read[..., 5:], captions[..., 5:])           # <end> and padding are never replaced
+    changed = (read != captions)[..., 1:5].float().mean().item()
+    assert 0.3 < changed < 0.55                                    # half of them, less those drawn right
+    assert torch.equal(mix_in_predictions(model, features, captions, 0.0), captions)
+
+
+def test_gpu_where_there_is_none(demo_data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    command = [sys.executable, "train.py", *flags(demo_data, tmp_path), "--device", "cuda"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith("error: --device cuda") and "\n" not in result.stderr.strip()
