@@ -171,7 +171,8 @@ def main(args):
     if "chair" in args.metrics and boxes:
         metrics |= hallucination(captions, data.references, [boxes.get(name) for name in data.names], objects)
     if "correctness" in args.explanations:
-        metrics |= report_correctness(args, *correctness(args, model, vocabulary, data, captions, boxes, objects, device))
+        measured = correctness(args, model, vocabulary, data, captions, boxes, objects, device)
+        metrics |= report_correctness(args, *measured)
     write_json(save_path / f"metrics_{args.split}.json", metrics)
     for name, value in metrics.items():
         print(f"{name:28}{value:8.3f}")

@@ -1,4 +1,4 @@
-"""Captions pictures and shows why each word was said: python explain.py --weight output/checkpoint_best.pth --images ."""
+"""Captions pictures, shows why each word was said: python explain.py --weight output/checkpoint_best.pth --images ."""
 from collections import Counter
 from pathlib import Path
 
@@ -115,10 +115,12 @@ def explain_batch(args, model, vocabulary, pictures, size, device):
         options = {"chunk": args.chunk} if method not in ("attention", "grad_cam") else {}
         found = explained(model, images, captions, method, **options | ({"eps": args.eps} if method == "lrp" else {}))
         maps = pixel_maps(found, method, (size, size)).cpu().numpy()
-        regions, words = found.features.sum(-1).cpu().numpy(), found.words.cpu().numpy()
+        regions, words, attention, targets = (
+            part.cpu().numpy() for part in (found.features.sum(-1), found.words, found.attention, found.targets))
         for b, T in enumerate(lengths):
-            results[b]["methods"][method] = {"pixels": maps[b, :T], "regions": regions[b, :T], "words": words[b, :T, :T]}
-            results[b].update(attention=found.attention[b, :T].cpu().numpy(), targets=found.targets[b, :T].cpu().numpy())
+            results[b] |= {"attention": attention[b, :T], "targets": targets[b, :T]}
+            results[b]["methods"][method] = {"pixels": maps[b, :T], "regions": regions[b, :T],
+                                             "words": words[b, :T, :T]}
             if method == "lrp":
                 results[b]["conservation"] = found.conservation[b, :T].mean().item()
     return results
@@ -130,11 +132,12 @@ def write(folder, picture, result, vocabulary):
     sentence, photograph = " ".join(vocabulary.decode(result["ids"])), picture.permute(1, 2, 0).numpy()
     arrays = {"words": np.array(words), "attention": result["attention"], "logits": result["targets"]}
     for method, found in result["methods"].items():
-        signed = method not in SEQUENTIAL
-        draw_heatmaps(folder / f"{method}.png", photograph, words[1:], found["pixels"], f"{sentence}   [{method}]", signed)
+        title = f"{sentence}   [{method}]"
+        draw_heatmaps(folder / f"{method}.png", photograph, words[1:], found["pixels"], title,
+                      signed=method not in SEQUENTIAL)
         arrays[f"{method}_pixels"] = found["pixels"].astype(np.float32)
         if method != "attention":
-            draw_words(folder / f"words_{method}.png", words[:-1], words[1:], found["words"], f"{sentence}   [{method}]")
+            draw_words(folder / f"words_{method}.png", words[:-1], words[1:], found["words"], title)
             arrays |= {f"{method}_words": found["words"], f"{method}_regions": found["regions"]}
     with atomic_path(folder / "explanation.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)

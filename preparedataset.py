@@ -1,8 +1,6 @@
 """Prepares captions, vocabulary, boxes and features: python preparedataset.py --dataset demo"""
-import multiprocessing
+import os
 from pathlib import Path
-
-from tqdm import tqdm
 
 from captioning import annotations, dataset, encoders, features, vocabulary
 from captioning.cli import (
@@ -10,7 +8,6 @@ from captioning.cli import (
     add_device,
     add_seed,
     fraction,
-    natural,
     number,
     pick_device,
     positive_int,
@@ -18,7 +15,7 @@ from captioning.cli import (
 )
 from captioning.errors import InputError, run_script
 from captioning.files import make_folder, write_json
-from captioning.images import is_sound
+from captioning.images import are_sound
 
 MIN_WORD_FREQ = {"demo": 1, "flickr30k": 3, "karpathy": 3, "coco2014": 4, "coco2017": 4}
 MAX_LEN = {"demo": 30, "flickr30k": 50, "karpathy": 50, "coco2014": 30, "coco2017": 30}
@@ -35,22 +32,23 @@ def get_args_parser():
     add("--output_folder", default="data", help="everything goes to <output_folder>/<dataset>/")
     add("--min_word_freq", type=positive_int, help="rarer words become <unk>; by default "
         + ", ".join(f"{value} for {name}" for name, value in MIN_WORD_FREQ.items()))
-    add("--max_len", type=positive_int, help="words a caption keeps; by default "
+    add("--max_len", type=number(int, 1, 1000), help="words a caption keeps; by default "
         + ", ".join(f"{value} for {name}" for name, value in MAX_LEN.items()))
-    add("--captions_per_image", type=positive_int, default=5, help="stored for training")
+    add("--captions_per_image", type=number(int, 1, 100), default=5, help="stored for training")
     add("--features", choices=["none", "cnn", "bottom_up"], default="none", help="features to store; none opens no "
         "picture")
     add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="the CNN for --features cnn")
     add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
     add("--bottom_up", metavar="FOLDER_OR_TSV", help="features made elsewhere, for --features bottom_up")
-    add("--skip_broken", action="store_true", help="leave pictures out that are missing or broken")
+    add("--skip_broken", action="store_true", help="leave pictures out that are missing or broken, after "
+        "opening each")
     add("--demo_size", type=positive_int, nargs=3, default=[4000, 500, 500], metavar=("TRAIN", "VAL", "TEST"),
         help="pictures of each split of the demo data")
     add("--bias", type=fraction, default=0.95, help="demo: how often a biased object comes with its partner")
     add("--test_bias", type=fraction, default=0.5, help="demo: the same in the test split")
     add("--image_size", type=number(int, 48, 512), default=112, help="demo: side of the pictures in pixels")
     add("--batch_size", type=positive_int, default=32, help="pictures the CNN takes at once")
-    add("--workers", type=natural, default=2, help="processes that read or draw pictures")
+    add("--workers", type=number(int, 0, 256), default=2, help="processes that read or draw pictures")
     add_device(parser)
     add_seed(parser)
     return parser
@@ -65,14 +63,20 @@ def check(args):
     if args.dataset == "coco2017" and not args.annotation_folder:
         raise InputError("--dataset coco2017 needs --annotation_folder with captions_train2017.json and "
                          "captions_val2017.json")
-    if args.features == "bottom_up" and not (args.bottom_up and Path(args.bottom_up).exists()):
+    if args.features == "bottom_up" and not (args.bottom_up and os.path.exists(args.bottom_up)):
         raise InputError("--features bottom_up needs --bottom_up, a folder or a tsv file that exists")
-    if args.annotation_folder and not Path(args.annotation_folder).is_dir():
-        raise InputError(f"--annotation_folder {args.annotation_folder} is not a folder")
-    if args.image_folder and not Path(args.image_folder).is_dir():
-        raise InputError(f"--image_folder {args.image_folder} is not a folder")
-    if args.features == "cnn" and not args.image_folder and args.dataset != "demo":
-        raise InputError("--features cnn needs --image_folder, where the pictures are")
+    if args.karpathy_json and args.dataset in ("demo", "coco2017"):
+        raise InputError("--karpathy_json goes with --dataset flickr30k, coco2014 or karpathy, not with "
+                         f"{args.dataset}")
+    for flag in ("annotation_folder", "image_folder"):
+        value = getattr(args, flag)
+        if value and args.dataset == "demo":
+            raise InputError(f"--{flag} does not go with --dataset demo, which makes its own: name another --dataset")
+        if value and not os.path.isdir(value):
+            raise InputError(f"--{flag} {value} is not a folder")
+    for flag, wanted in (("--features cnn", args.features == "cnn"), ("--skip_broken", args.skip_broken)):
+        if wanted and not args.image_folder and args.dataset != "demo":
+            raise InputError(f"{flag} needs --image_folder, where the pictures are")
 
 
 def read_records(args, folder):
@@ -94,13 +98,12 @@ def without_broken(records, args):
     """The records whose pictures can be used; InputError for a missing one unless --skip_broken."""
     paths = [Path(args.image_folder, record.path) for record in records]
     if not args.skip_broken:
-        missing = [path for path in paths if not path.exists()]
+        missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
             raise InputError(f"the picture {missing[0]} is missing (and {len(missing) - 1} others): check "
                              "--image_folder, or leave them out with --skip_broken")
         return records
-    with multiprocessing.get_context("spawn").Pool(max(1, args.workers)) as pool:
-        sound = list(tqdm(pool.imap(is_sound, paths, chunksize=64), desc="checking", total=len(paths), unit="picture"))
+    sound = are_sound(paths, args.workers)
     broken = [path for path, ok in zip(paths, sound, strict=True) if not ok]
     print(f"{len(broken)} broken or missing pictures left out" + "".join(f"\n  {path}" for path in broken[:20]))
     records = [record for record, ok in zip(records, sound, strict=True) if ok]
@@ -130,6 +133,8 @@ def main(args):
     splits = {split: [record for record in records if record.split == split] for split in annotations.SPLITS}
     words = vocabulary.build([tokens for record in splits["train"] for tokens in record.tokens],
                              args.min_word_freq or MIN_WORD_FREQ[args.dataset])
+    if len(words) == 4:
+        raise InputError("no word of the training captions is frequent enough: lower --min_word_freq")
     write_json(dataset.wordmap_path(args.output_folder, args.dataset), words.wordmap)
     if boxes:
         write_json(folder / f"boxes_{args.dataset}.json", boxes)
@@ -137,9 +142,11 @@ def main(args):
         dataset.write_split(dataset.split_path(args.output_folder, args.dataset, split), own, words,
                             args.captions_per_image, args.max_len or MAX_LEN[args.dataset], args.seed,
                             args.image_folder)
+    for split, own in splits.items():
         store_features(args, device, encoder, split, own)
     print(f"{folder}: " + ", ".join(f"{len(own)} {split}" for split, own in splits.items())
           + f" pictures, {sum(len(record.tokens) for record in records)} captions, {len(words)} words")
+    print("files: " + " ".join(sorted(file.name for file in folder.iterdir() if file.is_file())))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Trains a captioning model with cross-entropy: python train.py --dataset demo --model_type gridtd"""
 from pathlib import Path
 
+import torch
+
 from captioning import encoders
 from captioning.checkpoint import model_class
 from captioning.cli import (
@@ -77,7 +79,7 @@ def make_model(args, vocabulary):
     own = {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
     model = model_class(args.model_type)(**sizes, **own)
     if model.encoder is not None:
-        model.encoder = encoders.build(args.encoder, args.encoder_weights)
+        model.encoder = encoders.build(args.encoder, args.encoder_weights).to(memory_format=torch.channels_last)
     return model
 
 

@@ -1,5 +1,6 @@
-"""Reads caption and box annotations: Karpathy's JSON and COCO's own files."""
+"""Reads caption and box annotations: Karpathy's JSON and COCO's own files. What is wrong in them is an InputError."""
 import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from captioning.files import read_json, safe_name
 from captioning.vocabulary import tokenise
 
 SPLITS = ("train", "val", "test")
+MAX_SIDE = 1_000_000    # pixels; what is beyond is no picture's
 
 
 @dataclass
@@ -23,22 +25,21 @@ class Record:
 
 def read_karpathy(path):
     """Records of a file in the form of Karpathy's dataset_*.json; its split 'restval' trains."""
-    images = _items(read_json(path, ["images"])["images"], {"filename": str, "split": str, "sentences": list},
-                    path, "images")
+    keys = {"filename": str, "split": str, "sentences": list}
+    images = _items(read_json(path, ["images"])["images"], keys, path, "images", optional={"filepath": str})
     records = []
     for image in images:
         split = "train" if image["split"] == "restval" else image["split"]
         if split not in SPLITS:
-            raise InputError(f"{path} puts {image['filename']} into the split {split!r}: it must be train, restval, "
+            raise InputError(f"{path} puts {image['filename']!r} into the split {split!r}: it must be train, restval, "
                              "val or test")
         raw, tokens = [], []
-        for sentence in _items(image["sentences"], {}, path, f"sentences of {image['filename']}"):
-            words = sentence.get("tokens")
-            text = sentence.get("raw", " ".join(words) if _strings(words) else None)
-            if not isinstance(text, str):
-                raise InputError(f"{path} has a sentence of {image['filename']} without 'raw' text or 'tokens'")
+        for sentence in _items(image["sentences"], {}, path, f"sentences of {image['filename']!r}",
+                               optional={"raw": str, "tokens": list}):
+            words = " ".join(_checked_words(sentence.get("tokens") or [], path, image["filename"]))
+            text = sentence.get("raw") or words
             raw.append(text)
-            tokens.append(tokenise(" ".join(words) if _strings(words) else text))
+            tokens.append(_tokenised(words or text))
         relative = str(PurePosixPath(image.get("filepath") or "", image["filename"]))
         records.append(_record(image["filename"], relative, split, tokens, raw, path))
     return _checked(records, path)
@@ -59,9 +60,11 @@ def read_coco(annotation_folder, year):
         for annotation in _items(content["annotations"], {"image_id": int, "caption": str}, path, "annotations"):
             sentences[annotation["image_id"]].append(annotation["caption"])
         images = sorted(images, key=lambda image: image["id"])
-        unknown = sentences.keys() - {image["id"] for image in images}
-        if unknown:
-            raise InputError(f"{path} has captions for image id {min(unknown)}, which its images lack")
+        ids = {image["id"] for image in images}
+        if len(ids) < len(images):
+            raise InputError(f"{path} gives two of its images the same id")
+        if sentences.keys() - ids:
+            raise InputError(f"{path} has captions for image id {min(sentences.keys() - ids)}, which its images lack")
         if part == "train":
             size = 110_000 if len(images) >= 115_000 else round(len(images) * 110 / 115)
             splits = ["train"] * size + ["val"] * min(len(images) - size, 5_000)
@@ -70,7 +73,7 @@ def read_coco(annotation_folder, year):
         for image, split in zip(images, splits, strict=False):
             raw = sentences[image["id"]]
             relative = f"{part}{year}/{image['file_name']}"
-            records.append(_record(image["file_name"], relative, split, [tokenise(s) for s in raw], raw, path))
+            records.append(_record(image["file_name"], relative, split, [_tokenised(s) for s in raw], raw, path))
     return _checked(records, annotation_folder)
 
 
@@ -89,8 +92,8 @@ def read_boxes(annotation_folder, records):
         for image in _items(content["images"], {"id": int, "file_name": str, "width": int, "height": int}, path,
                             "images"):
             size = [image["width"], image["height"]]
-            if min(size) < 1:
-                raise InputError(f"{path} says that {image['file_name']} measures {size[0]}×{size[1]} pixels")
+            if not 0 < min(size) <= max(size) <= MAX_SIDE:
+                raise InputError(f"{path} says that {image['file_name']!r} measures {size[0]}×{size[1]} pixels")
             if image["file_name"] in wanted:
                 entries[image["id"]] = boxes[image["file_name"]] = {
                     "categories": {}, "bbox": {}, "shape": size, "resize_ratio": [224 / side for side in size]}
@@ -100,33 +103,56 @@ def read_boxes(annotation_folder, records):
             if entry is None or annotation.get("iscrowd"):
                 continue
             category, corners = annotation["category_id"], annotation["bbox"]
-            if category not in names or len(corners) != 4 or not all(isinstance(v, int | float) for v in corners):
+            if category not in names or len(corners) != 4 or not all(map(_is_coordinate, corners)) or (
+                    min(corners[2:]) < 0):
                 raise InputError(f"{path} has a box of image id {annotation['image_id']} without a known category or "
-                                 "four numbers")
+                                 "four numbers: its 'bbox' must be x, y, width, height in pixels")
             x, y, w, h = corners
             entry["categories"][names[category]] = category
             entry["bbox"].setdefault(str(category), []).append([x, y, round(x + w, 2), round(y + h, 2)])
     return boxes
 
 
-def _items(values, keys, path, what):
-    """`values`, checked to be a list of objects that hold `keys`, {name: type}."""
+def _items(values, keys, path, what, optional=()):
+    """`values`, checked to be a list of objects that hold `keys`, {name: type}, and `optional` ones, if at all, so."""
     if not isinstance(values, list):
         raise InputError(f"{path} must hold a list of {what}")
     for number, value in enumerate(values):
         if not isinstance(value, dict):
             raise InputError(f"{path}: number {number} of its {what} is not an object")
         for key, kind in keys.items():
-            if not isinstance(value.get(key), kind):
+            if not _is(kind, value.get(key)):
+                raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
+        for key in optional:
+            if key in value and not _is(optional[key], value[key]):
                 raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
     return values
 
 
-def _strings(words):
-    return isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
+def _is(kind, value):
+    """isinstance, but true and false are no numbers, and text must be Unicode that a file can hold."""
+    if kind is str and isinstance(value, str) and not value.isascii():
+        return not re.search(r"[\ud800-\udfff]", value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_coordinate(value):
+    return isinstance(value, int | float) and abs(value) <= MAX_SIDE
+
+
+def _tokenised(text):
+    return [sys.intern(word) for word in tokenise(text)]    # one copy of each word: a third of all memory less
+
+
+def _checked_words(words, path, name):
+    if not all(_is(str, word) for word in words):
+        raise InputError(f"{path} has 'tokens' of {name!r} that are no words")
+    return words
 
 
 def _record(name, relative, split, tokens, raw, source):
+    if not relative.isprintable():
+        raise InputError(f"{source} holds the file name {relative!r}, which is not printable: correct the file")
     return Record(safe_name(name, source), safe_name(relative, source), split, tokens, raw)
 
 
@@ -135,13 +161,13 @@ def _checked(records, source):
     seen = set()
     for record in records:
         if record.name in seen:
-            raise InputError(f"{source} lists the image {record.name} twice")
+            raise InputError(f"{source} lists the image {record.name!r} twice")
         seen.add(record.name)
         there = [bool(words) for words in record.tokens]
         record.tokens = [words for words, ok in zip(record.tokens, there, strict=True) if ok]
         record.raw = [text for text, ok in zip(record.raw, there, strict=True) if ok]
         if not record.tokens:
-            raise InputError(f"{source} has no caption with words for {record.name}: remove it or caption it")
+            raise InputError(f"{source} has no caption with words for {record.name!r}: remove it or caption it")
     check_splits(records, source)
     return records
 

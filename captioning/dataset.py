@@ -1,6 +1,8 @@
 """One split of a prepared data set: captions in HDF5, with stored features or pictures."""
+import contextlib
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 
@@ -62,13 +64,23 @@ def open_hdf5(path, names=()):
     """h5py.File of `path`, for reading; InputError if it is missing, truncated or lacks one of the datasets `names`."""
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
-        reason = "no such file" if not Path(path).exists() else "it is truncated or no HDF5 file"
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = "it is truncated or no HDF5 file" if os.path.exists(path) else "no such file"
         raise InputError(f"{path} cannot be opened ({reason}): make it with preparedataset.py") from error
-    for name in names:
-        if name not in file:
-            raise InputError(f"{path} has no dataset '{name}': make it anew with preparedataset.py")
+    with reading(path):
+        for name in names:
+            if not isinstance(file.get(name), h5py.Dataset):
+                raise InputError(f"{path} has no dataset '{name}': make it anew with preparedataset.py")
     return file
+
+
+@contextlib.contextmanager
+def reading(path):
+    """InputError in place of what h5py raises within a damaged file."""
+    try:
+        yield
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        raise InputError(f"{path} is damaged ({error}): make it anew with preparedataset.py") from error
 
 
 def collate(batch):
@@ -88,41 +100,54 @@ class CaptionDataset(Dataset):
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False, seed=1):
         path = split_path(data_folder, dataset, split)
         self.vocabulary = vocabulary.read(wordmap_path(data_folder, dataset))
-        with open_hdf5(path, ("captions", "names", "paths", "references")) as file:
-            try:
-                self.captions = torch.from_numpy(file["captions"][:].astype(np.int32))  # (N, cpi, max_len + 2)
-                self.names, self.paths = (list(file[name].asstr()[:]) for name in ("names", "paths"))
-                self.references = [json.loads(text) for text in file["references"].asstr()[:]]
-                self.image_folder, wordmap = file.attrs["image_folder"], file.attrs["wordmap"]
-            except (OSError, KeyError, ValueError, TypeError) as error:
-                raise InputError(f"{path} is damaged ({error}): make it anew with preparedataset.py") from error
+        with open_hdf5(path, ("captions", "names", "paths", "references")) as file, reading(path):
+            self.captions = torch.from_numpy(file["captions"][:].astype(np.int32))  # (N, cpi, max_len + 2)
+            self.names, self.paths = (list(file[name].asstr()[:]) for name in ("names", "paths"))
+            self.references = [json.loads(text) for text in file["references"].asstr()[:]]
+            self.image_folder, wordmap = str(file.attrs["image_folder"]), str(file.attrs["wordmap"])
         if wordmap != fingerprint(self.vocabulary.wordmap):
             raise InputError(f"{wordmap_path(data_folder, dataset)} is not the word map that {path} was made with: run "
                              "preparedataset.py again")
-        for relative in self.paths:
-            safe_name(relative, path)
-        if not len(self.captions):
-            raise InputError(f"the {split} split {path} is empty")
+        self._check_contents(path)
         self.path, self.features, self.image_size, self.augment = path, features, image_size, augment
-        self.seed, self.epoch, self._file = seed, 0, None
+        self.seed, self.epoch, self._file, self._reader = seed, 0, None, None
         self.sides = [self.vocabulary.wordmap.get(word) for word in ("left", "right")]
         if features:
             self._check_features()
         elif image_size:
             self._check_pictures()
 
+    def _check_contents(self, path):
+        """InputError if what was read cannot be a split that write_split wrote."""
+        if not len(self.captions):
+            raise InputError(f"the split {path} is empty: make it anew with preparedataset.py")
+        sizes = {len(values) for values in (self.captions, self.names, self.paths, self.references)}
+        sound = (len(sizes) == 1 and self.captions.dim() == 3 and self.captions.numel() > 0 and self.captions.min() >= 0
+                 and self.captions.max() < len(self.vocabulary)
+                 and all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
+                         for texts in self.references))
+        if not sound:
+            raise InputError(f"{path} is damaged (its captions and names do not fit): make it anew with "
+                             "preparedataset.py")
+        for relative in self.paths:
+            safe_name(relative, path)
+
     def _check_features(self):
-        with open_hdf5(self.features, ("features",)) as file:
+        with open_hdf5(self.features, ("features",)) as file, reading(self.features):
             if file.attrs.get("names") != fingerprint(self.names):
                 raise InputError(f"{self.features} was made for other pictures than {self.path}: run preparedataset.py "
                                  "with --features again")
+            features = file["features"]
+            if features.ndim != 3 or len(features) != len(self) or features.dtype.kind != "f":
+                raise InputError(f"{self.features} holds no features (pictures, regions, channels) of "
+                                 f"{len(self)} pictures: run preparedataset.py with --features again")
 
     def _check_pictures(self):
         if not self.image_folder:
             raise InputError(f"{self.path} was prepared without a picture folder: run preparedataset.py with "
                              "--image_folder to work on pictures")
         first = Path(self.image_folder, self.paths[0])
-        if not first.exists():
+        if not os.path.isfile(first):
             raise InputError(f"the picture {first} is missing: run preparedataset.py again with the --image_folder "
                              "where the pictures are")
 
@@ -140,25 +165,23 @@ class CaptionDataset(Dataset):
 
     def read_features(self, indices):
         """(B, K, C) float32, in one read."""
-        if self._file is None:      # opened by each worker for itself
-            self._file = open_hdf5(self.features, ("features",))
+        if self._reader != os.getpid():     # each worker opens the file for itself, also after a fork
+            self._file, self._reader = open_hdf5(self.features, ("features",)), os.getpid()
         order, inverse = np.unique(np.asarray(indices), return_inverse=True)
-        try:
+        with reading(self.features):
             return torch.from_numpy(self._file["features"][order][inverse].astype(np.float32))
-        except OSError as error:
-            raise InputError(f"{self.features} is truncated: make it anew with preparedataset.py") from error
+
+    def __getstate__(self):
+        return self.__dict__ | {"_file": None, "_reader": None}     # an open file does not travel to another process
 
     def read_pictures(self, indices, captions):
         """(B, 3, S, S) float32; captions (B, N, L) of flipped pictures change in place."""
-        pictures = []
-        for row, index in zip(captions, indices, strict=True):
-            picture = images.resize(images.read_image(Path(self.image_folder, self.paths[index])), self.image_size)
-            if self.augment:
-                generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, index)) % 2**63)
-                picture, flipped = images.augment(picture, generator)
-                if flipped and None not in self.sides:
-                    left, right = self.sides
-                    at_left, at_right = row == left, row == right
-                    row[at_left], row[at_right] = right, left
-            pictures.append(picture)
-        return images.normalise(torch.stack(pictures))
+        pictures = torch.stack([images.resize(images.read_image(Path(self.image_folder, self.paths[index])),
+                                              self.image_size) for index in indices])
+        if self.augment:
+            pictures, flipped = images.augment(pictures, [hash((self.seed, self.epoch, i)) % 2**63 for i in indices])
+            left, right = self.sides
+            if left is not None and right is not None:
+                swapped = torch.where(captions == left, right, torch.where(captions == right, left, captions))
+                captions.copy_(torch.where(flipped[:, None, None], swapped, captions))
+        return images.normalise(pictures)

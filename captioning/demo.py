@@ -197,7 +197,11 @@ def sample_scene(rng, bias):
         side = rng.uniform(0.3, 0.56) if sum(counts.values()) <= 2 else rng.uniform(0.26, 0.4)
         groups.append((category, list(range(len(things), len(things) + count))))
         things += [_place(rng, category, colour, side * rng.uniform(0.92, 1.08), things) for _ in range(count)]
-    return Scene(str(kind), things, groups)
+    # what stands further back is painted first
+    order = sorted(range(len(things)), key=lambda i: -1 if things[i].category in IN_THE_AIR else
+                   things[i].y + things[i].side / 2)
+    groups = [(category, sorted(order.index(i) for i in members)) for category, members in groups]
+    return Scene(str(kind), [things[i] for i in order], groups)
 
 
 def _place(rng, category, colour, side, things):
@@ -269,10 +273,11 @@ def _relation(scene, first, second, rng):
         return "near"
     a, b = scene.things[members[0]], scene.things[others[0]]
     dx, dy, reach = b.x - a.x, b.y - a.y, (a.side + b.side) / 2
-    if abs(dx) < 0.75 * reach and abs(dy) < 0.75 * reach:      # they overlap: the later one is painted over
-        return "in front of" if members[0] > others[0] else "behind"
-    if abs(dx) < 0.5 * abs(dy):
+    one_over_other = abs(dx) < 0.5 * abs(dy)
+    if one_over_other and (one in IN_THE_AIR) != (other in IN_THE_AIR):
         return "above" if dy > 0 else "under"
+    if one_over_other or (abs(dx) < 0.6 * reach and abs(dy) < 0.6 * reach):     # the later one is painted over
+        return "in front of" if members[0] > others[0] else "behind"
     if draw > 0.65:
         return "next to"
     return "to the left of" if dx > 0 else "to the right of"

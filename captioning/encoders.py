@@ -11,6 +11,8 @@ from torch import nn
 from captioning.errors import InputError
 from captioning.relevance import PLAIN
 
+import os
+BN=int(os.environ.get('BN','1'))
 IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
 
 
@@ -27,14 +29,20 @@ class Residual(nn.Module):
 
 def run(layers, x, rule=PLAIN, signed=True):
     """The encoder's forward pass under a rule; signed: whether x may be negative. Returns (output, its signedness)."""
-    for layer in layers:
+    layers = list(layers)
+    for i, layer in enumerate(layers):
+        norm = layers[i + 1] if i + 1 < len(layers) and isinstance(layers[i + 1], nn.BatchNorm2d) else None
         if isinstance(layer, nn.Sequential):
             x, signed = run(layer, x, rule, signed)
         elif isinstance(layer, Residual):
             x = rule.stabilise(run(layer.body, x, rule, signed)[0] + run(layer.shortcut, x, rule, signed)[0])
             signed = True
+        elif isinstance(layer, nn.Conv2d) and norm and not rule.fused:
+            x, signed = rule.conv(x, _fold(layer, norm), signed), True
         elif isinstance(layer, nn.Conv2d):
             x, signed = rule.conv(x, layer, signed), True
+        elif isinstance(layer, nn.BatchNorm2d):
+            x = layer(x) if rule.fused else x
         elif isinstance(layer, nn.ReLU):
             x, signed = rule.relu(x), False
         elif isinstance(layer, nn.AvgPool2d):
@@ -145,9 +153,9 @@ def _small():
         if channels == "pool":
             layers.append(nn.MaxPool2d(2))
         else:
-            conv = nn.Conv2d(width, channels, 3, padding=1)
+            conv = nn.Conv2d(width, channels, 3, padding=1, bias=BN<1)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
-            layers += [conv, nn.ReLU()]
+            if BN<1: nn.init.zeros_(conv.bias)
+            layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()] if BN else [conv, nn.ReLU()]
             width = channels
     return nn.Sequential(*layers)

@@ -5,8 +5,10 @@ be opened, and `done` says from where to go on.
 """
 import base64
 import csv
+import hashlib
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import h5py
@@ -17,10 +19,11 @@ from tqdm import tqdm
 
 from captioning import images
 from captioning.annotations import trailing_number
-from captioning.dataset import collate, fingerprint, open_hdf5
+from captioning.dataset import collate, fingerprint, open_hdf5, reading
 from captioning.errors import InputError
 
 REGIONS = 36
+FLOAT16_MAX = 65504
 
 
 class Pictures:
@@ -39,15 +42,15 @@ class Pictures:
 
 def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device):
     """Features (N, K, C) float16 of the records' pictures by `encoder`, to `path`; goes on where it stopped."""
+    attributes = {"encoder": name, "weights": _weights_fingerprint(encoder), "size": size,
+                  "names": fingerprint([record.name for record in records])}
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
     pictures = Pictures(image_folder, [record.path for record in records], size)
-    weights = sum(parameter.double().sum().item() for parameter in encoder.parameters())
     with torch.inference_mode():
         C, h, w = encoder(torch.zeros(1, 3, size, size, device=device)).shape[1:]
-    attributes = {"encoder": name, "weights": f"{weights:.6e}", "size": size,
-                  "names": fingerprint([record.name for record in records])}
     with _Store(path, len(records), (h * w, C), attributes) as store, torch.inference_mode():
-        batches = [batch.tolist() for batch in torch.arange(store.done, len(records)).split(batch_size)]
+        rows = list(range(store.done, len(records)))
+        batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
         loader = DataLoader(pictures, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
         bar = tqdm(zip(batches, loader, strict=True), desc=Path(path).name, total=len(batches), unit="batch")
         for batch, pixels in bar:
@@ -55,26 +58,39 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
             store.write(batch[0], features.half().cpu().numpy())
 
 
+def _weights_fingerprint(encoder):
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def store_bottom_up(path, records, source):
     """Features (N, 36, 2048) float16 of a tsv or a folder of <file name>.hdf5, to `path`; fewer regions are padded."""
     attributes = {"encoder": "bottom_up", "names": fingerprint([record.name for record in records]),
                   "source": str(Path(source).resolve())}
     find = _folder_regions if Path(source).is_dir() else _tsv_regions
-    by_name = {key: i for i, record in enumerate(records) for key in _names_of(record.name)}
+    index = _finder([record.name for record in records])
     with _Store(path, len(records), (REGIONS, 2048), attributes, with_boxes=True) as store:
         missing = store.missing
-        for names, features, boxes in tqdm(find(source, records), desc=Path(path).name, unit="image"):
-            i = next((by_name[name] for name in names if name in by_name), None)
+        regions = find(source, [records[i] for i in sorted(missing)]) if missing else ()
+        for name, features, boxes in tqdm(regions, desc=Path(path).name, unit="image"):
+            i = index(name)
             if i not in missing:
                 continue
-            if features.shape[1:] != (2048,) or boxes.shape != (len(features), 4):
-                raise InputError(f"{source} has features {features.shape} and boxes {boxes.shape} for {names[0]}: "
+            if features.shape[1:] != (2048,) or boxes.shape != (len(features), 4) or not len(features):
+                raise InputError(f"{source} has features {features.shape} and boxes {boxes.shape} for {name!r}: "
                                  "(regions, 2048) and (regions, 4) are expected")
-            missing.remove(i)
+            if not ((np.abs(features) <= FLOAT16_MAX).all() and np.isfinite(boxes).all()):
+                raise InputError(f"{source} has features of {name!r} that are no finite numbers: make them anew")
             store.write(i, _padded(features)[None], _padded(boxes)[None])
+            missing.remove(i)
+            if not missing:
+                break
         if missing:
             raise InputError(f"{source} has no features of {records[min(missing)].name} (and {len(missing) - 1} "
-                             "other pictures)")
+                             "other pictures): make them, or leave the pictures out of the captions")
 
 
 class _Store:
@@ -93,8 +109,8 @@ class _Store:
             if not self._fits(self.partial):
                 self._create()
             self.file = h5py.File(self.partial, "r+")
-        except OSError as error:
-            raise InputError(f"{self.partial} cannot be written ({error}): choose another --output_folder") from error
+        except (OSError, RuntimeError) as error:
+            raise self._unwritable(error) from error
         flags = self.file["done"][:]
         self.missing = {int(i) for i in np.flatnonzero(flags == 0)}
         self.done = min(self.missing, default=self.count)
@@ -120,21 +136,30 @@ class _Store:
         if not path.exists():
             return False
         try:
-            with open_hdf5(path, ("features", "done")) as file:
-                return (dict(file.attrs) == self.attributes and file["features"].shape == (self.count, *self.shape)
+            with open_hdf5(path, ("features", "done")) as file, reading(path):
+                shapes = {"features": (self.count, *self.shape), "done": (self.count,)}
+                return (all(np.array_equal(file.attrs.get(key), value) for key, value in self.attributes.items())
+                        and all(file[name].shape == shape for name, shape in shapes.items())
                         and (path == self.partial or bool(file["done"][:].all())))
-        except (InputError, OSError):
+        except InputError:
             return False
 
     def write(self, start, features, boxes=None):
         """features (B, *shape), boxes (B, K, 4) of the pictures from `start` on."""
         rows = slice(start, start + len(features))
-        self.file["features"][rows] = features
-        if boxes is not None:
-            self.file["boxes"][rows] = boxes
-        self.file.flush()
-        self.file["done"][rows] = 1
-        self.file.flush()
+        try:
+            self.file["features"][rows] = features
+            if boxes is not None:
+                self.file["boxes"][rows] = boxes
+            self.file.flush()
+            self.file["done"][rows] = 1
+            self.file.flush()
+        except (OSError, RuntimeError) as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error):
+        return InputError(f"{self.partial} cannot be written ({error}): free some space or choose another "
+                          "--output_folder, and run this again to go on")
 
     def __exit__(self, kind, error, traceback):
         if self.file is None:
@@ -144,18 +169,37 @@ class _Store:
             os.replace(self.partial, self.path)
 
 
-def _names_of(name):
-    """What a features file may call a picture: its file name, its stem, or the number at the stem's end."""
-    number = trailing_number(name)
-    return [name, Path(name).stem] + ([str(number)] if number is not None else [])
+def _finder(names):
+    """A function from what a features file calls a picture to its place in `names`, or None.
+
+    It may be called by file name or stem; or by the number at the end, if one of the two names is but a number:
+    '42' and 'COCO_val2014_000000000042' both mean 000000000042.jpg. A name that fits two pictures means none.
+    """
+    def keys(name, numbers):
+        number = trailing_number(name)
+        return [name, Path(name).stem] + ([] if number is None else [(number, kind) for kind in numbers])
+
+    def bare(name):
+        return Path(name).stem.isdigit()
+
+    places = defaultdict(set)
+    for i, name in enumerate(names):
+        for key in keys(name, ("any", "bare") if bare(name) else ("any",)):
+            places[key].add(i)
+
+    def find(name):
+        found = (places.get(key, ()) for key in keys(name, ("any",) if bare(name) else ("bare",)))
+        return next((min(some) for some in found if len(some) == 1), None)
+    return find
 
 
 def _folder_regions(folder, records):
     for record in records:
         path = Path(folder) / f"{record.name}.hdf5"
-        if path.exists():
-            with open_hdf5(path, ("image_features", "image_boxes")) as file:
-                yield [record.name], file["image_features"][:], file["image_boxes"][:]
+        if os.path.exists(path):
+            with open_hdf5(path, ("image_features", "image_boxes")) as file, reading(path):
+                arrays = [file[name][:].astype(np.float32) for name in ("image_features", "image_boxes")]
+            yield record.name, *arrays
 
 
 def _tsv_regions(path, records):
@@ -174,9 +218,8 @@ def _tsv_regions(path, records):
                     surest = np.sort(np.argsort(-np.frombuffer(base64.b64decode(row["objects_conf"]), np.float32),
                                                 kind="stable")[:REGIONS])
                     boxes, features = boxes[surest], features[surest]
-                name = row.get("img_id", row.get("image_id"))
-                yield [name, Path(name).stem, str(trailing_number(name))], features, boxes
-    except (OSError, ValueError, KeyError) as error:
+                yield row.get("img_id", row.get("image_id")), features, boxes
+    except (OSError, ValueError, LookupError, csv.Error) as error:
         raise InputError(f"the features {path} cannot be read ({error}): give a tsv of bottom-up-attention") from error
 
 

@@ -1,7 +1,10 @@
 """Pictures: reading, preprocessing as torchvision's encoders expect it, and augmentation."""
+from multiprocessing.pool import ThreadPool
+
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.transforms.v2 import functional as T
+from tqdm import tqdm
 
 from captioning.errors import InputError
 
@@ -15,7 +18,7 @@ def read_image(path):
             if image.mode.startswith("I;16") or image.mode == "I":      # 16-bit grey: PIL would clip it
                 image = image.point(lambda value: value / 256).convert("L")
             return T.pil_to_tensor(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise many kinds for a broken file
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
         raise InputError(f"the picture {path} cannot be read ({reason}): replace it, or leave broken ones out with "
                          "--skip_broken") from error
@@ -36,20 +39,31 @@ def preprocess(image, size):
     return normalise(resize(image, size))
 
 
-def augment(image, generator):
-    """Colour jitter and, half the time, a horizontal flip of uint8 (3, H, W) -> (image, whether it was flipped).
+def augment(pictures, seeds):
+    """Colour jitter and, half the time, a horizontal flip of uint8 (B, 3, H, W), each by its own seed.
 
-    Brightness, contrast and saturation change by up to a fifth; hues stay, since captions name colours.
+    Brightness, contrast and saturation change by up to a fifth; hues stay, since captions name colours. Returns the
+    pictures and which of them were flipped, (B,) bool.
     """
-    flip, brightness, contrast, saturation = torch.rand(4, generator=generator).tolist()
-    image = T.adjust_brightness(image, 0.8 + 0.4 * brightness)
-    image = T.adjust_contrast(image, 0.8 + 0.4 * contrast)
-    image = T.adjust_saturation(image, 0.8 + 0.4 * saturation)
-    return (T.horizontal_flip(image), True) if flip < 0.5 else (image, False)
+    draws = torch.stack([torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    flipped = draws[:, 0] < 0.5
+    brightness, contrast, saturation = (0.8 + 0.4 * draws[:, 1:]).T[..., None, None, None]     # each (B, 1, 1, 1)
+    x = pictures.float() * brightness
+    grey = T.rgb_to_grayscale(x)                                                       # (B, 1, H, W)
+    x = grey + (x - grey) * saturation
+    mean = grey.mean((2, 3), keepdim=True)
+    x = mean + (x - mean) * contrast
+    x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
+    return x.round_().clamp_(0, 255).to(torch.uint8), flipped
 
 
-def is_sound(path):
-    """Whether read_image can read the picture."""
+def are_sound(paths, workers):
+    """Whether read_image can read each of the pictures, a list."""
+    with ThreadPool(max(1, workers)) as pool:   # decoding runs outside Python's lock
+        return list(tqdm(pool.imap(_is_sound, paths), desc="checking", total=len(paths), unit="picture"))
+
+
+def _is_sound(path):
     try:
         read_image(path)
     except InputError:

@@ -79,6 +79,8 @@ def train_epoch(args, model, data, loss_function, device, optimizer, scaler, sta
 def train_step(args, model, batch, loss_function, device, optimizer, scaler):
     """One update -> tensor (3) of the summed loss, the right words and all words."""
     images, captions = (batch[key].to(device, non_blocking=True) for key in ("images", "captions"))
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, amp_dtype(device), enabled=args.amp):
         loss, right, words = loss_function(model, model.encode(images), captions)
     optimizer.zero_grad(set_to_none=True)
@@ -227,7 +229,13 @@ def step_seed(seed, epoch, step):
 
 def make_loader(data, batches, workers, device):
     return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)),
-                      pin_memory=device.type == "cuda")
+                      pin_memory=device.type == "cuda", worker_init_fn=ignore_signals)
+
+
+def ignore_signals(_):
+    """Ctrl-C reaches a terminal's whole process group: the main process decides when its workers stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def amp_dtype(device):

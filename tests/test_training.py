@@ -64,9 +64,11 @@ def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_ty
     resumed = run(demo_data, tmp_path / "killed", *extra)
     assert same(whole["state_dict"], resumed["state_dict"])
     assert same(whole["training"]["optimizer"], resumed["training"]["optimizer"])
-    log = [list(csv.DictReader(open(tmp_path / name / "log.csv"))) for name in ("whole", "killed")]
-    assert [[row[key] for key in ("epoch", "train_loss", "cider")] for row in log[0]] == \
-        [[row[key] for key in ("epoch", "train_loss", "cider")] for row in log[1]]
+    logs = []
+    for name in ("whole", "killed"):
+        rows = csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines())
+        logs.append([[row[key] for key in ("epoch", "train_loss", "cider")] for row in rows])
+    assert logs[0] == logs[1] and len(logs[0]) == 2
     assert (tmp_path / "killed" / "curves.png").stat().st_size > 1000
 
 
