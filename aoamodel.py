@@ -130,6 +130,8 @@ class AOAModel(nn.Module):
 
     def lrp(self, images, captions, eps=0.01, head=None, **options):
         """Layer-wise relevance propagation (method.md, sections 4 and 5); head: one head alone propagates."""
+        if head is not None and not 0 <= head < self.num_head:
+            raise ValueError(f"head {head} is not one of this model's 0 … {self.num_head - 1}")
         return explanation.lrp(self, images, captions, eps=eps, head=head, **options)
 
     def gradient(self, images, captions, **options):

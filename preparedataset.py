@@ -12,6 +12,7 @@ from captioning.cli import (
     pick_device,
     positive_int,
     print_settings,
+    set_seed,
 )
 from captioning.errors import InputError, run_script
 from captioning.files import make_folder, write_json
@@ -126,6 +127,7 @@ def main(args):
     device = pick_device(args.device)
     check(args)
     folder = make_folder(Path(args.output_folder, args.dataset))
+    set_seed(args.seed)     # the encoder 'small' starts at random
     encoder = encoders.build(args.encoder, args.encoder_weights) if args.features == "cnn" else None
     records, boxes = read_records(args, folder)
     if args.features == "cnn" or args.skip_broken:

@@ -39,13 +39,14 @@ def get_args_parser():
     add("--hidden_dim", type=positive_int, default=512, help="width of LSTMs and attention")
     add("--attention_dim", type=positive_int, default=196, help="gridtd: width of the attention")
     add("--num_head", type=positive_int, default=8, help="aoa: attention heads")
-    add("--batch_size", type=positive_int, default=20, help="pictures a step, each with all its captions")
+    add("--dropout", type=fraction, help="before the output layer; by default 0.5 for gridtd, 0.3 for aoa")
+    add("--batch_size", type=positive_int, default=32, help="pictures a step, each with all its captions")
     add("--epochs", type=natural, default=50, help="at most this many")
     add("--patience", type=positive_int, default=6, help="stop after so many epochs without a better CIDEr")
     add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
     add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
     add("--weight_decay", type=non_negative, default=0.0, help="Adam's L2 penalty")
-    add("--grad_clip", type=positive, default=0.25, help="largest norm of the gradient")
+    add("--grad_clip", type=positive, default=0.1, help="largest norm of the gradient")
     add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: read a predicted word this often")
     add("--amp", action="store_true", help="mixed precision")
     add("--resume", default="auto", metavar="{auto,never,FILE}", help="auto: go on from save_path/checkpoint_last.pth")
@@ -76,6 +77,8 @@ def make_model(args, vocabulary):
         raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head {args.num_head}")
     sizes = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
              "encoder": None if args.encoder == "bottom_up" else args.encoder}
+    if args.dropout is not None:
+        sizes["dropout"] = args.dropout
     own = {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
     model = model_class(args.model_type)(**sizes, **own)
     if model.encoder is not None:

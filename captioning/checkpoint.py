@@ -54,7 +54,7 @@ def load(path, device="cpu", wordmap=None, num_head=8):
 def read(path):
     """The raw dict of a checkpoint, on the CPU; InputError if it is not one."""
     # published checkpoints carry a pickled optimizer: inert stand-ins take its place
-    inert = [(_Inert, "torch.optim.adam.Adam"), (dict, "collections.defaultdict")]
+    inert = [(_Inert, "torch.optim.adam.Adam"), (_empty_dict, "collections.defaultdict"), (dict, "builtins.dict")]
     try:
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -75,7 +75,11 @@ def image_size(model):
     return None if model.encoder is None else IMAGE_SIZE[model.config["encoder"]]
 
 
-class _Inert(dict):
+def _empty_dict(*_):
+    return {}
+
+
+class _Inert:
     """Takes the place of a pickled optimizer and forgets it."""
 
     def __setstate__(self, state):

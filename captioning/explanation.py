@@ -28,7 +28,7 @@ class Trace(NamedTuple):
 @dataclass
 class Explanation:
     """How inputs spoke for (+) and against (−) the word captions[:, t + 1], at every step t; zero at padding."""
-    logits: torch.Tensor            # (B, T, V)
+    logits: torch.Tensor            # (B, T, V) teacher-forced
     targets: torch.Tensor           # (B, T) the explained logits
     words: torch.Tensor             # (B, T, T) of the word read at step i ≤ t, not normalised
     features: torch.Tensor          # (B, T, K, C) at the encoder's output
@@ -72,7 +72,7 @@ def lrp(model, images, captions, eps=0.01, head=None, chunk=None):
     # R(x) = x r(x)
     words = torch.einsum("btie,bie->bti", r.words, trace.embeddings[:, 0])
     features = r.features * r.at_features[:, None]
-    pixels = None if r.pixels is None else r.pixels * images[:, None]
+    pixels = None if r.pixels is None else r.pixels * images.detach().to(r.pixels.dtype)[:, None]
     return _explanation(captions, logits, targets, words, features, pixels, trace)
 
 
@@ -148,12 +148,14 @@ def _derivatives(model, images, captions, rule, chunk=None, to_pixels=True):
 @contextlib.contextmanager
 def _frozen(model):
     """Without dropout, and without derivatives with respect to the weights."""
-    training, wanted = model.training, [p for p in model.parameters() if p.requires_grad]
+    training = {module: module.training for module in model.modules()}
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
     try:
         yield
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
         for parameter in wanted:
             parameter.requires_grad_(True)
 
@@ -163,4 +165,4 @@ def _explanation(captions, logits, targets, words, features, pixels, trace):
     attention = trace.attention[:, 0]
     attention = attention * there.view(*there.shape, *[1] * (attention.dim() - 2))
     beta = None if trace.beta is None else trace.beta[:, 0, :, 0] * there
-    return Explanation(logits, targets * there, words, features, pixels, attention, beta)
+    return Explanation(logits * there[..., None], targets * there, words, features, pixels, attention, beta)

@@ -101,18 +101,18 @@ class _Store:
         self.shape, self.attributes, self.with_boxes = shape, attributes, with_boxes
 
     def __enter__(self):
-        if self._fits(self.path):
+        self.file, self.missing, self.complete = None, set(), self._fits(self.path)
+        if self.complete:
             print(f"{self.path} is already there")
-            self.file, self.done, self.missing = None, self.count, set()
+            self.done = self.count
             return self
         try:
             if not self._fits(self.partial):
                 self._create()
-            self.file = h5py.File(self.partial, "r+")
+            with h5py.File(self.partial, "r") as file:
+                self.missing = {int(i) for i in np.flatnonzero(file["done"][:] == 0)}
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
-        flags = self.file["done"][:]
-        self.missing = {int(i) for i in np.flatnonzero(flags == 0)}
         self.done = min(self.missing, default=self.count)
         if self.done:
             print(f"going on after {self.done} of {self.count} pictures in {self.partial}")
@@ -130,6 +130,7 @@ class _Store:
         # all of its space at once: writing changes no metadata, so a killed process leaves a sound file
         plan, space = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5s.create_simple(shape)
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plan.set_obj_track_times(False)
         h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, plan)
 
     def _fits(self, path):
@@ -141,13 +142,17 @@ class _Store:
                 return (all(np.array_equal(file.attrs.get(key), value) for key, value in self.attributes.items())
                         and all(file[name].shape == shape for name, shape in shapes.items())
                         and (path == self.partial or bool(file["done"][:].all())))
-        except InputError:
+        except InputError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise InputError(f"{path} is being written by another run: wait until it ends") from error
             return False
 
     def write(self, start, features, boxes=None):
         """features (B, *shape), boxes (B, K, 4) of the pictures from `start` on."""
         rows = slice(start, start + len(features))
         try:
+            if self.file is None:   # not before: workers that inherit the file would hold its lock after a kill
+                self.file = h5py.File(self.partial, "r+")
             self.file["features"][rows] = features
             if boxes is not None:
                 self.file["boxes"][rows] = boxes
@@ -162,10 +167,9 @@ class _Store:
                           "--output_folder, and run this again to go on")
 
     def __exit__(self, kind, error, traceback):
-        if self.file is None:
-            return
-        self.file.close()
-        if kind is None:
+        if self.file is not None:
+            self.file.close()
+        if kind is None and not self.complete:
             os.replace(self.partial, self.path)
 
 

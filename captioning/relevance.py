@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 from torch.nn.grad import conv2d_input
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class _Scale(Function):
@@ -83,7 +82,7 @@ class _ZPlusConv(Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, geometry, signed):
-        plus, minus = _clamped(weight)
+        plus, minus = weight.clamp(min=0), weight.clamp(max=0)
         y = F.conv2d(x, weight, bias, *geometry)
         z = F.conv2d(x.clamp(min=0), plus, None, *geometry) if signed else F.conv2d(x, plus, None, *geometry)
         if signed:
@@ -102,17 +101,6 @@ class _ZPlusConv(Function):
             minus, positive = negative
             r_x = torch.where(positive, r_x, conv2d_input(ctx.shape, minus, s, *ctx.geometry))
         return r_x, None, None, None, None
-
-
-_clamped_weights = WeakTensorKeyDictionary()
-
-
-def _clamped(weight):
-    """W⁺ and W⁻, computed once until the weight changes."""
-    key = weight._version, weight.data_ptr()
-    if _clamped_weights.get(weight, [None])[0] != key:
-        _clamped_weights[weight] = key, weight.detach().clamp(min=0), weight.detach().clamp(max=0)
-    return _clamped_weights[weight][1:]
 
 
 class Plain:
@@ -189,7 +177,11 @@ class LRP(Gradient):
         return _Scale.apply(c, one[:, None].to(c.dtype))
 
     def conv(self, x, layer, signed):
-        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        padding = layer.padding
+        if isinstance(padding, str) or layer.padding_mode != "zeros":
+            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode), 0
+        geometry = layer.stride, padding, layer.dilation, layer.groups
         return _ZPlusConv.apply(x, layer.weight, layer.bias, geometry, signed)
 
 

@@ -2,10 +2,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import preparedataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small models gain nothing from more, and lose much where other processes want the cores too."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

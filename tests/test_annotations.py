@@ -1,4 +1,4 @@
-"""Karpathy's and COCO's annotations: what is read, the split rule, boxes, and one sentence for what is wrong in them."""
+"""Karpathy's and COCO's annotations: what is read, the split rule, boxes, and one sentence for what is wrong."""
 import copy
 import json
 

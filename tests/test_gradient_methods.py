@@ -12,15 +12,6 @@ CAPTIONS = torch.tensor([[1, 7, 3, 3, 2], [1, 4, 2, 0, 0]])
 WORDS = [(b, t) for b in range(2) for t in range(T) if CAPTIONS[b, t + 1] != 0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other at every tiny operation cost far more than they save on busy cores"""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Features(nn.Module):
     """An encoder and, as one number an image, its features weighted"""
 

@@ -15,15 +15,6 @@ CAPTIONS = torch.tensor([[1, 7, 3, 3, 9, 2], [1, 4, 11, 2, 0, 0], [1, 5, 0, 0, 0
 PARTS = ("words", "features", "pixels")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other at every tiny operation cost far more than they save on busy cores"""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def max_pooled():
     """8×8 pixels to 4×4 regions"""
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1),

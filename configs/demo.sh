@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The whole chain on pictures made on the spot: data, training, captions with scores, explanations. No GPU is needed.
+# Interrupted, it goes on when it is run again.
+. "$(dirname "$0")/environment.sh"
+export OMP_WAIT_POLICY=passive    # threads that wait leave their core to the processes that read pictures
+
+[ -f data/demo/test_demo.hdf5 ] || python preparedataset.py \
+    --dataset demo \
+    --output_folder data \
+    --demo_size 4000 500 500 \
+    --bias 0.95 \
+    --test_bias 0.5
+
+python train.py \
+    --dataset demo \
+    --data_folder data \
+    --model_type gridtd \
+    --encoder small \
+    --embed_dim 128 \
+    --hidden_dim 128 \
+    --attention_dim 64 \
+    --dropout 0.1 \
+    --batch_size 20 \
+    --epochs 14 \
+    --decoder_lr 1e-3 \
+    --encoder_lr 1e-3 \
+    --grad_clip 1 \
+    --amp \
+    --save_path output/demo
+
+python evaluation.py \
+    --weight output/demo/checkpoint_best.pth \
+    --dataset demo \
+    --data_folder data \
+    --split test \
+    --explanations correctness \
+    --methods lrp attention \
+    --max_images 200 \
+    --save_path output/demo
+
+python explain.py \
+    --weight output/demo/checkpoint_best.pth \
+    --images data/demo/images/test_0000[0-7].png \
+    --methods lrp attention \
+    --save_path output/demo/explanations
+
+echo "$PWD/output/demo"

@@ -1,0 +1,110 @@
+"""Checkpoints rebuild what was saved, refuse what does not fit, and never run code."""
+import collections
+import pickle
+
+import pytest
+import torch
+from test_models import published_state
+from torch import nn
+
+from aoamodel import AOAModel
+from captioning import checkpoint
+from captioning.errors import InputError
+from captioning.files import write_json
+from captioning.vocabulary import Vocabulary
+from gridTDmodel import GridTDModel
+
+VOCABULARY = Vocabulary({word: i for i, word in enumerate(["<pad>", "a", "dog", "<unk>", "<start>", "<end>"])})
+CAPTIONS = torch.tensor([[4, 1, 2, 5]])
+
+
+def make(model_type, encoder=None, **options):
+    torch.manual_seed(1)
+    return model_type(len(VOCABULARY), 4, 6, encoder=encoder, **({"feature_dim": 3} if encoder is None else {}),
+                      **options).eval()
+
+
+@pytest.mark.parametrize("model", [make(GridTDModel, attention_dim=5, query_per_region=True),
+                                   make(AOAModel, num_head=2), make(GridTDModel, encoder="small")])
+def test_what_is_saved_comes_back(tmp_path, model):
+    checkpoint.save(tmp_path / "c.pth", model, VOCABULARY, {"state": {"epoch": 3}})
+    loaded, vocabulary = checkpoint.load(tmp_path / "c.pth")
+    images = torch.randn(1, 3, 112, 112) if model.encoder is not None else torch.rand(1, 5, 3)
+    assert type(loaded) is type(model) and loaded.config == model.config and not loaded.training
+    assert vocabulary.wordmap == VOCABULARY.wordmap
+    assert torch.equal(loaded(images, CAPTIONS), model(images, CAPTIONS))
+    assert checkpoint.read(tmp_path / "c.pth")["training"] == {"state": {"epoch": 3}}
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_loading_runs_no_code(tmp_path):
+    torch.save({"state_dict": {}, "evil": Evil(tmp_path / "evil")}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.load(tmp_path / "c.pth")
+    assert not (tmp_path / "evil").exists()
+
+
+def damaged(tmp_path):
+    """{what is wrong: path}"""
+    good = tmp_path / "good.pth"
+    checkpoint.save(good, make(GridTDModel), VOCABULARY)
+    content = checkpoint.read(good)
+    (tmp_path / "truncated.pth").write_bytes(good.read_bytes()[:-500])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps([1, 2]))
+    changes = {"other_type": {"model_type": "aoa"}, "odd_type": {"model_type": "lstm"}, "no_state": {"state_dict": 3},
+               "fewer_words": {"wordmap": {word: i for i, word in enumerate(["<pad>", "<unk>", "<start>", "<end>"])}},
+               "no_words": {"wordmap": {}}, "odd_config": {"config": {"vocab_size": "many"}}}
+    for name, change in changes.items():
+        torch.save(content | change, tmp_path / f"{name}.pth")
+    return [tmp_path / f"{name}.pth" for name in ("missing", "truncated", "empty", "text", "pickle", *changes)]
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    for path in damaged(tmp_path):
+        with pytest.raises(InputError) as found:
+            checkpoint.load(path)
+        assert path.name in str(found.value) and "\n" not in str(found.value)
+
+
+def test_another_word_map_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "c.pth", make(AOAModel, num_head=2), VOCABULARY)
+    write_json(tmp_path / "other.json", {**VOCABULARY.wordmap, "cat": 6})
+    with pytest.raises(InputError, match="other.json"):
+        checkpoint.load(tmp_path / "c.pth", wordmap=tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("model", [make(GridTDModel, attention_dim=5), make(AOAModel, num_head=2)])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_published_checkpoints_load_without_their_pickled_optimizer(tmp_path, model, zipped):
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(1, 5, 3), CAPTIONS).sum().backward()
+    optimizer.step()
+    optimizer.state = collections.defaultdict(dict, optimizer.state)
+    state = {f"module.{key}": value for key, value in published_state(model).items()}
+    torch.save({"state_dict": state, "epoch": 7, "bleu-4": 0.2, "cider": 0.5, "optimizer": optimizer},
+               tmp_path / "published.pth", _use_new_zipfile_serialization=zipped)
+    write_json(tmp_path / "wordmap.json", VOCABULARY.wordmap)
+    loaded, _ = checkpoint.load(tmp_path / "published.pth", wordmap=tmp_path / "wordmap.json", num_head=2)
+    features = torch.rand(2, 5, 3)
+    model.query_per_region = isinstance(model, GridTDModel)
+    torch.testing.assert_close(loaded(features, CAPTIONS.expand(2, -1)), model(features, CAPTIONS.expand(2, -1)))
+    with pytest.raises(InputError, match="--wordmap"):
+        checkpoint.load(tmp_path / "published.pth")
+
+
+def test_a_model_with_an_encoder_of_its_own_is_not_saved(tmp_path):
+    model = make(GridTDModel, encoder=nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
+    with pytest.raises(ValueError, match="name"):
+        checkpoint.save(tmp_path / "c.pth", model, VOCABULARY)
