@@ -16,6 +16,7 @@ from captioning.cli import (
     pick_device,
     positive_int,
     print_settings,
+    set_seed,
 )
 from captioning.correctness import THRESHOLDS, explained, pixel_maps, share_inside, word_boxes
 from captioning.dataset import CaptionDataset, features_path
@@ -41,7 +42,7 @@ def get_args_parser():
     add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
     add("--diversity", type=non_negative, default=0.5, help="penalty of diverse_beam_search")
     add("--max_len", type=positive_int, default=50, help="words at most")
-    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="scores; chair needs boxes")
+    add("--metrics", nargs="+", choices=METRICS, help="scores; by default all, and chair if there are boxes")
     add("--explanations", nargs="+", choices=["correctness"], default=[], help="measures of explanations")
     add("--methods", nargs="+", choices=["lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam",
                                          "attention"], default=["lrp", "attention"], help="explanations to measure")
@@ -88,6 +89,8 @@ def read_predictions(path, names):
     for item in content if isinstance(content, list) else [None]:
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "caption")):
             raise InputError(f"{path} must hold a list of {{\"image\": file name, \"caption\": text}}")
+        if item["image"] in captions:
+            raise InputError(f"{path} has more than one caption for {item['image']}: leave one")
         captions[item["image"]] = item["caption"]
     odd = sorted(set(names) ^ captions.keys())
     if odd:
@@ -121,7 +124,7 @@ def correctness(args, model, vocabulary, data, captions, boxes, objects, device)
             maps = pixel_maps(explained(model, images, encoded, method), method, (size, size))[rows, steps]
             inside, area = share_inside(maps, corners.to(maps.dtype))
             shares[method].append(inside.cpu())
-        areas.append(area.cpu())
+        areas.append(area.cpu())        # the boxes are the same for every method
     if not areas:
         raise InputError("no caption names an object that is in its picture, so there is no correctness to measure")
     return {method: torch.cat(parts) for method, parts in shares.items()}, torch.cat(areas)
@@ -142,24 +145,43 @@ def report_correctness(args, shares, areas):
     return found | {"box_share": areas.mean().item(), "explained_words": len(areas)}
 
 
-def main(args):
-    print_settings(args)
+def check_flags(args):
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give either --weight CHECKPOINT or --predictions FILE")
     if args.explanations and not args.weight:
         raise InputError("--explanations needs --weight: captions alone cannot be explained")
+
+
+def open_model(args, device):
+    """(model, vocabulary, whether it was trained on stored features) of --weight."""
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
+    if args.explanations and model.encoder is None:
+        raise InputError(f"{args.weight} works on region features, not on pictures: --explanations needs a model "
+                         "with a CNN encoder")
+    training = checkpoint.read(args.weight).get("training") or {}
+    return model, vocabulary, training.get("from_features", False)
+
+
+def open_boxes(args):
+    """Boxes {file name: entry}, empty if there are none, and the data set's Objects."""
+    path = Path(args.boxes or Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
+    boxes = load_boxes(path) if args.boxes or path.exists() else {}
+    needs = "--explanations correctness" if args.explanations else "--metrics chair" if "chair" in (
+        args.metrics or ()) else None
+    if needs and not boxes:
+        raise InputError(f"{path} is missing or empty: {needs} needs boxes, name them with --boxes")
+    return boxes, load_objects(args.data_folder, args.dataset, boxes)
+
+
+def main(args):
+    print_settings(args)
+    check_flags(args)
     device = pick_device(args.device)
+    set_seed(args.seed)
     save_path = make_folder(args.save_path)
-    model = None
-    if args.weight:
-        model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
-        training = checkpoint.read(args.weight).get("training") or {}
-    data = open_data(args, model, args.weight and training.get("from_features"))
-    boxes_file = Path(args.boxes or Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
-    boxes = load_boxes(boxes_file) if args.boxes or boxes_file.exists() else {}
-    objects = load_objects(args.data_folder, args.dataset, boxes)
-    if args.explanations and not boxes:
-        raise InputError(f"{boxes_file} is missing: --explanations correctness needs boxes, name them with --boxes")
+    model, vocabulary, from_features = open_model(args, device) if args.weight else (None, None, False)
+    data = open_data(args, model, from_features)
+    boxes, objects = open_boxes(args)
     if model is None:
         captions = read_predictions(args.predictions, data.names)
     else:
@@ -167,8 +189,9 @@ def main(args):
         write_json(save_path / f"predictions_{args.split}.json",
                    [{"image": name, "caption": text} for name, text in zip(data.names, captions, strict=True)])
     from pycocoevalcap.scores import scores
-    metrics = scores(captions, data.references, args.metrics)
-    if "chair" in args.metrics and boxes:
+    wanted = args.metrics or METRICS
+    metrics = scores(captions, data.references, wanted)
+    if "chair" in wanted and boxes:
         metrics |= hallucination(captions, data.references, [boxes.get(name) for name in data.names], objects)
     if "correctness" in args.explanations:
         measured = correctness(args, model, vocabulary, data, captions, boxes, objects, device)

@@ -1,6 +1,10 @@
 """Captions pictures, shows why each word was said: python explain.py --weight output/checkpoint_best.pth --images ."""
+import os
+import shutil
 from collections import Counter
+from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ from captioning.cli import (
 )
 from captioning.correctness import explained, pixel_maps
 from captioning.errors import InputError, run_script
-from captioning.files import atomic_path, make_folder
+from captioning.files import make_folder, write_text
 from captioning.images import preprocess, read_image
 from captioning.plots import SEQUENTIAL, draw_heatmaps, draw_words
 from captioning.vocabulary import tokenise
@@ -35,7 +39,8 @@ def get_args_parser():
     add("--images", nargs="+", required=True, metavar="FILE_OR_FOLDER", help="pictures to caption and explain")
     add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="ways to explain")
     add("--caption", help="explain this sentence instead of the model's own")
-    add("--decoding", choices=decoding.METHODS, default="beam_search", help="how the model's own is found")
+    add("--decoding", choices=["greedy", "beam_search", "diverse_beam_search"], default="beam_search",
+        help="how the model's own is found")
     add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
     add("--max_len", type=positive_int, default=50, help="words at most")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
@@ -62,14 +67,17 @@ def find_pictures(arguments):
             paths.append(argument)
         else:
             raise InputError(f"the picture {argument} does not exist: check --images")
-    return paths
+    return list(dict.fromkeys(paths))
 
 
 def folder_names(paths):
     """A folder's name for each picture: its stem, or its whole name and a number where stems are alike."""
     stems, names = Counter(path.stem for path in paths), []
     for number, path in enumerate(paths):
-        names.append(path.stem if stems[path.stem] == 1 else f"{path.name}_{number}")
+        name = path.stem if stems[path.stem] == 1 else f"{path.name}_{number}"
+        while name in names:        # another picture's stem can look just like that
+            name += "_"
+        names.append(name)
     return names
 
 
@@ -126,6 +134,26 @@ def explain_batch(args, model, vocabulary, pictures, size, device):
     return results
 
 
+def publish(folder, picture, result, vocabulary):
+    """Writes the picture's folder; it appears whole. In one that is there already, a former explanation is replaced."""
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        write(make_folder(temporary), picture, result, vocabulary)
+        if not folder.exists():
+            os.replace(temporary, folder)
+            return
+        ours = {f"{prefix}{method}.png" for method in METHODS for prefix in ("", "words_")} | {"explanation.npz"}
+        for name in ours:       # nothing else: the folder may hold files of the user's
+            (folder / name).unlink(missing_ok=True)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".npz"):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}): free some space or choose another "
+                         "--save_path") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write(folder, picture, result, vocabulary):
     """One PNG a method, words_<method>.png and explanation.npz."""
     words = [vocabulary.words[i] for i in result["ids"]]
@@ -139,8 +167,23 @@ def write(folder, picture, result, vocabulary):
         if method != "attention":
             draw_words(folder / f"words_{method}.png", words[:-1], words[1:], found["words"], title)
             arrays |= {f"{method}_words": found["words"], f"{method}_regions": found["regions"]}
-    with atomic_path(folder / "explanation.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    np.savez_compressed(folder / "explanation.npz", **arrays)
+
+
+def write_index(save_path, sentences, methods):
+    """index.html: for every folder in `sentences`, {folder's name: sentence}, its pictures, by relative links."""
+    parts = []
+    for name, sentence in sentences.items():
+        pngs = [f"{prefix}{method}.png" for method in methods for prefix in ("", "words_")
+                if prefix == "" or method != "attention"]
+        pictures = "".join(f'<a href="{quote(f"{name}/{png}")}"><img loading="lazy" alt="{escape(png)}" '
+                           f'src="{quote(f"{name}/{png}")}"></a>\n' for png in pngs)
+        parts.append(f"<h2>{escape(sentence) or '(no words)'}</h2>\n<p>{escape(name)}</p>\n{pictures}")
+    write_text(Path(save_path) / "index.html", f"""<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>Explanations</title>
+<style>body {{ font-family: sans-serif; margin: 2em }} img {{ max-width: 100%; max-height: 40em }}</style>
+{"".join(parts)}</html>
+""")
 
 
 def main(args):
@@ -157,17 +200,22 @@ def main(args):
     save_path = make_folder(args.save_path)
     folders = dict(zip(paths, folder_names(paths), strict=True))
     batches = [paths[i:i + args.batch_size] for i in range(0, len(paths), args.batch_size)]
+    sentences = {}
     with tqdm(total=len(paths), desc="explaining", unit="picture") as bar:
         for batch in batches:
             pictures = read_pictures(batch, args.skip_broken)
             results = explain_batch(args, model, vocabulary, pictures, size, device) if pictures else []
             for (path, picture), result in zip(pictures, results, strict=True):
-                write(make_folder(save_path / folders[path]), picture, result, vocabulary)
+                publish(save_path / folders[path], picture, result, vocabulary)
+                sentences[folders[path]] = " ".join(vocabulary.decode(result["ids"]))
                 shares = f"   (LRP: {result['conservation']:.0%} of the logits reached words and picture)" \
                     if "conservation" in result else ""
-                bar.write(f"{path.name}: {' '.join(vocabulary.decode(result['ids']))}{shares}")
+                bar.write(f"{path.name}: {sentences[folders[path]]}{shares}")
             bar.update(len(batch))
-    print(f"pictures and arrays: {save_path}/")
+    if not sentences:
+        raise InputError("none of the pictures can be read, so there is nothing to explain: check --images")
+    write_index(save_path, sentences, args.methods)
+    print(f"pictures and arrays: {save_path}/index.html")
 
 
 if __name__ == "__main__":

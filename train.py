@@ -41,10 +41,13 @@ def get_args_parser():
     add("--num_head", type=positive_int, default=8, help="aoa: attention heads")
     add("--dropout", type=fraction, help="before the output layer; by default 0.5 for gridtd, 0.3 for aoa")
     add("--batch_size", type=positive_int, default=32, help="pictures a step, each with all its captions")
+    add("--captions_per_step", type=positive_int, help="so many of a picture's captions a step, drawn anew each epoch")
     add("--epochs", type=natural, default=50, help="at most this many")
     add("--patience", type=positive_int, default=6, help="stop after so many epochs without a better CIDEr")
     add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
     add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
+    add("--lr_schedule", choices=["plateau", "cosine"], default="plateau",
+        help="plateau: times 0.8 after two epochs without a better CIDEr; cosine: to zero over all epochs")
     add("--weight_decay", type=non_negative, default=0.0, help="Adam's L2 penalty")
     add("--grad_clip", type=positive, default=0.1, help="largest norm of the gradient")
     add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: read a predicted word this often")
@@ -66,9 +69,10 @@ def open_data(args, split, augment=False):
             raise InputError(f"{path} is missing: run preparedataset.py --features "
                              f"{'bottom_up' if args.encoder == 'bottom_up' else f'cnn --encoder {args.encoder}'}, or "
                              "train with --from_pixels")
-        return CaptionDataset(args.data_folder, args.dataset, split, features=path)
+        return CaptionDataset(args.data_folder, args.dataset, split, features=path, seed=args.seed,
+                              captions_per_step=args.captions_per_step)
     return CaptionDataset(args.data_folder, args.dataset, split, image_size=encoders.IMAGE_SIZE[args.encoder],
-                          augment=augment, seed=args.seed)
+                          augment=augment, seed=args.seed, captions_per_step=args.captions_per_step)
 
 
 def make_model(args, vocabulary):

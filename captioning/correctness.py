@@ -9,24 +9,24 @@ def share_inside(maps, boxes, thresholds=THRESHOLDS):
     """maps (n, H, W) of relevance; boxes (n, m, 4), x0, y0, x1, y1 in shares of the picture, NaN where there is none.
 
     Positive relevance is divided by its maximum and values ≤ τ are left out. Returns the share inside the best box, for
-    every threshold (n, thresholds), and the share of the picture that the best box at τ = 0 covers (n,).
+    every threshold (n, thresholds), and the largest box's share of the picture (n,): what an even map would score.
     """
     n, H, W = maps.shape
     maps = maps.clamp(min=0)
     maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-    y = ((torch.arange(H, dtype=maps.dtype, device=maps.device) + 0.5) / H)[:, None]
-    x = ((torch.arange(W, dtype=maps.dtype, device=maps.device) + 0.5) / W)[None]
-    x0, y0, x1, y1 = (side[..., None, None] for side in boxes.unbind(-1))
-    inside = ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).to(maps.dtype)              # (n, m, H, W)
+    y = (torch.arange(H, dtype=maps.dtype, device=maps.device) + 0.5) / H
+    x = (torch.arange(W, dtype=maps.dtype, device=maps.device) + 0.5) / W
+    x0, y0, x1, y1 = (side[..., None] for side in boxes.unbind(-1))                    # (n, m, 1)
+    in_rows, in_columns = ((y >= y0) & (y < y1)).to(maps.dtype), ((x >= x0) & (x < x1)).to(maps.dtype)
     shares = []
     for tau in thresholds:
         kept = torch.where(maps > tau, maps, 0)
-        in_box = torch.einsum("nhw,nmhw->nm", kept, inside)
+        in_box = torch.einsum("nmh,nhw,nmw->nm", in_rows, kept, in_columns)
         shares.append(in_box / kept.sum((1, 2)).clamp(min=torch.finfo(maps.dtype).tiny)[:, None])
     shares = torch.stack(shares, -1)                                                   # (n, m, thresholds)
-    best = shares[..., 0].argmax(1, keepdim=True)
-    area = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).gather(1, best)[:, 0]
-    return shares.amax(1), area
+    sides = boxes.clamp(0, 1)
+    areas = (sides[..., 2] - sides[..., 0]) * (sides[..., 3] - sides[..., 1])          # (n, m), NaN without a box
+    return shares.amax(1), areas.nan_to_num(0).amax(1)
 
 
 def pixel_maps(explanation, method, size):

@@ -94,10 +94,12 @@ class CaptionDataset(Dataset):
 
     features: path of stored features; otherwise pictures are read and resized to image_size. augment: colour jitter and
     flips, a function of (seed, epoch, index) alone; a flipped picture has 'left' and 'right' swapped in its captions.
-    Without features and image_size it has names, references and captions only.
+    captions_per_step: so many of each picture's captions, drawn anew every epoch; all by default. Without features and
+    image_size it has names, references and captions only.
     """
 
-    def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False, seed=1):
+    def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False, seed=1,
+                 captions_per_step=None):
         path = split_path(data_folder, dataset, split)
         self.vocabulary = vocabulary.read(wordmap_path(data_folder, dataset))
         with open_hdf5(path, ("captions", "names", "paths", "references")) as file, reading(path):
@@ -110,7 +112,8 @@ class CaptionDataset(Dataset):
                              "preparedataset.py again")
         self._check_contents(path)
         self.path, self.features, self.image_size, self.augment = path, features, image_size, augment
-        self.seed, self.epoch, self._file, self._reader = seed, 0, None, None
+        self.seed, self.epoch, self.captions_per_step = seed, 0, captions_per_step
+        self._file, self._reader = None, None
         self.sides = [self.vocabulary.wordmap.get(word) for word in ("left", "right")]
         if features:
             self._check_features()
@@ -158,10 +161,17 @@ class CaptionDataset(Dataset):
         self.epoch = epoch
 
     def __getitems__(self, indices):
-        captions = self.captions[indices].long()
+        captions = self.captions[indices].long()                                       # (B, N, L)
+        if self.captions_per_step:
+            order = torch.stack([torch.rand(captions.shape[1], generator=torch.Generator().manual_seed(
+                self._seed(i, "captions"))) for i in indices]).argsort(1)
+            captions = captions.take_along_dim(order[:, :self.captions_per_step, None], dim=1)
         captions = captions[..., :int((captions != 0).any(0).any(0).sum())]
         pictures = self.read_features(indices) if self.features else self.read_pictures(indices, captions)
         return {"images": pictures, "captions": captions, "index": torch.as_tensor(indices)}
+
+    def _seed(self, index, purpose):
+        return int(fingerprint([self.seed, self.epoch, index, purpose]), 16) % 2**63
 
     def read_features(self, indices):
         """(B, K, C) float32, in one read."""
@@ -179,7 +189,7 @@ class CaptionDataset(Dataset):
         pictures = torch.stack([images.resize(images.read_image(Path(self.image_folder, self.paths[index])),
                                               self.image_size) for index in indices])
         if self.augment:
-            pictures, flipped = images.augment(pictures, [hash((self.seed, self.epoch, i)) % 2**63 for i in indices])
+            pictures, flipped = images.augment(pictures, [self._seed(i, "picture") for i in indices])
             left, right = self.sides
             if left is not None and right is not None:
                 swapped = torch.where(captions == left, right, torch.where(captions == right, left, captions))

@@ -194,7 +194,7 @@ def sample_scene(rng, bias):
     things, groups = [], []
     for category, count in counts.items():
         colour = str(rng.choice(list(COLOURS))) if CATEGORIES[category][3] is not None else None
-        side = rng.uniform(0.3, 0.56) if sum(counts.values()) <= 2 else rng.uniform(0.26, 0.4)
+        side = rng.uniform(0.36, 0.6) if sum(counts.values()) <= 2 else rng.uniform(0.3, 0.44)
         groups.append((category, list(range(len(things), len(things) + count))))
         things += [_place(rng, category, colour, side * rng.uniform(0.92, 1.08), things) for _ in range(count)]
     # what stands further back is painted first
@@ -258,7 +258,7 @@ def _noun_phrase(scene, group, rng):
         return f"{COUNTS[len(members)]} {colour}{plurals[which]}"
     side, size = things[0].side, ""
     if rng.random() < 0.5:
-        size = "large " if side > 0.5 else "small " if side < 0.29 else ""
+        size = "large " if side > 0.55 else "small " if side < 0.34 else ""
     noun = f"{size}{colour}{nouns[which]}"
     return f"{'an' if noun[0] in 'aeou' else 'a'} {noun}"
 

@@ -1,4 +1,4 @@
-"""Image encoders: plain sequences of convolution, ReLU, pooling and residual blocks, batch-norm folded away.
+"""Image encoders: plain sequences of convolution, batch-norm, ReLU, pooling and residual blocks.
 
 Each maps images (B, 3, S, S), normalised as in captioning.images, to features (B, C, h, w). `run` is the one forward
 pass: with an explanation rule it is also what relevance and gradients travel back through.
@@ -11,8 +11,6 @@ from torch import nn
 from captioning.errors import InputError
 from captioning.relevance import PLAIN
 
-import os
-BN=int(os.environ.get('BN','1'))
 IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
 
 
@@ -28,19 +26,19 @@ class Residual(nn.Module):
 
 
 def run(layers, x, rule=PLAIN, signed=True):
-    """The encoder's forward pass under a rule; signed: whether x may be negative. Returns (output, its signedness)."""
-    layers = list(layers)
-    for i, layer in enumerate(layers):
-        norm = layers[i + 1] if i + 1 < len(layers) and isinstance(layers[i + 1], nn.BatchNorm2d) else None
+    """The encoder's forward pass under a rule; signed: whether x may be negative. Returns (output, its signedness).
+
+    Under a rule that explains, a batch-norm is folded into the convolution before it.
+    """
+    for layer, following in zip(layers, [*layers[1:], None], strict=False):
         if isinstance(layer, nn.Sequential):
             x, signed = run(layer, x, rule, signed)
         elif isinstance(layer, Residual):
             x = rule.stabilise(run(layer.body, x, rule, signed)[0] + run(layer.shortcut, x, rule, signed)[0])
             signed = True
-        elif isinstance(layer, nn.Conv2d) and norm and not rule.fused:
-            x, signed = rule.conv(x, _fold(layer, norm), signed), True
         elif isinstance(layer, nn.Conv2d):
-            x, signed = rule.conv(x, layer, signed), True
+            folded = isinstance(following, nn.BatchNorm2d) and not rule.fused
+            x, signed = rule.conv(x, _fold(layer, following) if folded else layer, signed), True
         elif isinstance(layer, nn.BatchNorm2d):
             x = layer(x) if rule.fused else x
         elif isinstance(layer, nn.ReLU):
@@ -50,7 +48,7 @@ def run(layers, x, rule=PLAIN, signed=True):
         elif isinstance(layer, nn.MaxPool2d):
             x = layer(x)
         else:
-            raise TypeError(f"an encoder is made of Conv2d, ReLU, MaxPool2d, AvgPool2d and Residual, not "
+            raise TypeError(f"an encoder is made of Conv2d, BatchNorm2d, ReLU, MaxPool2d, AvgPool2d and Residual, not "
                             f"{type(layer).__name__}")
     return x, signed
 
@@ -143,19 +141,18 @@ def _bottleneck(block):
 
 def _fold(conv, norm):
     """Batch-norm with its running statistics as part of the convolution before it."""
-    return nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
+    with torch.no_grad():
+        return nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
 
 
 def _small():
-    """Six convolutions and three max-pools: 112×112 pixels to 128 channels at 14×14, small enough to train on a CPU."""
+    """Six convolutions with batch-norm and four max-pools: 112×112 pixels to 128 channels at 7×7, for CPUs."""
     layers, width = [], 3
-    for channels in (32, "pool", 64, "pool", 96, 96, "pool", 128, 128):
+    for channels in (32, "pool", 64, "pool", 96, "pool", 128, 128, "pool", 128):
         if channels == "pool":
             layers.append(nn.MaxPool2d(2))
         else:
-            conv = nn.Conv2d(width, channels, 3, padding=1, bias=BN<1)
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            if BN<1: nn.init.zeros_(conv.bias)
-            layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()] if BN else [conv, nn.ReLU()]
+            layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            nn.init.kaiming_normal_(layers[-3].weight, nonlinearity="relu")
             width = channels
     return nn.Sequential(*layers)

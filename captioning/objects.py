@@ -22,7 +22,7 @@ class Objects:
     exact: whether boxes tell all that is in a picture, else its references count too."""
 
     def __init__(self, words, biased=(), exact=False):
-        self.words = {tuple(phrase.split()): category for phrase, category in words.items()}
+        self.words = {tuple(tokenise(phrase)): category for phrase, category in words.items()}
         self.biased, self.exact = set(biased), exact
         self.longest = max(map(len, self.words), default=0)
 
@@ -52,12 +52,21 @@ def load_objects(data_folder, dataset, boxes):
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists():
         content = read_json(path, ["words", "biased"])
-        return Objects(content["words"], content["biased"], exact=True)
+        words, biased = content["words"], content["biased"]
+        if not isinstance(words, dict) or not all(isinstance(name, str) for name in [*words.values(), *biased]):
+            raise InputError(f"{path} must hold \"words\", {{word: category}}, and \"biased\", a list of categories")
+        return Objects(words, biased, exact=True)
     words = {}
-    for category in {name for entry in boxes.values() for name in entry["categories"]}:
+    for category in sorted({name for entry in boxes.values() for name in entry["categories"]}):
         for word in [category, *SYNONYMS.get(category, "").split()]:
-            words[word] = words[word + ("es" if word.endswith(("s", "ch", "sh", "x")) else "s")] = category
+            words[word] = words[plural(word)] = category
     return Objects(words)
+
+
+def plural(word):
+    if word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("s", "ch", "sh", "x")) else "s")
 
 
 def load_boxes(path):
@@ -66,7 +75,12 @@ def load_boxes(path):
     if not isinstance(boxes, dict):
         raise InputError(f"{path} must hold an object {{file name: boxes}}")
     for name, entry in boxes.items():
-        if not isinstance(entry, dict) or not {"categories", "bbox", "shape"} <= entry.keys():
+        try:
+            sound = min(entry["shape"]) > 0 and all(len(corners) == 4 for number in entry["categories"].values()
+                                                    for corners in entry["bbox"][str(number)])
+        except (KeyError, TypeError, AttributeError, ValueError):
+            sound = False
+        if not sound:
             raise InputError(f"{path} has no proper boxes for {name}: it needs categories, bbox and shape")
     return boxes
 
@@ -75,7 +89,8 @@ def hallucination(captions, references, entries, objects):
     """CHAIR of captions, with their pictures' references and box entries (or None), a list item an image.
 
     {"chair_i": share of object words whose object is not there, "chair_s": share of captions with such a word,
-    "object_precision": 1 − chair_i} and, if some objects are biased, object_precision of those and of all others.
+    "object_precision": 1 − chair_i} and, if some objects are biased, object_precision of those and of all others, as
+    far as captions name any.
     """
     right, biased, per_caption = [], [], []
     for caption, sentences, entry in zip(captions, references, entries, strict=True):
@@ -86,8 +101,9 @@ def hallucination(captions, references, entries, objects):
         per_caption.append(all(category in there for category in categories))
     found = {"chair_i": 1 - _share(right), "chair_s": 1 - _share(per_caption), "object_precision": _share(right)}
     if objects.biased:
-        found["object_precision_biased"] = _share([ok for ok, b in zip(right, biased, strict=True) if b])
-        found["object_precision_unbiased"] = _share([ok for ok, b in zip(right, biased, strict=True) if not b])
+        for name, wanted in (("biased", True), ("unbiased", False)):
+            chosen = [ok for ok, b in zip(right, biased, strict=True) if b == wanted]
+            found |= {f"object_precision_{name}": _share(chosen)} if chosen else {}
     return found
 
 

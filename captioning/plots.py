@@ -1,5 +1,6 @@
 """Pictures of explanations: heatmaps over the photograph, the matrix of word relevances, correctness curves."""
 import numpy as np
+from PIL import Image
 
 from captioning.files import atomic_path
 
@@ -13,12 +14,17 @@ def draw_heatmaps(path, image, words, maps, title, signed=True):
     against it, nothing at zero; others: from nothing to yellow.
     """
     from matplotlib.figure import Figure
+    image = thumbnail(image)
     columns = min(6, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
     H, W = image.shape[:2]
     width = 2.1
-    figure = Figure(figsize=(columns * width, rows * (width * H / W + 0.35) + 0.8), layout="constrained")
+    height = width * min(max(H / W, 0.3), 3)        # of a cell; beyond that the photograph gets a margin
+    figure = Figure(figsize=(max(columns * width, 6), rows * (height + 0.3) + 1), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.06, hspace=0.02)
     figure.suptitle(title, fontsize=13, wrap=True)
+    meaning = "red spoke for the word, blue against it" if signed else "yellow marks the highest values"
+    figure.supxlabel(f"{meaning}; each word has its own scale", fontsize=10, color="0.4")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -36,11 +42,18 @@ def colours(heat, signed):
     """heat (h, w) -> RGBA (h, w, 4), more opaque the further from zero; the scale ends at the 99.5th percentile."""
     from matplotlib import colormaps
     heat = smooth(np.asarray(heat, float)) if signed else np.asarray(heat, float)
-    top = np.percentile(np.abs(heat), 99.5) or 1.0
+    top = np.percentile(np.abs(heat), 99.5) or np.abs(heat).max() or 1.0      # the maximum where nearly all is zero
     scaled = np.clip(heat / top, -1, 1)
-    rgba = colormaps["seismic" if signed else "plasma"]((scaled + 1) / 2 if signed else scaled)
+    rgba = colormaps["bwr" if signed else "plasma"]((scaled + 1) / 2 if signed else scaled)
     rgba[..., 3] = np.abs(scaled) ** 0.6 * (0.95 if signed else 0.75)
     return rgba
+
+
+def thumbnail(image, side=480):
+    """uint8 (H, W, 3), no side longer than `side`: every word's cell holds a copy of it."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((side, side))
+    return np.asarray(picture)
 
 
 def smooth(heat):
@@ -59,18 +72,18 @@ def draw_words(path, read, explained, matrix, title):
     from matplotlib.figure import Figure
     matrix = np.asarray(matrix, float)
     T = len(explained)
-    figure = Figure(figsize=(2 + 0.62 * T, 1.8 + 0.42 * T), layout="constrained")
+    figure = Figure(figsize=(2.8 + 0.5 * max(T, 3), 1.8 + 0.5 * max(T, 3)), layout="constrained")
     figure.suptitle(title, fontsize=11, wrap=True)
     axis = figure.subplots()
     scale = np.abs(matrix).max(1, keepdims=True)
     shown = np.where(np.tri(T, dtype=bool), matrix / np.where(scale == 0, 1, scale), np.nan)
-    picture = axis.imshow(shown, cmap="seismic", vmin=-1, vmax=1, alpha=0.85)
+    picture = axis.imshow(shown, cmap="bwr", vmin=-1, vmax=1)
     axis.set_xticks(range(T), read, rotation=45, ha="right")
     axis.set_yticks(range(T), explained)
     axis.set(xlabel="word read", ylabel="word explained")
     if T <= 14:
         for row, column in zip(*np.tril_indices(T), strict=True):
-            strong = abs(shown[row, column]) > 0.6
+            strong = abs(shown[row, column]) > 0.55
             axis.text(column, row, f"{matrix[row, column]:.2g}", ha="center", va="center", fontsize=7,
                       color="white" if strong else "black")
     bar = figure.colorbar(picture, ax=axis, shrink=0.7, ticks=[-1, 0, 1])

@@ -1,5 +1,6 @@
 """What training and fine-tuning share: the loop over epochs with validation, checkpoints, resuming and the log."""
 import contextlib
+import math
 import signal
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from captioning.log import write_log
 
 # flags that may not change between an interruption and the run that goes on
 FIXED_FLAGS = ("dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
-               "batch_size", "seed", "ss_prob", "amp", "weight_decay")
+               "batch_size", "captions_per_step", "seed", "ss_prob", "amp", "weight_decay", "dropout")
 
 
 def new_state():
@@ -64,6 +65,8 @@ def train_epoch(args, model, data, loss_function, device, optimizer, scaler, sta
     totals = torch.tensor(state["sums"], dtype=torch.float64)
     started = time.monotonic()
     for batch in bar:
+        if args.lr_schedule == "cosine":
+            anneal(args, optimizer, state["epoch"] + state["step"] / len(batches))
         torch.manual_seed(step_seed(args.seed, state["epoch"], state["step"]))
         totals += train_step(args, model, batch, loss_function, device, optimizer, scaler)
         state["step"] += 1
@@ -74,6 +77,13 @@ def train_epoch(args, model, data, loss_function, device, optimizer, scaler, sta
         state["sums"] = totals.tolist()
         saver.save_if_due(stop)
     bar.close()
+
+
+def anneal(args, optimizer, epochs):
+    """Learning rates after so many epochs, on half a cosine to zero at the last."""
+    factor = 0.5 * (1 + math.cos(math.pi * min(1, epochs / args.epochs)))
+    for group, lr in zip(optimizer.param_groups, (args.decoder_lr, args.encoder_lr), strict=False):
+        group["lr"] = lr * factor
 
 
 def train_step(args, model, batch, loss_function, device, optimizer, scaler):
@@ -132,7 +142,7 @@ def caption_batch(model, images, vocabulary, amp, device, method="greedy", **opt
 
 
 def end_epoch(args, state, metrics, optimizer, saver):
-    """Logs the epoch, keeps the best checkpoint, lowers the learning rate after two epochs without a better CIDEr."""
+    """Logs the epoch and keeps the best checkpoint; on a plateau of CIDEr the learning rate falls every two epochs."""
     loss, right, words = state["sums"]
     state["log"].append([state["epoch"] + 1, state["step"], loss / words, right / words, metrics["cider"],
                          metrics["bleu_4"], optimizer.param_groups[0]["lr"], round(state["seconds"], 1)])
@@ -141,7 +151,7 @@ def end_epoch(args, state, metrics, optimizer, saver):
     better = metrics["cider"] > state["best"]
     state["best"] = max(metrics["cider"], state["best"])
     state["bad_epochs"] = 0 if better else state["bad_epochs"] + 1
-    if state["bad_epochs"] and state["bad_epochs"] % 2 == 0:
+    if args.lr_schedule == "plateau" and state["bad_epochs"] and state["bad_epochs"] % 2 == 0:
         for group in optimizer.param_groups:
             group["lr"] *= 0.8
     state.update(epoch=state["epoch"] + 1, step=0, sums=[0.0, 0.0, 0.0], seconds=0.0)
@@ -159,7 +169,8 @@ class Saver:
         self.optimizer, self.scaler, self.saved_at = optimizer, scaler, time.monotonic()
 
     def save(self, name="checkpoint_last.pth"):
-        flags = {key: value for key, value in vars(self.args).items() if isinstance(value, bool | int | float | str)}
+        flags = {key: value for key, value in vars(self.args).items()
+                 if isinstance(value, bool | int | float | str | None)}
         training = {"state": self.state, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                     "flags": flags, "from_features": not self.args.from_pixels}
         checkpoint.save(Path(self.args.save_path) / name, self.model, self.vocabulary, training)

@@ -151,6 +151,21 @@ def test_augmentation_depends_on_seed_epoch_and_picture_alone(prepared):
     assert not torch.equal(here[:3], other.__getitems__([0, 1, 2])["images"])
 
 
+def test_captions_drawn_anew_each_epoch(prepared):
+    path = dataset.features_path(prepared, "x", "train", "stub")
+    data = CaptionDataset(prepared, "x", "train", features=path, captions_per_step=2)
+    seen = set()
+    for epoch in range(12):
+        data.set_epoch(epoch)
+        drawn = data.__getitems__([2])["captions"]
+        alone = epoch_of(data, 1, [[5, 2]])[0]["captions"][1:, :, :drawn.shape[2]]
+        assert drawn.shape[:2] == (1, 2) and torch.equal(drawn, alone)
+        rows = [row.tolist() for row in torch.nn.functional.pad(drawn[0], (0, 7 - drawn.shape[2]))]
+        stored = data.captions[2].tolist()
+        seen.add(tuple(stored.index(row) for row in rows))
+    assert all(one != other for one, other in seen) and {i for pair in seen for i in pair} == {0, 1, 2}
+
+
 def test_a_flipped_picture_has_left_and_right_swapped(prepared):
     plain = CaptionDataset(prepared, "x", "train", image_size=16)
     data = CaptionDataset(prepared, "x", "train", image_size=16, augment=True)
@@ -162,7 +177,9 @@ def test_a_flipped_picture_has_left_and_right_swapped(prepared):
         for x, y, row, unchanged in zip(batch["images"], original["images"], batch["captions"], original["captions"],
                                         strict=True):
             # the jitter moves brightness, contrast and saturation but not what is where
-            flipped = bool((x.mean(0) * y.mean(0).flip(-1)).sum() > (x.mean(0) * y.mean(0)).sum())
+            alike = torch.corrcoef(torch.stack([x.mean(0), y.mean(0), y.mean(0).flip(-1)]).flatten(1))[0, 1:]
+            assert alike.max() > 0.9 > 0.5 > alike.min()
+            flipped = bool(alike[1] > alike[0])
             swapped = torch.where(unchanged == left, right, torch.where(unchanged == right, left, unchanged))
             assert torch.equal(row, swapped if flipped else unchanged)
             seen.add(flipped)

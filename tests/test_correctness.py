@@ -1,0 +1,117 @@
+"""The share of relevance inside an object's box, against a literal loop."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from aoamodel import AOAModel
+from captioning.correctness import THRESHOLDS, explained, pixel_maps, share_inside, word_boxes
+from gridTDmodel import GridTDModel
+
+
+def literal(heat, boxes, tau):
+    """One map (H, W), boxes of one category in shares of the picture: the best box's share."""
+    H, W = heat.shape
+    top = max(max(0.0, float(value)) for value in heat.flatten())
+    best = 0.0
+    for x0, y0, x1, y1 in boxes.tolist():
+        inside = total = 0.0
+        for row in range(H):
+            for column in range(W):
+                value = max(0.0, float(heat[row, column])) / top
+                if value <= tau:
+                    continue
+                total += value
+                if x0 <= (column + 0.5) / W < x1 and y0 <= (row + 0.5) / H < y1:
+                    inside += value
+        best = max(best, inside / total)
+    return best
+
+
+def test_thresholds():
+    assert pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]) == THRESHOLDS
+
+
+def test_share_inside_is_the_literal_loop():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 9, 12, generator=generator, dtype=torch.float64)
+    boxes = [torch.tensor([[0.1, 0.1, 0.6, 0.5]]), torch.tensor([[0, 0, 0.3, 1], [0.5, 0.2, 1, 0.9]]),
+             torch.tensor([[0.4, 0.4, 0.9, 0.9], [0, 0, 0.1, 0.1], [0, 0, 1, 0.5]])]
+    padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=float("nan")).double()
+    before = maps.clone()
+    shares, areas = share_inside(maps, padded)
+    for i in range(3):
+        for j, tau in enumerate(THRESHOLDS):
+            assert shares[i, j].item() == pytest.approx(literal(maps[i], boxes[i], tau), abs=1e-12)
+    assert torch.equal(maps, before)
+    assert areas.tolist() == pytest.approx([0.2, 0.35, 0.5])
+
+
+def test_one_word_does_not_depend_on_the_others():
+    maps = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]).expand(4, 1, 4)
+    together = share_inside(maps, boxes)[0]
+    assert torch.allclose(together, torch.cat([share_inside(maps[i:i + 1], boxes[:1])[0] for i in range(4)]))
+
+
+def test_the_second_box_meets_the_unmodified_map():
+    heat = torch.zeros(1, 10, 10)
+    heat[0, :, :5], heat[0, :, 5:] = 1.0, 0.4
+    left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
+    one = share_inside(heat, torch.tensor([[left]]))[0]
+    other = share_inside(heat, torch.tensor([[right]]))[0]
+    both = share_inside(heat, torch.tensor([[left, right]]))[0]
+    assert torch.equal(both, torch.maximum(one, other)) and other[0, 0] == pytest.approx(2 / 7)
+
+
+def test_an_even_map_scores_the_largest_boxs_share():
+    boxes = torch.tensor([[[0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 1.0]]])
+    shares, area = share_inside(torch.ones(1, 8, 8), boxes)
+    assert shares[0, :9].tolist() == pytest.approx([0.5] * 9) and area.item() == 0.5
+
+
+def test_maps_without_positive_relevance_score_zero():
+    shares, _ = share_inside(torch.stack([torch.zeros(5, 5), -torch.ones(5, 5)]), torch.tensor([[[0.0, 0, 1, 1]]] * 2))
+    assert torch.equal(shares, torch.zeros(2, 10))
+
+
+def test_a_box_beyond_the_picture_covers_no_more_than_all_of_it():
+    assert share_inside(torch.ones(1, 4, 4), torch.tensor([[[-0.5, -0.5, 2.0, 2.0]]]))[1].item() == 1
+
+
+def test_word_boxes_scale_by_the_pictures_shape():
+    entry = {"categories": {"dog": 18}, "bbox": {"18": [[20, 10, 100, 50], [0, 0, 200, 100]]}, "shape": [200, 100]}
+    expected = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1]])
+    assert torch.allclose(word_boxes(entry, "dog"), expected)
+
+
+def test_attention_is_upsampled_bilinearly_row_by_row():
+    attention = torch.zeros(1, 1, 4)
+    attention[0, 0, 1] = 1                                              # second column of the first row
+    found = pixel_maps(SimpleNamespace(attention=attention), "attention", (8, 8))
+    assert found.shape == (1, 1, 8, 8)
+    assert found[0, 0, 0, 7] == 1 and found[0, 0, 7, 0] == 0 and 0 < found[0, 0, 3, 4] < 1
+
+
+def test_attention_is_the_mean_over_heads():
+    heads = torch.rand(2, 3, 4, 9, generator=torch.Generator().manual_seed(0))
+    one = pixel_maps(SimpleNamespace(attention=heads), "attention", (6, 6))
+    other = pixel_maps(SimpleNamespace(attention=heads.mean(2)), "attention", (6, 6))
+    assert torch.equal(one, other)
+
+
+def test_pixel_maps_sum_over_channels():
+    pixels = torch.randn(2, 3, 3, 4, 4)
+    assert torch.equal(pixel_maps(SimpleNamespace(pixels=pixels), "lrp", (4, 4)), pixels.sum(2))
+
+
+@pytest.mark.parametrize("model_class, options", [(GridTDModel, {"attention_dim": 4}), (AOAModel, {"num_head": 2})])
+def test_every_method_gives_maps_of_the_pictures_size(model_class, options):
+    torch.manual_seed(0)
+    model = model_class(7, embed_dim=4, hidden_dim=4, encoder="small", **options).eval()
+    images, captions = torch.randn(2, 3, 112, 112), torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]])
+    for method in ("lrp", "grad_cam", "attention"):
+        maps = pixel_maps(explained(model, images, captions, method), method, (112, 112))
+        assert maps.shape == (2, 3, 112, 112) and maps.isfinite().all()
+        assert maps[0].any() and not maps[1, 2].any()                   # padding stays empty
+        assert method == "lrp" or (maps >= 0).all()

@@ -1,0 +1,107 @@
+"""Object words and CHAIR, counted by hand."""
+import json
+
+import pytest
+
+from captioning.errors import InputError
+from captioning.objects import Objects, hallucination, load_boxes, load_objects, plural
+
+BOX = [[0, 0, 10, 10]]
+
+
+def entry(*categories):
+    return {"categories": {name: i for i, name in enumerate(categories)},
+            "bbox": {str(i): BOX for i in range(len(categories))}, "shape": [100, 50]}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    (tmp_path / "coco2017").mkdir()
+    return load_objects(tmp_path, "coco2017", {"a.jpg": entry("person", "dining table", "dog", "hot dog", "bus",
+                                                              "teddy bear", "bear", "wine glass", "cat")})
+
+
+@pytest.mark.parametrize("word, expected", [("dog", "dogs"), ("bus", "buses"), ("couch", "couches"), ("baby", "babies"),
+                                            ("toy", "toys"), ("wine glass", "wine glasses"), ("toothbrush",
+                                                                                              "toothbrushes")])
+def test_plural(word, expected):
+    assert plural(word) == expected
+
+
+@pytest.mark.parametrize("sentence, expected", [
+    ("a dog and two cats", [(1, "dog"), (4, "cat")]),
+    ("a man eats a hot dog", [(1, "person"), (5, "hot dog")]),             # not a dog
+    ("two hot dogs", [(2, "hot dog")]),
+    ("a teddy bear", [(2, "teddy bear")]),
+    ("a dining table and a table", [(2, "dining table"), (5, "dining table")]),
+    ("women and children on buses", [(0, "person"), (2, "person"), (4, "bus")]),
+    ("babies and ladies", [(0, "person"), (2, "person")]),
+    ("wine glasses", [(1, "wine glass")]),
+    ("dogged cattle", []),
+    ("", []),
+])
+def test_objects_that_a_caption_names(coco, sentence, expected):
+    assert coco.named(sentence.split()) == expected
+
+
+def test_demo_words_come_from_the_file(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "objects_demo.json").write_text(json.dumps(
+        {"words": {"puppy": "dog", "ball": "ball"}, "biased": ["ball"], "pairs": [["dog", "ball"]]}))
+    objects = load_objects(tmp_path, "demo", {"x.png": entry("cat")})
+    assert objects.named(["a", "puppy", "a", "dog", "a", "cat", "a", "ball"]) == [(1, "dog"), (7, "ball")]
+    assert objects.exact and objects.biased == {"ball"}
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"words": [], "biased": []}', '{"words": {"a": 1}, "biased": []}',
+                                     "{not json"])
+def test_broken_objects_file(tmp_path, content):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "objects_demo.json").write_text(content)
+    with pytest.raises(InputError):
+        load_objects(tmp_path, "demo", {})
+
+
+@pytest.mark.parametrize("content", [
+    [], {"a.jpg": []}, {"a.jpg": {"categories": {"dog": 1}, "bbox": {}, "shape": [10, 10]}},
+    {"a.jpg": {"categories": {"dog": 1}, "bbox": {"1": [[1, 2, 3]]}, "shape": [10, 10]}},
+    {"a.jpg": {"categories": {}, "bbox": {}, "shape": [0, 10]}}, {"a.jpg": {"categories": {}, "bbox": {}}}])
+def test_broken_boxes(tmp_path, content):
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(InputError):
+        load_boxes(tmp_path / "boxes.json")
+
+
+def test_sound_boxes(tmp_path):
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.jpg": entry("dog", "cat"), "b.jpg": entry()}))
+    assert load_boxes(tmp_path / "boxes.json").keys() == {"a.jpg", "b.jpg"}
+
+
+def test_chair_by_hand(coco):
+    captions = ["a dog and a cat", "a man", "A bus.", "nothing here"]
+    references = [["a dog"], ["grass"], ["many buses"], ["sky"]]
+    entries = [entry("dog"), entry("person"), None, entry("dog")]
+    found = hallucination(captions, references, entries, coco)
+    # of dog, cat, man, bus only the cat is not there; the bus is, by a reference
+    assert found == {"chair_i": 1 / 4, "chair_s": 1 / 4, "object_precision": 3 / 4}
+
+
+def test_references_do_not_count_where_boxes_are_exact():
+    objects = Objects({"bus": "bus"}, exact=True)
+    assert hallucination(["a bus"], [["a bus"]], [entry("dog")], objects)["chair_i"] == 1
+    assert hallucination(["a bus"], [["a dog"]], [entry("bus")], objects)["chair_i"] == 0
+
+
+def test_biased_objects_are_counted_apart():
+    objects = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, biased=["ball"], exact=True)
+    captions, references = ["a dog with a ball", "a dog with a ball", "a cat"], [[""]] * 3
+    found = hallucination(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
+    assert found["object_precision_biased"] == 1 / 2 and found["object_precision_unbiased"] == 2 / 3
+    assert found["object_precision"] == pytest.approx(3 / 5) and found["chair_s"] == pytest.approx(2 / 3)
+
+
+def test_what_no_caption_names_has_no_precision():
+    objects = Objects({"dog": "dog", "ball": "ball"}, biased=["ball"], exact=True)
+    found = hallucination(["a dog"], [[""]], [entry("dog")], objects)
+    assert "object_precision_biased" not in found and found["object_precision_unbiased"] == 1
+    assert hallucination(["nothing"], [[""]], [entry()], objects)["chair_i"] == 0
