@@ -102,6 +102,10 @@ class AOAModel(nn.Module):
         gate = torch.sigmoid(self.W_G(rule.gate(h)))
         return rule.gate(gate) * rule.stabilise(self.W_L(c)), alpha.transpose(1, 2)
 
+    def region_logits(self, features):
+        """features (B, K, C) -> logits (B, K, V): what the output layer says of each u_k alone, gates open."""
+        return self.W_o(self.W_L(self.W_U(torch.relu(self.W_v(features)))))
+
     def output(self, hidden):
         """ĉ + h (..., d) -> logits (..., V)."""
         return self.W_o(self.dropout(hidden))

@@ -46,6 +46,7 @@ class GridTDModel(nn.Module):
         self.W_q = nn.Linear(d, A, bias=False)
         self.W_s = nn.Linear(d, A)
         self.w_a = nn.Linear(A, 1, bias=False)
+        nn.init.normal_(self.w_a.weight)             # the default is so small that attention stays even for epochs
         self.lstm2 = nn.LSTMCell(2 * d, d)           # of [ĉ; h1]
         self.W_o = nn.Linear(d, vocab_size)
         self.dropout = nn.Dropout(dropout)
@@ -104,6 +105,10 @@ class GridTDModel(nn.Module):
             z = z.masked_fill(~context.mask, -torch.inf)
         z_s = self.w_a(torch.tanh(self.W_s(s) + q))                                    # (B, N, 1)
         return z.softmax(-1), torch.cat([z, z_s], -1).softmax(-1)[..., -1:]
+
+    def region_logits(self, features):
+        """features (B, K, C) -> logits (B, K, V): what the output layer says of each v_k alone."""
+        return self.W_o(torch.relu(self.W_v(features)))
 
     def output(self, hidden):
         """ĉ + h2 (..., d) -> logits (..., V)."""

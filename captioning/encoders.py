@@ -146,13 +146,15 @@ def _fold(conv, norm):
 
 
 def _small():
-    """Six convolutions with batch-norm and four max-pools: 112×112 pixels to 128 channels at 7×7, for CPUs."""
+    """Six convolutions with batch-norm: 112×112 pixels to 128 channels at 7×7, for CPUs."""
     layers, width = [], 3
-    for channels in (32, "pool", 64, "pool", 96, "pool", 128, 128, "pool", 128):
+    for channels in (32, "pool", 64, 96, "pool", 128, 128, "pool", 128):
         if channels == "pool":
             layers.append(nn.MaxPool2d(2))
-        else:
-            layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
-            nn.init.kaiming_normal_(layers[-3].weight, nonlinearity="relu")
-            width = channels
+            continue
+        kernel, stride = (3, 1) if layers else (5, 2)
+        layers += [nn.Conv2d(width, channels, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels),
+                   nn.ReLU()]
+        nn.init.kaiming_normal_(layers[-3].weight, nonlinearity="relu")
+        width = channels
     return nn.Sequential(*layers)

@@ -17,7 +17,7 @@ from captioning.log import write_log
 
 # flags that may not change between an interruption and the run that goes on
 FIXED_FLAGS = ("dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
-               "batch_size", "captions_per_step", "seed", "ss_prob", "amp", "weight_decay", "dropout")
+               "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "amp", "weight_decay", "dropout")
 
 
 def new_state():
@@ -108,6 +108,16 @@ def word_loss(logits, captions):
     loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=0)
     there = targets != 0
     return loss, ((logits.argmax(-1) == targets) & there).sum(), there.sum()
+
+
+def region_loss(logits, captions, vocabulary):
+    """Multiple-instance loss (Fang et al. 2015) on what regions say by themselves, logits (B, K, V): the words of an
+    image's captions (B, N, L) should be said by some region, other words by none. Mean over images of the summed
+    binary cross-entropies, special tokens aside."""
+    said = torch.zeros(logits.shape[0], logits.shape[2], device=logits.device).scatter_(1, captions.flatten(1), 1)
+    loss = F.binary_cross_entropy_with_logits(logits.amax(1).float(), said, reduction="none")
+    special = [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]
+    return loss.index_fill(1, torch.tensor(special, device=loss.device), 0).sum(1).mean()
 
 
 def mix_in_predictions(model, features, captions, probability):

@@ -53,7 +53,9 @@ def stopped_run(data, save_path, number, *extra):
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("model_type, extra", [("gridtd", ("--ss_prob", "0.3")), ("aoa", ("--amp",))])
+@pytest.mark.parametrize("model_type, extra", [
+    ("gridtd", ("--ss_prob", "0.3", "--region_loss", "0.1")),
+    ("aoa", ("--amp", "--captions_per_step", "2", "--lr_schedule", "cosine"))])
 def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_type, extra):
     extra = ("--model_type", model_type, *extra)
     whole = run(demo_data, tmp_path / "whole", *extra)
@@ -88,8 +90,9 @@ def test_from_features_and_with_more_workers_too(demo_data, tmp_path):
 
 
 def test_it_learns(demo_data, tmp_path):
-    rows = run(demo_data, tmp_path, "--epochs", "6", "--decoder_lr", "5e-3")["training"]["state"]["log"]
-    assert rows[-1][2] < 0.7 * rows[0][2]
+    rows = run(demo_data, tmp_path, "--epochs", "10", "--decoder_lr", "1e-2", "--grad_clip", "1", "--dropout", "0",
+               "--hidden_dim", "32", "--captions_per_step", "2")["training"]["state"]["log"]
+    assert rows[-1][2] < 0.7 * rows[0][2] and rows[-1][3] > 2 * rows[0][3]        # loss, accuracy
     model, vocabulary = checkpoint.load(tmp_path / "checkpoint_best.pth")
     assert isinstance(model, GridTDModel) and len(vocabulary) == model.config["vocab_size"]
 
