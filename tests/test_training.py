@@ -1,5 +1,6 @@
 """Training goes on after any interruption as if nothing had happened, and learns."""
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 import train
+from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.errors import InputError
-from captioning.training import epoch_batches, mix_in_predictions, word_loss
+from captioning.training import epoch_batches, mix_in_predictions, region_loss, word_loss
+from captioning.vocabulary import build
 from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]
@@ -42,13 +45,14 @@ def same(one, other):
 
 
 def stopped_run(data, save_path, number, *extra):
-    """A process that gets the signal after its first steps; `--save_every` is small, so every step is saved."""
+    """A process group, as of a terminal, that gets the signal after its first steps; every step is saved."""
     command = [sys.executable, "train.py", *flags(data, save_path, "--save_every", "1e-9", *extra)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               start_new_session=True)
     last = Path(save_path) / "checkpoint_last.pth"
     while not last.exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 
@@ -75,7 +79,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_ty
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(demo_data, tmp_path):
-    status, errors = stopped_run(demo_data, tmp_path, signal.SIGINT)
+    status, errors = stopped_run(demo_data, tmp_path, signal.SIGINT, "--workers", "2")
     assert status == 130
     assert "run the same command again" in errors.strip().split("\n")[-1]
     assert "Traceback" not in errors
@@ -119,6 +123,36 @@ def test_word_loss_ignores_padding():
     expected = -(p[0, 0, 1] + p[0, 1, 2] + p[0, 2, 6] + p[1, 0, 3] + p[1, 1, 6]) / 5
     assert words == 5
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("model_class", [GridTDModel, AOAModel])
+def test_region_loss_asks_one_region_for_each_word(model_class):
+    vocabulary = build([["a", "b", "c", "d"]], 1)
+    own = {"attention_dim": 5} if model_class is GridTDModel else {"num_head": 2}
+    model = model_class(len(vocabulary), embed_dim=4, hidden_dim=6, encoder=None, feature_dim=3, **own).double()
+    features = torch.rand(2, 4, 3, dtype=torch.float64)
+    sentences = [[["a", "b"], ["b", "d"]], [["c"], ["c", "c"]]]
+    captions = torch.zeros(2, 2, 5, dtype=torch.long)
+    for b, image in enumerate(sentences):
+        for n, words in enumerate(image):
+            ids = vocabulary.encode(words, 3)
+            captions[b, n, :len(ids)] = torch.tensor(ids)
+    expected = 0.0
+    for b, image in enumerate(sentences):
+        regions = [model.region_logits(features)[b, k] for k in range(4)]
+        for word in "abcd":
+            p = max(1 / (1 + math.exp(-logits[vocabulary.wordmap[word]].item())) for logits in regions)
+            expected -= math.log(p if any(word in words for words in image) else 1 - p) / 2
+    loss = region_loss(model.region_logits(features), captions, vocabulary)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_regions_say_what_the_predictor_says_of_them_alone():
+    """gridtd: W_o of ĉ + h2 where attention is all on the region, the sentinel is off and the LSTM is silent."""
+    model = GridTDModel(9, 4, 6, 5, encoder=None, feature_dim=3).eval()
+    features = torch.rand(1, 4, 3)
+    v = model.start(features).v
+    torch.testing.assert_close(model.region_logits(features), model.output(v))
 
 
 def test_scheduled_sampling_keeps_start_and_padding():

@@ -1,0 +1,151 @@
+"""evaluation.py: captions of a split, their scores, and how much of the explanations lies inside the boxes."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluation
+from aoamodel import AOAModel
+from captioning import checkpoint, decoding
+from captioning.correctness import THRESHOLDS
+from captioning.dataset import CaptionDataset
+from captioning.errors import InputError
+from gridTDmodel import GridTDModel
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(demo_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    vocabulary = CaptionDataset(demo_data, "demo", "test").vocabulary
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(vocabulary), "embed_dim": 8, "hidden_dim": 8}
+    for name, model in (("gridtd", GridTDModel(**sizes, attention_dim=6, encoder="small")),
+                        ("aoa", AOAModel(**sizes, num_head=2, encoder="small")),
+                        ("regions", AOAModel(**sizes, num_head=2, encoder=None, feature_dim=5))):
+        checkpoint.save(folder / f"{name}.pth", model, vocabulary)
+    return folder
+
+
+def run(demo_data, save_path, *flags):
+    evaluation.main(evaluation.get_args_parser().parse_args(
+        ["--data_folder", str(demo_data), "--workers", "0", "--max_len", "6", "--device", "cpu", "--save_path",
+         str(save_path), *map(str, flags)]))
+    return json.loads((Path(save_path) / "metrics_test.json").read_text())
+
+
+def predictions(path, data, sentences):
+    path.write_text(json.dumps([{"image": name, "caption": text} for name, text in
+                                zip(data.names, sentences, strict=True)]))
+    return path
+
+
+@pytest.mark.parametrize("kind, method, options", [("gridtd", "beam_search", {"beam_size": 2}), ("aoa", "greedy", {})])
+def test_captions_are_the_decoders_and_can_be_scored_again(demo_data, weights, tmp_path, kind, method, options):
+    first = run(demo_data, tmp_path, "--weight", weights / f"{kind}.pth", "--decoding", method, "--beam_size", "2",
+                "--batch_size", "3")
+    model, vocabulary = checkpoint.load(weights / f"{kind}.pth")
+    data = CaptionDataset(demo_data, "demo", "test", image_size=112)
+    with torch.no_grad():
+        features = model.encode(data.__getitems__(list(range(len(data))))["images"])
+        expected = decoding.decode(model, features, vocabulary, method, 6, **options)
+    found = json.loads((tmp_path / "predictions_test.json").read_text())
+    assert found == [{"image": name, "caption": " ".join(vocabulary.decode(ids))}
+                     for name, ids in zip(data.names, expected.tolist(), strict=True)]
+    again = run(demo_data, tmp_path / "again", "--predictions", tmp_path / "predictions_test.json")
+    assert again == first and {"bleu_1", "bleu_4", "rouge_l", "cider", "chair_i", "chair_s"} <= first.keys()
+
+
+def test_right_captions_score_high_and_invented_objects_are_counted(demo_data, tmp_path):
+    data = CaptionDataset(demo_data, "demo", "test")
+    boxes = json.loads((demo_data / "demo" / "boxes_demo.json").read_text())
+    right = [references[0] for references in data.references]
+    scores = run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, right))
+    assert scores["bleu_4"] == pytest.approx(1) and scores["cider"] > 2
+    assert scores["chair_i"] == scores["chair_s"] == 0 and scores["object_precision"] == 1
+    invented = ["a pizza" if "pizza" not in boxes[name]["categories"] else "a tree and grass" for name in data.names]
+    trees = sum("pizza" in boxes[name]["categories"] and "tree" in boxes[name]["categories"] for name in data.names)
+    scores = run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, invented), "--metrics",
+                 "chair")
+    assert scores["chair_i"] == scores["chair_s"] == pytest.approx(1 - trees / len(data)) and "cider" not in scores
+
+
+@pytest.mark.parametrize("kind", ["gridtd", "aoa"])
+def test_correctness_is_the_share_inside_the_box(demo_data, weights, tmp_path, monkeypatch, kind):
+    data = CaptionDataset(demo_data, "demo", "test", image_size=112)
+    monkeypatch.setattr(evaluation, "caption_split", lambda *_: [texts[0] for texts in data.references])
+    scores = run(demo_data, tmp_path, "--weight", weights / f"{kind}.pth", "--explanations", "correctness", "--methods",
+                 "lrp", "attention", "--max_images", "2")
+    # the same for the first two pictures, word by word
+    model, vocabulary = checkpoint.load(weights / f"{kind}.pth")
+    boxes = json.loads((demo_data / "demo" / "boxes_demo.json").read_text())
+    words_of = json.loads((demo_data / "demo" / "objects_demo.json").read_text())["words"]
+    inside, areas = [], []
+    for i in range(2):
+        words, entry = data.references[i][0].split(), boxes[data.names[i]]
+        pictures = data.__getitems__([i])["images"]
+        maps = model.lrp(pictures, torch.tensor([vocabulary.encode(words, len(words))])).pixels[0].sum(1).clamp(min=0)
+        for t, word in enumerate(words):
+            if word in words_of:
+                corners = entry["bbox"][str(entry["categories"][words_of[word]])]
+                shares = [maps[t, y0:y1, x0:x1].sum() / maps[t].sum().clamp(min=1e-30) for x0, y0, x1, y1 in corners]
+                inside.append(max(shares).item())
+                areas.append(max((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in corners) / 112 ** 2)
+    assert scores["explained_words"] == len(inside) > 1
+    assert scores["inside_box_lrp"] == pytest.approx(sum(inside) / len(inside), rel=1e-4)
+    assert scores["box_share"] == pytest.approx(sum(areas) / len(areas), rel=1e-4)
+    assert 0 < scores["inside_box_attention"] < 1
+    rows = list(csv.DictReader((tmp_path / "correctness_test.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["lrp"] * len(THRESHOLDS) + ["attention"] * len(THRESHOLDS)
+    assert (tmp_path / "correctness_test.png").stat().st_size > 1000
+
+
+ONE = '{"image": "test_00000.png", "caption": "a dog"}'
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[{", "p.json"), ("{}", "must hold a list"), ("[1]", "must hold a list"), ('[{"image": "a"}]', "must hold a list"),
+    (f"[{ONE}, {ONE}]", "more than one caption for test_00000.png"), (f"[{ONE}]", "test_00001.png has no caption"),
+    (None, "p.json"),
+])
+def test_predictions_that_do_not_fit(demo_data, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "p.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        run(demo_data, tmp_path / "out", "--predictions", tmp_path / "p.json")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_predictions_for_a_picture_of_another_split(demo_data, tmp_path):
+    data = CaptionDataset(demo_data, "demo", "val")
+    with pytest.raises(InputError, match="val_0.* is not in the split|test_0.* has no caption"):
+        run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, ["a dog"] * len(data)))
+
+
+@pytest.mark.parametrize("flags, message", [
+    ([], "either --weight"), (["--weight", "no.pth", "--predictions", "p.json"], "either --weight"),
+    (["--weight", "no.pth"], "no.pth"), (["--predictions", "p.json", "--explanations", "correctness"], "needs --weight"),
+    (["--weight", "{weights}/gridtd.pth", "--dataset", "nothing"], "nothing"),
+    (["--weight", "{weights}/gridtd.pth", "--boxes", "no.json"], "no.json"),
+    (["--weight", "{weights}/regions.pth", "--explanations", "correctness"], "region features"),
+    (["--weight", "{weights}/regions.pth"], "bottom_up"),
+])
+def test_bad_input_is_one_clear_sentence(demo_data, weights, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message) as caught:
+        run(demo_data, tmp_path, *(flag.format(weights=weights) for flag in flags))
+    assert "\n" not in str(caught.value)
+
+
+def test_exit_status_and_standard_error(demo_data, weights, tmp_path):
+    target = tmp_path / "a file"
+    target.write_text("")
+    command = [sys.executable, "evaluation.py", "--weight", str(weights / "gridtd.pth"), "--data_folder",
+               str(demo_data), "--save_path", str(target / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
