@@ -52,7 +52,8 @@ def get_args_parser():
     add("--grad_clip", type=positive, default=0.1, help="largest norm of the gradient")
     add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: read a predicted word this often")
     add("--region_loss", type=non_negative, default=0.0, help="weight of a loss that makes single regions name what "
-        "captions mention; an encoder that starts at random learns faster with it")
+        "captions mention: an encoder that starts at random learns faster with it")
+    add("--region_epochs", type=natural, default=0, help="train so many epochs on that loss alone, first")
     add("--amp", action="store_true", help="mixed precision")
     add("--resume", default="auto", metavar="{auto,never,FILE}", help="auto: go on from save_path/checkpoint_last.pth")
     add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
@@ -105,10 +106,12 @@ def main(args):
     model = make_model(args, vocabulary).to(device)
 
     def loss_function(model, features, captions):
+        if train_data.epoch < args.region_epochs:
+            return region_loss(model.region_logits(features), captions, vocabulary)
         read = mix_in_predictions(model, features, captions, args.ss_prob) if args.ss_prob else captions
         loss, right, words = word_loss(model.output(model.teacher_force(features, read).hidden), captions)
         if args.region_loss:
-            loss = loss + args.region_loss * region_loss(model.region_logits(features), captions, vocabulary)
+            loss = loss + args.region_loss * region_loss(model.region_logits(features), captions, vocabulary)[0]
         return loss, right, words
 
     best = fit(args, model, vocabulary, train_data, val_data, loss_function, device)

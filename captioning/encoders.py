@@ -146,9 +146,9 @@ def _fold(conv, norm):
 
 
 def _small():
-    """Six convolutions with batch-norm: 112×112 pixels to 128 channels at 7×7, for CPUs."""
+    """Five convolutions with batch-norm: 112×112 pixels to 128 channels at 7×7, for CPUs. A region sees 67 pixels."""
     layers, width = [], 3
-    for channels in (32, "pool", 64, 96, "pool", 128, 128, "pool", 128):
+    for channels in (32, "pool", 64, 96, "pool", 128, 128, "pool"):
         if channels == "pool":
             layers.append(nn.MaxPool2d(2))
             continue

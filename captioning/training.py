@@ -17,7 +17,7 @@ from captioning.log import write_log
 
 # flags that may not change between an interruption and the run that goes on
 FIXED_FLAGS = ("dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
-               "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "amp", "weight_decay", "dropout")
+               "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs", "amp", "weight_decay", "dropout")
 
 
 def new_state():
@@ -111,13 +111,16 @@ def word_loss(logits, captions):
 
 
 def region_loss(logits, captions, vocabulary):
-    """Multiple-instance loss (Fang et al. 2015) on what regions say by themselves, logits (B, K, V): the words of an
-    image's captions (B, N, L) should be said by some region, other words by none. Mean over images of the summed
-    binary cross-entropies, special tokens aside."""
-    said = torch.zeros(logits.shape[0], logits.shape[2], device=logits.device).scatter_(1, captions.flatten(1), 1)
-    loss = F.binary_cross_entropy_with_logits(logits.amax(1).float(), said, reduction="none")
-    special = [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]
-    return loss.index_fill(1, torch.tensor(special, device=loss.device), 0).sum(1).mean()
+    """Multiple-instance loss (Fang et al. 2015) on what regions say by themselves, logits (B, K, V): some region should
+    say each word of an image's captions (B, N, L), and none another word. Special tokens aside. Returns (binary
+    cross-entropy per word of the captions, words that were said, words)."""
+    most = logits.amax(1).float()                                                      # (B, V)
+    there = torch.zeros_like(most).scatter_(1, captions.flatten(1), 1)
+    ordinary = torch.ones_like(most)
+    ordinary[:, [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
+    words = (there * ordinary).sum()
+    loss = F.binary_cross_entropy_with_logits(most, there, ordinary, reduction="sum") / words
+    return loss, ((most > 0) * there * ordinary).sum(), words
 
 
 def mix_in_predictions(model, features, captions, probability):

@@ -2,7 +2,7 @@
 # The whole chain on pictures made on the spot: data, training, captions with scores, explanations. No GPU is needed.
 # Interrupted, it goes on when it is run again.
 . "$(dirname "$0")/environment.sh"
-export OMP_WAIT_POLICY=passive    # threads that wait leave their core to the processes that read pictures
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # the layers are small: a second thread costs more than it gives
 
 [ -f data/demo/test_demo.hdf5 ] || python preparedataset.py \
     --dataset demo \
@@ -20,12 +20,18 @@ python train.py \
     --hidden_dim 128 \
     --attention_dim 64 \
     --dropout 0.1 \
-    --batch_size 20 \
-    --epochs 14 \
+    --batch_size 10 \
+    --captions_per_step 2 \
+    --epochs 13 \
+    --patience 13 \
+    --region_epochs 3 \
+    --region_loss 1 \
     --decoder_lr 1e-3 \
     --encoder_lr 1e-3 \
+    --lr_schedule cosine \
     --grad_clip 1 \
     --amp \
+    --workers 1 \
     --save_path output/demo
 
 python evaluation.py \

@@ -130,7 +130,8 @@ def test_predictions_for_a_picture_of_another_split(demo_data, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     ([], "either --weight"), (["--weight", "no.pth", "--predictions", "p.json"], "either --weight"),
-    (["--weight", "no.pth"], "no.pth"), (["--predictions", "p.json", "--explanations", "correctness"], "needs --weight"),
+    (["--weight", "no.pth"], "no.pth"),
+    (["--predictions", "p.json", "--explanations", "correctness"], "needs --weight"),
     (["--weight", "{weights}/gridtd.pth", "--dataset", "nothing"], "nothing"),
     (["--weight", "{weights}/gridtd.pth", "--boxes", "no.json"], "no.json"),
     (["--weight", "{weights}/regions.pth", "--explanations", "correctness"], "region features"),

@@ -58,7 +58,7 @@ def stopped_run(data, save_path, number, *extra):
 
 
 @pytest.mark.parametrize("model_type, extra", [
-    ("gridtd", ("--ss_prob", "0.3", "--region_loss", "0.1")),
+    ("gridtd", ("--ss_prob", "0.3", "--region_loss", "0.1", "--region_epochs", "1")),
     ("aoa", ("--amp", "--captions_per_step", "2", "--lr_schedule", "cosine"))])
 def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_type, extra):
     extra = ("--model_type", model_type, *extra)
@@ -137,14 +137,17 @@ def test_region_loss_asks_one_region_for_each_word(model_class):
         for n, words in enumerate(image):
             ids = vocabulary.encode(words, 3)
             captions[b, n, :len(ids)] = torch.tensor(ids)
-    expected = 0.0
+    expected, said, words = 0.0, 0, 0
     for b, image in enumerate(sentences):
         regions = [model.region_logits(features)[b, k] for k in range(4)]
         for word in "abcd":
             p = max(1 / (1 + math.exp(-logits[vocabulary.wordmap[word]].item())) for logits in regions)
-            expected -= math.log(p if any(word in words for words in image) else 1 - p) / 2
-    loss = region_loss(model.region_logits(features), captions, vocabulary)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+            there = any(word in sentence for sentence in image)
+            expected -= math.log(p if there else 1 - p)
+            said, words = said + (there and p > 0.5), words + there
+    loss, *counts = region_loss(model.region_logits(features), captions, vocabulary)
+    assert loss.item() == pytest.approx(expected / words, rel=1e-5)
+    assert [int(count) for count in counts] == [said, words]
 
 
 def test_regions_say_what_the_predictor_says_of_them_alone():
