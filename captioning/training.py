@@ -17,7 +17,8 @@ from captioning.log import write_log
 
 # flags that may not change between an interruption and the run that goes on
 FIXED_FLAGS = ("dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
-               "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs", "amp", "weight_decay", "dropout")
+               "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
+               "amp", "weight_decay", "dropout")
 
 
 def new_state():
