@@ -4,7 +4,6 @@ The objects are drawn by Twemoji (https://github.com/jdecked/twemoji, graphics l
 Inc and other contributors; here scaled, rotated and recoloured). A picture depends on (seed, split, number) alone.
 """
 import multiprocessing
-import os
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -137,7 +136,8 @@ def _draw_one(folder, split, seed, bias, image_size, number):
         if min(visible) >= 0.6:
             break
     sentences = describe(scene, rng)
-    _save(picture, Path(folder, name))
+    with atomic_path(folder / name, sync=False) as temporary:
+        picture.save(temporary, "PNG")
     names = list(CATEGORIES)
     entry = {"categories": {}, "bbox": {}, "shape": [image_size] * 2, "resize_ratio": [224 / image_size] * 2}
     for k, thing in enumerate(scene.things, start=1):
@@ -148,19 +148,6 @@ def _draw_one(folder, split, seed, bias, image_size, number):
             [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1])
     record = Record(name, name, split, [tokenise(sentence) for sentence in sentences], sentences)
     return record, entry, mask, [names.index(thing.category) + 1 for thing in scene.things]
-
-
-def _save(picture, file):
-    """Whole or not at all; not synced to disk, as an interrupted run draws all again."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        picture.save(temporary, "PNG")
-        os.replace(temporary, file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror or error}): free some space or choose another "
-                         "folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # -- what is in a scene ---------------------------------------------------------------------------------------------

@@ -8,15 +8,19 @@ from captioning.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_path(path):
-    """Yields a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed."""
+def atomic_path(path, sync=True):
+    """Yields a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
+
+    sync=False: a power cut may lose it, for files that are made again anyway.
+    """
     path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}): free some space or choose another "
