@@ -22,8 +22,8 @@ python train.py \
     --dropout 0.1 \
     --batch_size 10 \
     --captions_per_step 2 \
-    --epochs 11 \
-    --patience 11 \
+    --epochs 10 \
+    --patience 10 \
     --region_epochs 3 \
     --region_loss 1 \
     --decoder_lr 1e-3 \
