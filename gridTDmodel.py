@@ -46,7 +46,7 @@ class GridTDModel(nn.Module):
         self.W_q = nn.Linear(d, A, bias=False)
         self.W_s = nn.Linear(d, A)
         self.w_a = nn.Linear(A, 1, bias=False)
-        nn.init.normal_(self.w_a.weight, std=1.4)    # the default is so small that attention stays even for epochs
+        nn.init.normal_(self.w_a.weight, std=2 / A ** 0.5)     # by default attention stays even for epochs
         self.lstm2 = nn.LSTMCell(2 * d, d)           # of [ĉ; h1]
         self.W_o = nn.Linear(d, vocab_size)
         self.dropout = nn.Dropout(dropout)
