@@ -100,7 +100,8 @@ def read_predictions(path, names):
 
 
 def correctness(args, model, vocabulary, data, captions, boxes, objects, device):
-    """{method: shares inside the box (words, thresholds)} and the boxes' shares of the picture (words,)."""
+    """{method: shares inside the box (words, thresholds)} and the boxes' shares of the picture (words,); None if no
+    caption names an object of its picture."""
     size = checkpoint.image_size(model)
     pictures = CaptionDataset(args.data_folder, args.dataset, args.split, image_size=size)
     words = [caption.split() for caption in captions]
@@ -126,7 +127,7 @@ def correctness(args, model, vocabulary, data, captions, boxes, objects, device)
             shares[method].append(inside.cpu())
         areas.append(area.cpu())        # the boxes are the same for every method
     if not areas:
-        raise InputError("no caption names an object that is in its picture, so there is no correctness to measure")
+        return None
     return {method: torch.cat(parts) for method, parts in shares.items()}, torch.cat(areas)
 
 
@@ -195,7 +196,10 @@ def main(args):
         metrics |= hallucination(captions, data.references, [boxes.get(name) for name in data.names], objects)
     if "correctness" in args.explanations:
         measured = correctness(args, model, vocabulary, data, captions, boxes, objects, device)
-        metrics |= report_correctness(args, *measured)
+        if measured is None:
+            print("no caption names an object that is in its picture: there is no correctness to measure")
+        else:
+            metrics |= report_correctness(args, *measured)
     write_json(save_path / f"metrics_{args.split}.json", metrics)
     for name, value in metrics.items():
         print(f"{name:28}{value:8.3f}")

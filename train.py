@@ -20,6 +20,7 @@ from captioning.cli import (
 )
 from captioning.dataset import CaptionDataset, features_path
 from captioning.errors import InputError, run_script
+from captioning.features import stored_weights, weights_fingerprint
 from captioning.files import make_folder
 from captioning.training import fit, mix_in_predictions, region_loss, word_loss
 
@@ -42,7 +43,7 @@ def get_args_parser():
     add("--dropout", type=fraction, help="before the output layer; by default 0.5 for gridtd, 0.3 for aoa")
     add("--batch_size", type=positive_int, default=32, help="pictures a step, each with all its captions")
     add("--captions_per_step", type=positive_int, help="so many of a picture's captions a step, drawn anew each epoch")
-    add("--epochs", type=natural, default=50, help="at most this many")
+    add("--epochs", type=positive_int, default=50, help="at most this many")
     add("--patience", type=positive_int, default=6, help="stop after so many epochs without a better CIDEr")
     add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
     add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
@@ -66,7 +67,7 @@ def get_args_parser():
 
 def open_data(args, split, augment=False):
     """The split from stored features, or from pixels when the encoder is trained or pixels are asked for."""
-    if args.encoder == "bottom_up" or not args.from_pixels:
+    if not args.from_pixels:
         path = features_path(args.data_folder, args.dataset, split, args.encoder)
         if not Path(path).exists():
             raise InputError(f"{path} is missing: run preparedataset.py --features "
@@ -93,25 +94,38 @@ def make_model(args, vocabulary):
     return model
 
 
+def check_features(data, model):
+    """InputError if the data's stored features were computed with other weights than the model's encoder has."""
+    if model.encoder is not None and stored_weights(data.features) != weights_fingerprint(model.encoder):
+        raise InputError(f"{data.features} was made with other weights of the encoder: give the same --encoder_weights "
+                         "as to preparedataset.py, or run that again")
+
+
 def main(args):
     if args.encoder == "small":
         args.finetune_encoder = True
     args.from_pixels = args.from_pixels or args.finetune_encoder
+    if args.encoder == "bottom_up" and args.from_pixels:
+        raise InputError("--encoder bottom_up has no pixels: leave out --from_pixels and --finetune_encoder")
     print_settings(args)
     device = pick_device(args.device)
     set_seed(args.seed)
     make_folder(args.save_path)
     train_data, val_data = open_data(args, "train", augment=True), open_data(args, "val")
     vocabulary = train_data.vocabulary
-    model = make_model(args, vocabulary).to(device)
+    model = make_model(args, vocabulary)
+    for data in (train_data, val_data):
+        if data.features:
+            check_features(data, model)
+    model = model.to(device)
 
     def loss_function(model, features, captions):
         if train_data.epoch < args.region_epochs:
-            return region_loss(model.region_logits(features), captions, vocabulary)
+            return region_loss(model, features, captions, vocabulary)
         read = mix_in_predictions(model, features, captions, args.ss_prob) if args.ss_prob else captions
         loss, right, words = word_loss(model.output(model.teacher_force(features, read).hidden), captions)
         if args.region_loss:
-            loss = loss + args.region_loss * region_loss(model.region_logits(features), captions, vocabulary)[0]
+            loss = loss + args.region_loss * region_loss(model, features, captions, vocabulary)[0]
         return loss, right, words
 
     best = fit(args, model, vocabulary, train_data, val_data, loss_function, device)

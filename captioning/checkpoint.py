@@ -1,4 +1,6 @@
 """Checkpoints: one file that rebuilds a model with its vocabulary and resumes its training; loading never runs code."""
+import io
+
 import torch
 
 from captioning.encoders import IMAGE_SIZE
@@ -21,8 +23,10 @@ def save(path, model, vocabulary, training=None):
         raise ValueError("a checkpoint names its encoder: build the model with an encoder's name")
     content = {"model_type": model_type, "config": model.config, "state_dict": model.state_dict(),
                "wordmap": vocabulary.wordmap, "training": training}
+    buffer = io.BytesIO()       # torch.save into a file ends with RuntimeError on a full disk
+    torch.save(content, buffer)
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load(path, device="cpu", wordmap=None, num_head=8):
@@ -62,7 +66,8 @@ def read(path):
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"the checkpoint {path} cannot be read ({reason}): check the path, or use another checkpoint"
                          ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise InputError(f"{path} is no checkpoint of a captioning model: it has no state_dict")
     if "model_type" in content and not ({"config", "wordmap"} <= content.keys()
                                         and content["model_type"] in ("gridtd", "aoa")):

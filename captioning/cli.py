@@ -48,7 +48,7 @@ def add_device(parser):
 
 
 def add_seed(parser):
-    parser.add_argument("--seed", type=natural, default=1, help="of every random choice")
+    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=1, help="of every random choice")
 
 
 def pick_device(name):

@@ -1,6 +1,7 @@
 """One split of a prepared data set: captions in HDF5, with stored features or pictures."""
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -50,7 +51,8 @@ def write_split(path, records, words, captions_per_image, max_len, seed, image_f
         for line, tokens in zip(row, pick_captions(record.tokens, captions_per_image, generator), strict=True):
             ids = words.encode(tokens, max_len)
             line[:len(ids)] = ids
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    buffer = io.BytesIO()       # HDF5 itself may crash on a full disk
+    with h5py.File(buffer, "w") as file:
         file.create_dataset("captions", data=captions, compression="gzip", shuffle=True)
         for name, values in (("names", [record.name for record in records]),
                              ("paths", [record.path for record in records]),
@@ -58,6 +60,8 @@ def write_split(path, records, words, captions_per_image, max_len, seed, image_f
             file.create_dataset(name, data=values, dtype=h5py.string_dtype())
         file.attrs.update(image_folder=str(Path(image_folder).resolve()) if image_folder else "",
                           wordmap=fingerprint(words.wordmap))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def open_hdf5(path, names=()):

@@ -3,6 +3,7 @@
 The objects are drawn by Twemoji (https://github.com/jdecked/twemoji, graphics licensed CC-BY 4.0, copyright Twitter,
 Inc and other contributors; here scaled, rotated and recoloured). A picture depends on (seed, split, number) alone.
 """
+import io
 import multiprocessing
 from dataclasses import dataclass
 from functools import cache, partial
@@ -85,7 +86,8 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     make_folder(folder / "images")
     _sprite("dog", None)    # says early if the package is missing
     records, boxes = [], {}
-    with atomic_path(folder / "masks_demo.hdf5") as temporary, h5py.File(temporary, "w") as masks:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as masks:
         masks.attrs["categories"] = list(CATEGORIES)
         for split, size in zip(SPLITS, sizes, strict=True):
             own_bias = test_bias if split == "test" else bias
@@ -98,6 +100,8 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
                 all_masks[i], all_things[i, :len(things)] = mask, things
             masks.create_dataset(f"{split}/masks", data=all_masks, compression="gzip", compression_opts=1)
             masks.create_dataset(f"{split}/things", data=all_things)
+    with atomic_path(folder / "masks_demo.hdf5") as temporary:
+        temporary.write_bytes(buffer.getbuffer())
     write_json(folder / "boxes_demo.json", boxes)
     write_json(folder / "objects_demo.json", {
         "words": {word: name for name, (_, nouns, plurals, _) in CATEGORIES.items() for word in nouns + plurals},

@@ -102,9 +102,11 @@ def _read_weights(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
-        raise InputError(f"the encoder weights {path} cannot be read ({str(error).splitlines()[0]}): give a "
-                         "state_dict saved with torch.save") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        reason = " ".join(str(error).split())[:160] or "it is damaged"
+        raise InputError(f"the encoder weights {path} cannot be read ({reason}): give a state_dict saved with "
+                         "torch.save") from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
+                                              for key, value in state.items()):
         raise InputError(f"the encoder weights {path} must hold a state_dict, names to tensors")
     return state
 

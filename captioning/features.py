@@ -7,6 +7,7 @@ import base64
 import csv
 import hashlib
 import os
+import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -42,13 +43,14 @@ class Pictures:
 
 def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device):
     """Features (N, K, C) float16 of the records' pictures by `encoder`, to `path`; goes on where it stopped."""
-    attributes = {"encoder": name, "weights": _weights_fingerprint(encoder), "size": size,
+    attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
                   "names": fingerprint([record.name for record in records])}
+    marks = [1 + _bytes(Path(image_folder, record.path)) for record in records]
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
     pictures = Pictures(image_folder, [record.path for record in records], size)
     with torch.inference_mode():
         C, h, w = encoder(torch.zeros(1, 3, size, size, device=device)).shape[1:]
-    with _Store(path, len(records), (h * w, C), attributes) as store, torch.inference_mode():
+    with _Store(path, marks, (h * w, C), attributes) as store, torch.inference_mode():
         rows = list(range(store.done, len(records)))
         batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
         loader = DataLoader(pictures, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
@@ -58,12 +60,24 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
             store.write(batch[0], features.half().cpu().numpy())
 
 
-def _weights_fingerprint(encoder):
+def _bytes(path):
+    """The file's size, which tells that a picture was replaced; 0 if there is none."""
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def weights_fingerprint(encoder):
+    """A short hash of an encoder's weights."""
     digest = hashlib.sha256()
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def stored_weights(path):
+    """The fingerprint of the weights that stored features were computed with; None for features made elsewhere."""
+    with open_hdf5(path) as file, reading(path):
+        return file.attrs.get("weights")
 
 
 def store_bottom_up(path, records, source):
@@ -72,7 +86,7 @@ def store_bottom_up(path, records, source):
                   "source": str(Path(source).resolve())}
     find = _folder_regions if Path(source).is_dir() else _tsv_regions
     index = _finder([record.name for record in records])
-    with _Store(path, len(records), (REGIONS, 2048), attributes, with_boxes=True) as store:
+    with _Store(path, [1] * len(records), (REGIONS, 2048), attributes, with_boxes=True) as store:
         missing = store.missing
         regions = find(source, [records[i] for i in sorted(missing)]) if missing else ()
         for name, features, boxes in tqdm(regions, desc=Path(path).name, unit="image"):
@@ -94,10 +108,14 @@ def store_bottom_up(path, records, source):
 
 
 class _Store:
-    """`features` (N, *shape) float16 and `done` (N,), complete when all are; a context manager."""
+    """`features` (N, *shape) float16 and `done` (N,), complete when that equals `marks` (N,); a context manager.
 
-    def __init__(self, path, count, shape, attributes, with_boxes=False):
-        self.path, self.partial, self.count = Path(path), Path(f"{path}.partial"), count
+    A picture's mark changes when the picture is replaced by another.
+    """
+
+    def __init__(self, path, marks, shape, attributes, with_boxes=False):
+        self.path, self.partial, self.count = Path(path), Path(f"{path}.partial"), len(marks)
+        self.marks = np.asarray(marks, np.uint64)
         self.shape, self.attributes, self.with_boxes = shape, attributes, with_boxes
 
     def __enter__(self):
@@ -110,7 +128,7 @@ class _Store:
             if not self._fits(self.partial):
                 self._create()
             with h5py.File(self.partial, "r") as file:
-                self.missing = {int(i) for i in np.flatnonzero(file["done"][:] == 0)}
+                self.missing = {int(i) for i in np.flatnonzero(file["done"][:] != self.marks)}
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
         self.done = min(self.missing, default=self.count)
@@ -119,11 +137,14 @@ class _Store:
         return self
 
     def _create(self):
+        need, free = 2 * self.count * int(np.prod(self.shape)), shutil.disk_usage(self.path.parent).free
+        if need > free:
+            raise OSError(f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
         with h5py.File(self.partial, "w") as file:
             self._dataset(file, "features", (self.count, *self.shape), np.float16)
             if self.with_boxes:
                 self._dataset(file, "boxes", (self.count, self.shape[0], 4), np.float32)
-            self._dataset(file, "done", (self.count,), np.uint8)
+            self._dataset(file, "done", (self.count,), np.uint64)
             file.attrs.update(self.attributes)
 
     def _dataset(self, file, name, shape, dtype):
@@ -141,7 +162,7 @@ class _Store:
                 shapes = {"features": (self.count, *self.shape), "done": (self.count,)}
                 return (all(np.array_equal(file.attrs.get(key), value) for key, value in self.attributes.items())
                         and all(file[name].shape == shape for name, shape in shapes.items())
-                        and (path == self.partial or bool(file["done"][:].all())))
+                        and (path == self.partial or np.array_equal(file["done"][:], self.marks)))
         except InputError as error:
             if isinstance(error.__cause__, BlockingIOError):
                 raise InputError(f"{path} is being written by another run: wait until it ends") from error
@@ -157,7 +178,7 @@ class _Store:
             if boxes is not None:
                 self.file["boxes"][rows] = boxes
             self.file.flush()
-            self.file["done"][rows] = 1
+            self.file["done"][rows] = self.marks[rows]
             self.file.flush()
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error

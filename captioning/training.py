@@ -18,7 +18,7 @@ from captioning.log import write_log
 # flags that may not change between an interruption and the run that goes on
 FIXED_FLAGS = ("dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
                "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
-               "amp", "weight_decay", "dropout")
+               "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr", "lr_schedule", "grad_clip")
 
 
 def new_state():
@@ -34,7 +34,7 @@ def fit(args, model, vocabulary, train_data, val_data, loss_function, device):
     """
     optimizer = make_optimizer(args, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and amp_dtype(device) == torch.float16)
-    state = resume(args, model, optimizer, scaler) or new_state()
+    state = resume(args, model, vocabulary, optimizer, scaler) or new_state()
     saver = Saver(args, model, vocabulary, optimizer, scaler, state)
     with stop_requests() as stop:
         while state["epoch"] < args.epochs and state["bad_epochs"] < args.patience:
@@ -111,16 +111,19 @@ def word_loss(logits, captions):
     return loss, ((logits.argmax(-1) == targets) & there).sum(), there.sum()
 
 
-def region_loss(logits, captions, vocabulary):
-    """Multiple-instance loss (Fang et al. 2015) on what regions say by themselves, logits (B, K, V): some region should
-    say each word of an image's captions (B, N, L), and none another word. Special tokens aside. Returns (binary
+def region_loss(model, features, captions, vocabulary):
+    """Multiple-instance loss (Fang et al. 2015) on what regions of features (B, K, C) say by themselves: some region
+    should say each word of an image's captions (B, N, L), and none another word. Special tokens aside. Returns (binary
     cross-entropy per word of the captions, words that were said, words)."""
-    most = logits.amax(1).float()                                                      # (B, V)
+    logits = model.region_logits(features).float()                                     # (B, K, V)
+    if model.encoder is None:       # regions that are all zero are padding
+        logits = logits.masked_fill((features == 0).all(-1, keepdim=True), -100.0)
+    most = logits.amax(1)                                                              # (B, V)
     there = torch.zeros_like(most).scatter_(1, captions.flatten(1), 1)
     ordinary = torch.ones_like(most)
     ordinary[:, [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
     words = (there * ordinary).sum()
-    loss = F.binary_cross_entropy_with_logits(most, there, ordinary, reduction="sum") / words
+    loss = F.binary_cross_entropy_with_logits(most, there, ordinary, reduction="sum") / words.clamp(min=1)
     return loss, ((most > 0) * there * ordinary).sum(), words
 
 
@@ -164,7 +167,8 @@ def end_epoch(args, state, metrics, optimizer, saver):
           f"{metrics['cider']:.3f}, BLEU-4 {metrics['bleu_4']:.3f}", flush=True)
     better = metrics["cider"] > state["best"]
     state["best"] = max(metrics["cider"], state["best"])
-    state["bad_epochs"] = 0 if better else state["bad_epochs"] + 1
+    captions_are_learnt = state["epoch"] >= args.region_epochs
+    state["bad_epochs"] = 0 if better or not captions_are_learnt else state["bad_epochs"] + 1
     if args.lr_schedule == "plateau" and state["bad_epochs"] and state["bad_epochs"] % 2 == 0:
         for group in optimizer.param_groups:
             group["lr"] *= 0.8
@@ -193,13 +197,14 @@ class Saver:
     def save_if_due(self, stop, only_on_request=False):
         if stop:
             self.save()
+            again = "" if self.args.resume == "auto" else " with --resume auto"
             raise KeyboardInterrupt(f"interrupted: {self.args.save_path}/checkpoint_last.pth holds everything; run the "
-                                    "same command again to go on")
+                                    f"same command again{again} to go on")
         if not only_on_request and time.monotonic() - self.saved_at > 60 * self.args.save_every:
             self.save()
 
 
-def resume(args, model, optimizer, scaler):
+def resume(args, model, vocabulary, optimizer, scaler):
     """The state to go on from, model and optimizer loaded, or None; by --resume auto, never or a file."""
     last = Path(args.save_path) / "checkpoint_last.pth"
     if args.resume == "never" or (args.resume == "auto" and not last.exists()):
@@ -214,13 +219,17 @@ def resume(args, model, optimizer, scaler):
         if then != now:
             raise InputError(f"{path} was trained with --{flag} {then}, not {now}: give the same flags to go on, or "
                              "another --save_path, or --resume never to start anew")
-    if content["config"] != model.config:
+    if content["config"] != model.config or content["wordmap"] != vocabulary.wordmap:
         raise InputError(f"{path} holds a model of other sizes or another vocabulary: use another --save_path, or "
                          "--resume never to start anew")
     model.load_state_dict(content["state_dict"])
     optimizer.load_state_dict(training["optimizer"])
     scaler.load_state_dict(training["scaler"])
     state = training["state"]
+    if not (Path(args.save_path) / "checkpoint_best.pth").exists():
+        state["best"] = -1.0
+    if state["log"]:
+        write_log(args.save_path, state["log"])
     print(f"going on from {path}: epoch {state['epoch'] + 1}, batch {state['step']}", flush=True)
     return state
 

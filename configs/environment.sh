@@ -31,7 +31,7 @@ else
     done
     [ -n "$python" ] || { echo "error: Python 3.10 or newer is needed: install it" >&2; exit 2; }
     echo "installing $requirements into .venv (once, some minutes)"
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
     PATH="$PWD/.venv/bin:$PATH"
 fi

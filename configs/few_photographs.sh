@@ -2,8 +2,14 @@
 # Both models on a few photographs of your own in COCO's layout (train2017/, val2017/, annotations/), learnt by heart:
 #     bash configs/few_photographs.sh FOLDER [VGG16_WEIGHTS]
 # Without a file of weights, ImageNet's are downloaded. Interrupted, it goes on when it is run again.
-folder=$(realpath "${1:?give the folder that holds train2017/, val2017/ and annotations/}")
-weights=${2:+--encoder_weights $(realpath "$2")}
+for part in train2017 val2017 annotations; do
+    [ -d "${1:-}/$part" ] || { echo "error: give the folder that holds train2017/, val2017/ and annotations/" >&2; exit 2; }
+done
+folder=$(realpath "$1")
+weights=()
+if [ -n "${2:-}" ]; then
+    weights=(--encoder_weights "$(realpath "$2")")
+fi
 . "$(dirname "$0")/environment.sh"
 
 python preparedataset.py \
@@ -14,22 +20,30 @@ python preparedataset.py \
     --min_word_freq 3 \
     --features cnn \
     --encoder vgg16 \
-    $weights
+    ${weights[@]+"${weights[@]}"}
 
+known=("$folder"/train2017/*.jpg)
+new=("$folder"/val2017/*.jpg)
 for model in gridtd aoa; do
     python train.py \
         --dataset coco2017 \
         --data_folder data/few \
         --model_type $model \
         --encoder vgg16 \
-        $weights \
         --batch_size 10 \
         --epochs 30 \
         --patience 30 \
         --decoder_lr 1e-3 \
         --grad_clip 1 \
         --amp \
-        --save_path output/few_$model
+        --save_path output/few_$model \
+        ${weights[@]+"${weights[@]}"}
+
+    python explain.py \
+        --weight output/few_$model/checkpoint_last.pth \
+        --images "${known[@]:0:5}" "${new[@]:0:5}" \
+        --methods lrp attention \
+        --save_path output/few_$model/explanations
 
     for split in train test; do
         python evaluation.py \
@@ -39,14 +53,8 @@ for model in gridtd aoa; do
             --split $split \
             --explanations correctness \
             --methods lrp attention \
-            --max_images 40 \
+            --max_images 20 \
             --save_path output/few_$model
     done
-
-    python explain.py \
-        --weight output/few_$model/checkpoint_last.pth \
-        --images $(find "$folder/val2017" -name '*.jpg' | sort | head -5) \
-        --methods lrp attention \
-        --save_path output/few_$model/explanations
 done
 echo "$PWD/output/few_gridtd $PWD/output/few_aoa"

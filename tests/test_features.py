@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -99,6 +100,7 @@ def test_an_interrupted_run_goes_on(tmp_path, records):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path[:0] = [{root!r}, {tests!r}]
 import test_features as t
 from captioning import features
@@ -111,7 +113,7 @@ def killed(self, start, values, boxes=None):
             self.file["features"][start:start + 1] = 7
             self.file.flush()
         if when == "after the flags, not flushed":
-            self.file["done"][0:1] = 1
+            self.file["done"][0:1] = self.marks[0:1]
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, start, values, boxes)
 features._Store.write = killed
@@ -150,6 +152,19 @@ def test_a_partial_file_of_something_else_is_started_anew(tmp_path, records, cha
     path = store(tmp_path, records, encoder, size=size)
     assert encoder.seen == COUNT
     assert path.read_bytes() == store(tmp_path, records, encoder, name="whole.hdf5", size=size).read_bytes()
+
+
+def test_a_replaced_picture_is_computed_again(tmp_path, records):
+    store(tmp_path, records)
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "3.png")
+    path = store(tmp_path, records)
+    assert path.read_bytes() == store(tmp_path, records, name="new.hdf5").read_bytes()
+
+
+def test_a_disk_without_room_is_noticed_first(tmp_path, records, monkeypatch):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(InputError, match="0.0 GB are needed"):
+        store(tmp_path, records)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
 from aoamodel import AOAModel
-from captioning import checkpoint
+from captioning import checkpoint, encoders
+from captioning.dataset import features_path
 from captioning.errors import InputError
 from captioning.training import epoch_batches, mix_in_predictions, region_loss, word_loss
-from captioning.vocabulary import build
+from captioning.vocabulary import Vocabulary, build
 from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +109,40 @@ def test_resuming_with_other_flags_is_refused(demo_data, tmp_path):
         run(demo_data, tmp_path, "--batch_size", "3")
     with pytest.raises(InputError, match="other sizes"):
         run(demo_data, tmp_path, "--attention_dim", "12")
+    words = dict(checkpoint.read(tmp_path / "checkpoint_last.pth")["wordmap"])
+    words["dog"], words["ball"] = words["ball"], words["dog"]
+    model, _ = checkpoint.load(tmp_path / "checkpoint_last.pth")
+    training = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]
+    checkpoint.save(tmp_path / "checkpoint_last.pth", model, Vocabulary(words), training)
+    with pytest.raises(InputError, match="another vocabulary"):
+        run(demo_data, tmp_path)
+
+
+def test_resuming_elsewhere_keeps_a_best_checkpoint(demo_data, tmp_path):
+    run(demo_data, tmp_path / "one", "--epochs", "1")
+    run(demo_data, tmp_path / "two", "--resume", str(tmp_path / "one" / "checkpoint_last.pth"))
+    assert (tmp_path / "two" / "checkpoint_best.pth").exists()
+    assert len((tmp_path / "two" / "log.csv").read_text().splitlines()) == 3
+
+
+def test_epochs_on_regions_alone_do_not_count_against_patience(demo_data, tmp_path):
+    state = run(demo_data, tmp_path, "--region_epochs", "2", "--patience", "1")["training"]["state"]
+    assert state["epoch"] == 2 and state["bad_epochs"] == 0
+
+
+def test_features_of_other_weights_are_refused(demo_data):
+    model = GridTDModel(9, 4, 6, 5, encoder="small")
+    stored = SimpleNamespace(features=features_path(demo_data, "demo", "train", "small"))
+    with pytest.raises(InputError, match="other weights"):
+        train.check_features(stored, model)
+    torch.manual_seed(1)                    # preparedataset.py's --seed
+    model.encoder = encoders.build("small")
+    train.check_features(stored, model)
+
+
+def test_region_features_have_no_pixels(demo_data, tmp_path):
+    with pytest.raises(InputError, match="no pixels"):
+        run(demo_data, tmp_path, "--encoder", "bottom_up", "--finetune_encoder")
 
 
 def test_every_epoch_sees_every_picture_once_in_another_order():
@@ -145,7 +181,8 @@ def test_region_loss_asks_one_region_for_each_word(model_class):
             there = any(word in sentence for sentence in image)
             expected -= math.log(p if there else 1 - p)
             said, words = said + (there and p > 0.5), words + there
-    loss, *counts = region_loss(model.region_logits(features), captions, vocabulary)
+    padded = torch.cat([features, torch.zeros(2, 1, 3)], 1)       # a region that is not there says nothing
+    loss, *counts = region_loss(model, padded, captions, vocabulary)
     assert loss.item() == pytest.approx(expected / words, rel=1e-5)
     assert [int(count) for count in counts] == [said, words]
 
