@@ -98,7 +98,7 @@ def test_captions_of_different_lengths_in_one_batch(weights, tmp_path, monkeypat
     run(weights / "aoa.pth", paths, tmp_path / "out", "--methods", "lrp")
     short, long = (np.load(tmp_path / "out" / name / "explanation.npz") for name in "ab")
     assert short["lrp_words"].shape == (3, 3) and long["lrp_words"].shape == (5, 5)
-    assert short["lrp_pixels"].shape == (3, 112, 112) and short["attention"].shape == (3, 2, 196)
+    assert short["lrp_pixels"].shape == (3, 112, 112) and short["attention"].shape == (3, 2, 49)
 
 
 def test_pictures_with_the_same_stem_keep_folders_of_their_own(tmp_path):

@@ -47,10 +47,11 @@ def same(one, other):
 
 
 def stopped_run(data, save_path, number, *extra):
-    """A process group, as of a terminal, that gets the signal after its first steps; every step is saved."""
+    """A process group, as of a terminal, that gets the signal after its first steps; every step is saved. It has one
+    thread like the tests' own process: sums over more threads have other last bits."""
     command = [sys.executable, "train.py", *flags(data, save_path, "--save_every", "1e-9", *extra)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True)
+                               start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     last = Path(save_path) / "checkpoint_last.pth"
     while not last.exists() and process.poll() is None:
         time.sleep(0.01)
