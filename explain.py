@@ -1,10 +1,10 @@
 """Captions pictures, shows why each word was said: python explain.py --weight output/checkpoint_best.pth --images ."""
+import hashlib
 import os
 import shutil
+import zipfile
 from collections import Counter
-from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from captioning.cli import (
     set_seed,
 )
 from captioning.correctness import explained, pixel_maps
+from captioning.dataset import CaptionDataset, fingerprint
 from captioning.errors import InputError, run_script
-from captioning.files import make_folder, write_text
+from captioning.features import weights_fingerprint
+from captioning.files import make_folder
 from captioning.images import preprocess, read_image
+from captioning.page import page_entry, sentence, write_page
 from captioning.plots import SEQUENTIAL, draw_heatmaps, draw_words
 from captioning.vocabulary import tokenise
 
@@ -36,9 +39,14 @@ def get_args_parser():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--weight", required=True, help="checkpoint of a captioning model")
-    add("--images", nargs="+", required=True, metavar="FILE_OR_FOLDER", help="pictures to caption and explain")
+    add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="pictures to caption and explain")
+    add("--dataset", help="instead of --images: the pictures of a data set that preparedataset.py made")
+    add("--data_folder", default="data", help="where preparedataset.py wrote it")
+    add("--split", choices=["train", "val", "test"], default="test", help="which of its pictures")
+    add("--max_images", type=positive_int, help="only so many pictures, the first")
     add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="ways to explain")
     add("--caption", help="explain this sentence instead of the model's own")
+    add("--contrast", metavar="WORD", help="explain why each word was said rather than this one")
     add("--decoding", choices=["greedy", "beam_search", "diverse_beam_search"], default="beam_search",
         help="how the model's own is found")
     add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
@@ -47,7 +55,8 @@ def get_args_parser():
     add("--eps", type=non_negative, default=0.01, help="of LRP's ε-rule")
     add("--batch_size", type=positive_int, default=8, help="pictures explained at once")
     add("--chunk", type=positive_int, help="words at once through the encoder, to bound memory")
-    add("--skip_broken", action="store_true", help="go on without pictures that cannot be read")
+    add("--skip_broken", action="store_true", help="pictures that cannot be read are left out; let this be no error")
+    add("--overwrite", action="store_true", help="explain anew what is explained already")
     add("--save_path", default="output/explanations", help="a folder for every picture goes here")
     add_device(parser)
     add_seed(parser)
@@ -81,27 +90,31 @@ def folder_names(paths):
     return names
 
 
-def read_pictures(paths, skip_broken):
-    """[(path, uint8 picture)], without the broken ones if they may be skipped."""
-    pictures = []
-    for path in paths:
-        try:
-            pictures.append((path, read_image(path)))
-        except InputError as error:
-            if not skip_broken:
-                raise
-            print(f"left out: {error}")
-    return pictures
+def split_pictures(args):
+    """Paths of the pictures of a data set's split."""
+    data = CaptionDataset(args.data_folder, args.dataset, args.split)
+    if not data.image_folder:
+        raise InputError(f"{data.path} was prepared without a picture folder: run preparedataset.py with "
+                         "--image_folder to explain its pictures")
+    return [Path(data.image_folder, path) for path in data.paths]
 
 
-def encode_caption(text, vocabulary):
+def encode_caption(text, vocabulary, flag="--caption"):
     """ids (L,) from <start> to <end>; InputError that names words outside the vocabulary."""
     words = tokenise(text)
     unknown = [word for word in words if word not in vocabulary.wordmap]
     if unknown or not words:
-        raise InputError(f"--caption {text!r} has words outside the model's vocabulary: {', '.join(unknown)}" if unknown
-                         else "--caption holds no words")
+        raise InputError(f"{flag} {text!r} has words outside the model's vocabulary: {', '.join(unknown)}" if unknown
+                         else f"{flag} holds no words")
     return torch.tensor(vocabulary.encode(words, len(words)))
+
+
+def contrast_word(text, vocabulary):
+    """The id of --contrast; InputError if it is not one word that the model knows."""
+    ids = encode_caption(text, vocabulary, "--contrast")
+    if len(ids) != 3:
+        raise InputError(f"--contrast {text!r} must be one word")
+    return int(ids[1])
 
 
 def captions_of(args, model, vocabulary, images):
@@ -113,32 +126,40 @@ def captions_of(args, model, vocabulary, images):
     return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
 
 
-def explain_batch(args, model, vocabulary, pictures, size, device):
-    """For each picture {"words": said with <end>, "read", and per method "maps" (T, S, S) and "word_relevance"}."""
-    images = torch.stack([preprocess(picture, size) for _, picture in pictures]).to(device)
+def explain_batch(args, model, vocabulary, images):
+    """images (B, 3, S, S), normalised -> the arrays of each picture's explanation.npz, a list of B dicts."""
     captions = captions_of(args, model, vocabulary, images)
     lengths = (captions[:, 1:] != 0).sum(1).tolist()
-    results = [{"ids": row[:length + 1], "methods": {}} for row, length in zip(captions.tolist(), lengths, strict=True)]
+    words = np.array(vocabulary.words)
+    given = {"methods": np.array(args.methods), "contrast": np.array(args.contrast or "")}
+    results = [given | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
+    options = {} if args.contrast is None else {"contrast": contrast_word(args.contrast, vocabulary)}
     for method in args.methods:
-        options = {"chunk": args.chunk} if method not in ("attention", "grad_cam") else {}
-        found = explained(model, images, captions, method, **options | ({"eps": args.eps} if method == "lrp" else {}))
-        maps = pixel_maps(found, method, (size, size)).cpu().numpy()
-        regions, words, attention, targets = (
-            part.cpu().numpy() for part in (found.features.sum(-1), found.words, found.attention, found.targets))
-        for b, T in enumerate(lengths):
-            results[b] |= {"attention": attention[b, :T], "targets": targets[b, :T]}
-            results[b]["methods"][method] = {"pixels": maps[b, :T], "regions": regions[b, :T],
-                                             "words": words[b, :T, :T]}
-            if method == "lrp":
-                results[b]["conservation"] = found.conservation[b, :T].mean().item()
+        own = ({} if method in ("attention", "grad_cam") else {"chunk": args.chunk}) | (
+            {"eps": args.eps} if method == "lrp" else {})
+        found = explained(model, images, captions, method, **options, **own)
+        parts = {f"{method}_pixels": pixel_maps(found, method, tuple(images.shape[-2:]))}
+        if method != "attention":
+            parts |= {f"{method}_regions": found.features.sum(-1), f"{method}_words": found.words}
+        if method == "lrp":
+            parts["conservation"] = found.conservation
+        p = found.logits.softmax(-1)                                                   # (B, T, V)
+        best = p.topk(min(5, len(vocabulary)))
+        parts |= {"logits": found.targets, "attention": found.attention, "alternatives": best.indices,
+                  "probabilities": p.gather(2, captions[:, 1:, None]).squeeze(2),
+                  "alternative_probabilities": best.values}
+        for name, part in parts.items():
+            part = part.float().cpu().numpy() if part.is_floating_point() else words[part.cpu().numpy()]
+            for b, T in enumerate(lengths):
+                results[b][name] = part[b, :T, :T] if name.endswith("_words") else part[b, :T]
     return results
 
 
-def publish(folder, picture, result, vocabulary):
+def publish(folder, picture, arrays):
     """Writes the picture's folder; it appears whole. In one that is there already, a former explanation is replaced."""
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:
-        write(make_folder(temporary), picture, result, vocabulary)
+        write(make_folder(temporary), picture, arrays)
         if not folder.exists():
             os.replace(temporary, folder)
             return
@@ -154,68 +175,107 @@ def publish(folder, picture, result, vocabulary):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(folder, picture, result, vocabulary):
-    """One PNG a method, words_<method>.png and explanation.npz."""
-    words = [vocabulary.words[i] for i in result["ids"]]
-    sentence, photograph = " ".join(vocabulary.decode(result["ids"])), picture.permute(1, 2, 0).numpy()
-    arrays = {"words": np.array(words), "attention": result["attention"], "logits": result["targets"]}
-    for method, found in result["methods"].items():
-        title = f"{sentence}   [{method}]"
-        draw_heatmaps(folder / f"{method}.png", photograph, words[1:], found["pixels"], title,
+def write(folder, picture, arrays):
+    """One PNG a method, words_<method>.png and explanation.npz; picture: uint8 (3, H, W)."""
+    words = arrays["words"].tolist()
+    rather = f" rather than “{arrays['contrast']}”" if arrays["contrast"] else ""
+    for method in arrays["methods"].tolist():
+        title = f"{sentence(words)}{rather}   [{method}]"
+        draw_heatmaps(folder / f"{method}.png", photograph(picture), words[1:], arrays[f"{method}_pixels"], title,
                       signed=method not in SEQUENTIAL)
-        arrays[f"{method}_pixels"] = found["pixels"].astype(np.float32)
         if method != "attention":
-            draw_words(folder / f"words_{method}.png", words[:-1], words[1:], found["words"], title)
-            arrays |= {f"{method}_words": found["words"], f"{method}_regions": found["regions"]}
+            draw_words(folder / f"words_{method}.png", words[:-1], words[1:], arrays[f"{method}_words"], title)
     np.savez_compressed(folder / "explanation.npz", **arrays)
 
 
-def write_index(save_path, sentences, methods):
-    """index.html: for every folder in `sentences`, {folder's name: sentence}, its pictures, by relative links."""
-    parts = []
-    for name, sentence in sentences.items():
-        pngs = [f"{prefix}{method}.png" for method in methods for prefix in ("", "words_")
-                if prefix == "" or method != "attention"]
-        pictures = "".join(f'<a href="{quote(f"{name}/{png}")}"><img loading="lazy" alt="{escape(png)}" '
-                           f'src="{quote(f"{name}/{png}")}"></a>\n' for png in pngs)
-        parts.append(f"<h2>{escape(sentence) or '(no words)'}</h2>\n<p>{escape(name)}</p>\n{pictures}")
-    write_text(Path(save_path) / "index.html", f"""<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>Explanations</title>
-<style>body {{ font-family: sans-serif; margin: 2em }} img {{ max-width: 100%; max-height: 40em }}</style>
-{"".join(parts)}</html>
-""")
+def photograph(picture):
+    """uint8 (3, H, W) -> (H, W, 3)."""
+    return picture.permute(1, 2, 0).numpy()
+
+
+def settings_of(args, model):
+    """What an explanation depends on besides its picture."""
+    flags = ("methods", "caption", "contrast", "decoding", "beam_size", "max_len", "eps")
+    return [weights_fingerprint(model), [getattr(args, flag) for flag in flags]]
+
+
+def identity(path, settings):
+    """Of a picture's explanation: the settings and the file's content."""
+    try:
+        return fingerprint([settings, hashlib.sha256(path.read_bytes()).hexdigest()])
+    except OSError:
+        return ""       # reading the picture will say what is wrong
+
+
+def is_explained(folder, key):
+    """Whether the folder holds the explanation with this identity."""
+    try:
+        with np.load(folder / "explanation.npz") as arrays:
+            return str(arrays["identity"]) == key
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+
+
+def explain_all(args, model, vocabulary, pictures, size, device):
+    """Explains those of the pictures, [(path, folder)], that are not yet; returns {path: InputError} of broken ones."""
+    settings, broken = settings_of(args, model), {}
+    todo = [(path, folder, identity(path, settings)) for path, folder in pictures]
+    todo = [item for item in todo if args.overwrite or not is_explained(*item[1:])]
+    with tqdm(total=len(pictures), initial=len(pictures) - len(todo), desc="explaining", unit="picture") as bar:
+        for batch in (todo[i:i + args.batch_size] for i in range(0, len(todo), args.batch_size)):
+            sound = []
+            for path, folder, key in batch:
+                try:
+                    sound.append((path, folder, key, read_image(path)))
+                except InputError as error:
+                    broken[path] = error
+                    bar.write(f"left out: {error}")
+            images = [preprocess(picture, size) for *_, picture in sound]
+            results = explain_batch(args, model, vocabulary, torch.stack(images).to(device)) if sound else []
+            for (path, folder, key, picture), arrays in zip(sound, results, strict=True):
+                publish(folder, picture, arrays | {"identity": np.array(key)})
+                arrived = f"   (LRP: {arrays['conservation'].mean():.0%} of the logits reached words and picture)" \
+                    if "conservation" in arrays else ""
+                bar.write(f"{path.name}: {sentence(arrays['words'].tolist())}{arrived}")
+            bar.update(len(batch))
+    return broken
+
+
+def make_page(path, pictures):
+    """index.html of the explanations in the folders of [(picture's path, folder)]."""
+    entries = []
+    for picture, folder in tqdm(pictures, desc=path.name, unit="picture"):
+        with np.load(folder / "explanation.npz") as arrays:
+            entries.append(page_entry(folder.name, photograph(read_image(picture)), dict(arrays)))
+    write_page(path, entries)
 
 
 def main(args):
     print_settings(args)
     device = pick_device(args.device)
     set_seed(args.seed)
+    if bool(args.images) == bool(args.dataset):
+        raise InputError("give either --images FILE_OR_FOLDER … or --dataset NAME")
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
     size = checkpoint.image_size(model)
     if size is None:
         raise InputError(f"{args.weight} works on region features, not on pictures: explain a model with a CNN encoder")
-    paths = find_pictures(args.images)
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)
+    if args.contrast is not None:
+        contrast_word(args.contrast, vocabulary)
+    paths = (find_pictures(args.images) if args.images else split_pictures(args))[:args.max_images]
     save_path = make_folder(args.save_path)
-    folders = dict(zip(paths, folder_names(paths), strict=True))
-    batches = [paths[i:i + args.batch_size] for i in range(0, len(paths), args.batch_size)]
-    sentences = {}
-    with tqdm(total=len(paths), desc="explaining", unit="picture") as bar:
-        for batch in batches:
-            pictures = read_pictures(batch, args.skip_broken)
-            results = explain_batch(args, model, vocabulary, pictures, size, device) if pictures else []
-            for (path, picture), result in zip(pictures, results, strict=True):
-                publish(save_path / folders[path], picture, result, vocabulary)
-                sentences[folders[path]] = " ".join(vocabulary.decode(result["ids"]))
-                shares = f"   (LRP: {result['conservation']:.0%} of the logits reached words and picture)" \
-                    if "conservation" in result else ""
-                bar.write(f"{path.name}: {sentences[folders[path]]}{shares}")
-            bar.update(len(batch))
-    if not sentences:
+    pictures = [(path, save_path / name) for path, name in zip(paths, folder_names(paths), strict=True)]
+    broken = explain_all(args, model, vocabulary, pictures, size, device)
+    sound = [item for item in pictures if item[0] not in broken]
+    if not sound:
         raise InputError("none of the pictures can be read, so there is nothing to explain: check --images")
-    write_index(save_path, sentences, args.methods)
+    make_page(save_path / "index.html", sound)
     print(f"pictures and arrays: {save_path}/index.html")
+    if broken and not args.skip_broken:
+        raise InputError(f"{len(broken)} of {len(paths)} pictures were left out, the others are explained; the first: "
+                         f"{next(iter(broken.values()))} (--skip_broken makes this no error)")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Explanations of both models: one forward pass under a rule, then one backward pass batched over all words.
 
-The decoder's targets are the logits p_t[captions[:, t + 1]] of all steps t. Their derivatives under the rule of
-captioning.relevance reach the embeddings and the features in one batched pass, and go on from there through the
-encoder.
+The decoder's targets are the logits p_t[captions[:, t + 1]] of all steps t, or what they are above the logits of other
+words (contrast). Their derivatives under the rule of captioning.relevance reach the embeddings and the features in one
+batched pass, and go on from there through the encoder.
 """
 import contextlib
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Trace(NamedTuple):
 class Explanation:
     """How inputs spoke for (+) and against (−) the word captions[:, t + 1], at every step t; zero at padding."""
     logits: torch.Tensor            # (B, T, V) teacher-forced
-    targets: torch.Tensor           # (B, T) the explained logits
+    targets: torch.Tensor           # (B, T) the explained logits, or differences of logits
     words: torch.Tensor             # (B, T, T) of the word read at step i ≤ t, not normalised
     features: torch.Tensor          # (B, T, K, C) at the encoder's output
     pixels: torch.Tensor | None     # (B, T, 3, H, W), Grad-CAM (B, T, 1, H, W); None without an encoder
@@ -67,8 +67,8 @@ def region_mean(features, mask):
     return (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def lrp(model, images, captions, eps=0.01, head=None, chunk=None):
-    r, logits, targets, trace = _derivatives(model, images, captions, LRP(eps, head), chunk)
+def lrp(model, images, captions, eps=0.01, head=None, **options):
+    r, logits, targets, trace = _derivatives(model, images, captions, LRP(eps, head), **options)
     # R(x) = x r(x)
     words = torch.einsum("btie,bie->bti", r.words, trace.embeddings[:, 0])
     features = r.features * r.at_features[:, None]
@@ -76,25 +76,25 @@ def lrp(model, images, captions, eps=0.01, head=None, chunk=None):
     return _explanation(captions, logits, targets, words, features, pixels, trace)
 
 
-def gradient(model, images, captions, chunk=None, rule=None):
-    r, logits, targets, trace = _derivatives(model, images, captions, rule or Gradient(), chunk)
+def gradient(model, images, captions, rule=None, **options):
+    r, logits, targets, trace = _derivatives(model, images, captions, rule or Gradient(), **options)
     return _explanation(captions, logits, targets, r.words.sum(-1), r.features, r.pixels, trace)
 
 
-def guided_backprop(model, images, captions, chunk=None):
-    return gradient(model, images, captions, chunk, Guided())
+def guided_backprop(model, images, captions, **options):
+    return gradient(model, images, captions, Guided(), **options)
 
 
-def grad_cam(model, images, captions):
-    r, logits, targets, trace = _derivatives(model, images, captions, Gradient(), to_pixels=False)
+def grad_cam(model, images, captions, contrast=None):
+    r, logits, targets, trace = _derivatives(model, images, captions, Gradient(), contrast=contrast, to_pixels=False)
     pixels = None if images.dim() == 3 else _cam(r, images.shape[-2:])
     return _explanation(captions, logits, targets, r.words.sum(-1), r.features, pixels, trace)
 
 
-def guided_grad_cam(model, images, captions, chunk=None):
-    result = guided_backprop(model, images, captions, chunk)
+def guided_grad_cam(model, images, captions, contrast=None, **options):
+    result = guided_backprop(model, images, captions, contrast=contrast, **options)
     if result.pixels is not None:
-        result.pixels = result.pixels * grad_cam(model, images, captions).pixels
+        result.pixels = result.pixels * grad_cam(model, images, captions, contrast).pixels
     return result
 
 
@@ -114,10 +114,12 @@ class _Derivatives(NamedTuple):
     grid: tuple | None               # (h, w) of the K regions
 
 
-def _derivatives(model, images, captions, rule, chunk=None, to_pixels=True):
+def _derivatives(model, images, captions, rule, chunk=None, contrast=None, to_pixels=True):
     """Derivatives of all words' logits under `rule`; `chunk` words at a time go through the encoder.
 
-    By default two at a time on a CPU, whose caches hold no more, and all at once elsewhere.
+    contrast: id of a word, or ids (B, T): the logits less that word's are explained, as one output with the difference
+    of the two rows of W_o. By default two words at a time on a CPU, whose caches hold no more, and all at once
+    elsewhere.
     """
     images = images.detach().to(model.W_o.weight.dtype)
     following = captions[:, 1:]                                                        # (B, T) the words explained
@@ -129,8 +131,10 @@ def _derivatives(model, images, captions, rule, chunk=None, to_pixels=True):
             grid = tuple(maps.shape[-2:])
         features = (images if maps is None else maps.flatten(2).transpose(1, 2)).detach().requires_grad_()
         trace = model.teacher_force(features, captions[:, None], rule)
-        rows = model.W_o.weight[following]                                             # (B, T, d)
-        targets = rule.stabilise((rows * trace.hidden[:, 0]).sum(-1) + model.W_o.bias[following])
+        rows, bias = model.W_o.weight[following], model.W_o.bias[following]            # (B, T, d), (B, T)
+        if contrast is not None:
+            rows, bias = rows - model.W_o.weight[contrast], bias - model.W_o.bias[contrast]
+        targets = rule.stabilise((rows * trace.hidden[:, 0]).sum(-1) + bias)
         one_word = torch.diag_embed((following != 0).to(targets.dtype)).transpose(0, 1)  # (T, B, T)
         r_words, r_features = torch.autograd.grad(targets, (trace.embeddings, features), one_word,
                                                   is_grads_batched=True)

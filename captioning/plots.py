@@ -8,7 +8,7 @@ SEQUENTIAL = ("attention", "grad_cam")      # methods whose maps are never negat
 
 
 def draw_heatmaps(path, image, words, maps, title, signed=True):
-    """The photograph and, for each word, its map over it, each to a scale of its own.
+    """The photograph and, for each word, its map over it, each to a scale of its own that stands below it.
 
     image: uint8 (H, W, 3); maps (T, h, w), stretched to the photograph. Signed maps: red spoke for the word, blue
     against it, nothing at zero; others: from nothing to yellow.
@@ -24,7 +24,7 @@ def draw_heatmaps(path, image, words, maps, title, signed=True):
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.06, hspace=0.02)
     figure.suptitle(title, fontsize=13, wrap=True)
     meaning = "red spoke for the word, blue against it" if signed else "yellow marks the highest values"
-    figure.supxlabel(f"{meaning}; each word has its own scale", fontsize=10, color="0.4")
+    figure.supxlabel(f"{meaning}; the strongest colour stands for the number below", fontsize=10, color="0.4")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -35,18 +35,26 @@ def draw_heatmaps(path, image, words, maps, title, signed=True):
         axis.imshow(np.clip(grey, 0, 1), extent=(0, W, H, 0))
         axis.imshow(colours(heat, signed), extent=(0, W, H, 0), interpolation="bilinear")
         axis.set_title(word, fontsize=12, fontweight="bold")
+        axis.text(1, -0.02, f"{'±' if signed else ''}{scale(heat, signed):.2g}", transform=axis.transAxes, ha="right",
+                  va="top", fontsize=8, color="0.4")
     _save(figure, path)
 
 
 def colours(heat, signed):
-    """heat (h, w) -> RGBA (h, w, 4), more opaque the further from zero; the scale ends at the 99.5th percentile."""
+    """heat (h, w) -> RGBA (h, w, 4), more opaque the further from zero."""
     from matplotlib import colormaps
+    top = scale(heat, signed)
     heat = smooth(np.asarray(heat, float)) if signed else np.asarray(heat, float)
-    top = np.percentile(np.abs(heat), 99.5) or np.abs(heat).max() or 1.0      # the maximum where nearly all is zero
-    scaled = np.clip(heat / top, -1, 1)
+    scaled = np.clip(heat / (top or 1.0), -1, 1)
     rgba = colormaps["bwr" if signed else "plasma"]((scaled + 1) / 2 if signed else scaled)
     rgba[..., 3] = np.abs(scaled) ** 0.6 * (0.95 if signed else 0.75)
     return rgba
+
+
+def scale(heat, signed):
+    """The absolute value that gets the strongest colour: the 99.5th percentile, as single pixels may stand out."""
+    heat = np.abs(smooth(np.asarray(heat, float)) if signed else np.asarray(heat, float))
+    return np.percentile(heat, 99.5) or heat.max()      # the maximum where nearly all is zero
 
 
 def thumbnail(image, side=480):

@@ -1,9 +1,8 @@
 """explain.py: a folder for every picture, with the model's own numbers in it."""
+import json
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -138,32 +137,65 @@ def test_a_second_run_replaces_the_first_and_nothing_else(weights, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "index.html"]
 
 
-class Links(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found, self.text = [], ""
+def test_what_is_explained_already_is_not_explained_again(weights, tmp_path, monkeypatch):
+    paths = [picture(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("abc")]
+    explained = []
+    explain_batch = explain.explain_batch
+    monkeypatch.setattr(explain, "explain_batch",
+                        lambda *some: explained.append(len(some[-1])) or explain_batch(*some))
+    flags = ("--methods", "attention", "--caption", "a dog")
+    run(weights / "gridtd.pth", paths[:2], tmp_path / "out", *flags)
+    before = (tmp_path / "out" / "a" / "explanation.npz").stat().st_mtime_ns
+    run(weights / "gridtd.pth", paths, tmp_path / "out", *flags)
+    assert explained == [2, 1] and (tmp_path / "out" / "a" / "explanation.npz").stat().st_mtime_ns == before
+    assert [entry["name"] for entry in page_data(tmp_path / "out")] == ["a", "b", "c"]
+    picture(paths[1], seed=9)                                                           # another picture of that name
+    run(weights / "gridtd.pth", paths, tmp_path / "out", *flags)
+    (tmp_path / "out" / "c" / "explanation.npz").write_bytes(b"cut short")
+    run(weights / "gridtd.pth", paths, tmp_path / "out", *flags)
+    run(weights / "gridtd.pth", paths, tmp_path / "out", *flags, "--overwrite")
+    run(weights / "aoa.pth", paths, tmp_path / "out", *flags)
+    assert explained == [2, 1, 1, 1, 3, 3]
 
-    def handle_starttag(self, tag, attributes):
-        self.found += [unquote(value) for key, value in attributes if key in ("src", "href")]
 
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_index_links_to_every_picture(weights, tmp_path):
-    paths = [picture(tmp_path / "in" / name) for name in ("a b#1.png", "<i>&.png")]
-    run(weights / "gridtd.pth", paths, tmp_path / "out", "--methods", "grad_cam", "attention", "--caption", "a dog")
-    links = Links()
-    links.feed((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
-    assert len(links.found) == 2 * 2 * 3 and all((tmp_path / "out" / link).is_file() for link in links.found)
-    assert links.text.count("a dog") == 2 and "<i>&" in links.text
+def page_data(folder):
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    return json.loads(html.split('type="application/json" id="data">')[1].split("</script>")[0])
 
 
-def test_broken_pictures_can_be_left_out(weights, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["gridtd", "aoa"])
+def test_contrast(weights, tmp_path, kind):
+    path = picture(tmp_path / "a.png")
+    run(weights / f"{kind}.pth", [path], tmp_path / "out", "--caption", "a dog", "--contrast", "runs", "--methods",
+        *explain.METHODS)
+    model, _ = checkpoint.load(weights / f"{kind}.pth")
+    images, captions = preprocess(read_image(path), 112)[None], torch.tensor([WORDS.encode(["a", "dog"], 2)])
+    found = np.load(tmp_path / "out" / "a" / "explanation.npz")
+    logits = model(images, captions)[0].detach()
+    difference = logits[range(3), captions[0, 1:]] - logits[:, WORDS.wordmap["runs"]]
+    assert np.allclose(found["logits"], difference, atol=1e-5)
+    one, other = (model.gradient(images, ids).pixels[0].sum(1) for ids in (
+        captions, torch.tensor([[captions[0, 0], WORDS.wordmap["runs"], captions[0, 2]]])))
+    assert np.allclose(found["gradient_pixels"][0], one[0] - other[0], atol=1e-6)
+    assert page_data(tmp_path / "out")[0]["contrast"] == "runs"
+
+
+def test_a_data_sets_split(weights, demo_data, tmp_path):
+    parser = explain.get_args_parser()
+    flags = ["--weight", str(weights / "gridtd.pth"), "--save_path", str(tmp_path), "--device", "cpu", "--methods",
+             "attention", "--caption", "a dog", "--data_folder", str(demo_data), "--dataset", "demo"]
+    explain.main(parser.parse_args([*flags, "--split", "val", "--max_images", "3"]))
+    assert [entry["name"] for entry in page_data(tmp_path)] == ["val_00000", "val_00001", "val_00002"]
+    with pytest.raises(InputError, match="either --images"):
+        explain.main(parser.parse_args([*flags, "--images", "x.png"]))
+
+
+def test_broken_pictures_do_not_stop_the_others(weights, tmp_path, capsys):
     good, bad = picture(tmp_path / "good.png"), tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:200])
-    with pytest.raises(InputError, match="bad.png"):
-        run(weights / "gridtd.pth", [bad, good], tmp_path / "out")
+    with pytest.raises(InputError, match=r"1 of 2 pictures were left out.*bad\.png") as caught:
+        run(weights / "gridtd.pth", [bad, good], tmp_path / "out", "--methods", "attention")
+    assert "\n" not in str(caught.value) and [entry["name"] for entry in page_data(tmp_path / "out")] == ["good"]
     run(weights / "gridtd.pth", [bad, good], tmp_path / "out", "--skip_broken", "--methods", "attention")
     assert "left out" in capsys.readouterr().out and (tmp_path / "out" / "good" / "attention.png").exists()
     with pytest.raises(InputError, match="none of the pictures"):
@@ -172,6 +204,7 @@ def test_broken_pictures_can_be_left_out(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize("flags, message", [
     (["--caption", "a zebra runs past"], "vocabulary: zebra, past"), (["--caption", "?!"], "holds no words"),
+    (["--contrast", "zebra"], "--contrast 'zebra'.*vocabulary: zebra"), (["--contrast", "a dog"], "must be one word"),
     (["--images", "nowhere.jpg"], "does not exist"), (["--weight", "nowhere.pth"], "cannot be read"),
     (["--weight", "regions.pth"], "region features"), (["--images", "empty"], "holds no pictures")])
 def test_bad_input_is_one_clear_sentence(weights, tmp_path, monkeypatch, flags, message):

@@ -151,6 +151,25 @@ def test_paddings_of_convolutions(padding, mode):
         assert_same(explanation, assert_agrees(model, pictures()[:1], captions)[0])
 
 
+# -- contrast ------------------------------------------------------------------------------------------------------
+
+
+@MODELS
+def test_contrast_explains_a_difference_of_logits(model_type):
+    """A model whose rows of W_o are differences has these differences as its logits; the oracle explains those."""
+    model, shifted = make(model_type, max_pooled), make(model_type, max_pooled)
+    for parameter in shifted.W_o.parameters():
+        parameter.data -= parameter.data[8].clone()
+    expected, _ = assert_agrees(shifted, pictures(), CAPTIONS)
+    explanation = model.lrp(pictures(), CAPTIONS, contrast=8)
+    assert_same(explanation, expected)
+    torch.testing.assert_close(explanation.targets, expected.targets)
+    assert_same(model.lrp(pictures(), CAPTIONS, contrast=torch.full((3, T), 8)), expected)
+    for method in ("gradient", "grad_cam", "guided_backprop", "guided_grad_cam"):
+        assert_same(getattr(model, method)(pictures(), CAPTIONS, contrast=8),
+                    getattr(shifted, method)(pictures(), CAPTIONS))
+
+
 # -- conservation --------------------------------------------------------------------------------------------------
 
 
