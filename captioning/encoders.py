@@ -58,8 +58,21 @@ def architecture(name):
     if name == "small":
         return _small()
     _check(name)
+    return _plain_sequence(_torchvision(name))
+
+
+def _torchvision(name):
+    """torchvision's model with random weights; VGG without its classifier, whose 124 million weights nobody needs."""
     from torchvision import models
-    return _plain_sequence(models.get_model(name))
+    if not name.startswith("vgg"):
+        return models.get_model(name)
+    model = nn.Module()
+    model.features = models.vgg.make_layers(models.vgg.cfgs[{"vgg16": "D", "vgg19": "E"}[name]])
+    for layer in model.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return model
 
 
 def build(name, weights=None):
@@ -73,9 +86,9 @@ def build(name, weights=None):
         if weights is not None:
             _load(encoder, _read_weights(weights), weights)
         return encoder
-    from torchvision import models
-    model = models.get_model(name)
+    model = _torchvision(name)
     if weights is None:
+        from torchvision import models
         try:
             state = models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
         except (URLError, OSError, RuntimeError) as error:

@@ -94,7 +94,8 @@ def test_in_a_browser(page, tmp_path, width):
     assert result["errors"] == []
     seen = {entry["what"]: entry for entry in result["log"]}
     assert seen["start"]["sentence"] == ["<start>", "a", "dog", "</script><b>", "<end>"] and not seen["start"]["on"]
-    assert seen["hover"]["said"] == 2 and seen["hover"]["on"] and "“dog”: probability 25.0 %" in seen["hover"]["detail"]
+    assert seen["hover"]["said"] == 2 and seen["hover"]["on"]
+    assert "“dog”: probability 25.0\u00a0%" in seen["hover"]["detail"]
     assert "cat" in seen["hover"]["detail"] and "±" in seen["hover"]["meaning"]
     colours = seen["hover"]["colours"]          # of <start>, +2, and a, −1, that were read; nothing of what came later
     assert "--for" in colours[0] and "0.6" in colours[0] and "--against" in colours[1] and "0.3" in colours[1]

@@ -1,0 +1,218 @@
+"""What an explanation costs beside plain autograd, zennit and captum: python benchmarks/explain.py
+
+VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words. Rivals take turns in one process; each
+time is the median over --repeats after one run that is not counted. Zennit and captum are compared if installed.
+"""
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from aoamodel import AOAModel
+from captioning import encoders
+from captioning.cli import Parser, add_device, pick_device, positive_int
+from captioning.relevance import LRP
+from gridTDmodel import GridTDModel
+
+MODELS = {"gridtd": GridTDModel, "aoa": AOAModel}
+V, T = 9586, 10
+
+
+def get_args_parser():
+    parser = Parser(__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--batch_sizes", type=positive_int, nargs="+", default=[1, 8], help="pictures at once")
+    add("--repeats", type=positive_int, default=3, help="runs of each rival that count")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
+    add("--image_size", type=positive_int, default=224, help="side of the pictures in pixels")
+    add_device(parser)
+    return parser
+
+
+def measure(rivals, repeats, device):
+    """{name: seconds} of functions without arguments, by turns."""
+    seconds = {name: [] for name in rivals}
+    for _ in range(repeats + 1):
+        for name, function in rivals.items():
+            started = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def report(title, seconds, goals):
+    """Prints the times and the ratio of ours to each rival beside its goal."""
+    ours, *rivals = seconds
+    print(f"{title}\n    {ours}: {seconds[ours]:.3f} s")
+    for name in rivals:
+        print(f"    {name}: {seconds[name]:.3f} s, ratio {seconds[ours] / seconds[name]:.2f} (goal {goals[name]})")
+    sys.stdout.flush()
+
+
+def build(name, device, encoder="vgg16", **options):
+    torch.manual_seed(0)
+    return MODELS[name](V, encoder=encoder, **options).to(device).eval()
+
+
+def captions(B, device, words=T):
+    return torch.randint(1, V, (B, words + 1), generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def whole(args, device):
+    """Pixels of all words' logits: LRP against autograd, both ways of writing it."""
+    for name in MODELS:
+        model = build(name, device)
+        for B in args.batch_sizes:
+            images, ids = torch.randn(B, 3, args.image_size, args.image_size, device=device), captions(B, device)
+
+            def logits(model=model, images=images, ids=ids):
+                pixels = images.clone().requires_grad_()
+                return pixels, model(pixels, ids).gather(2, ids[:, 1:, None]).sum((0, 2))      # (T,)
+
+            def retained(logits=logits):
+                pixels, targets = logits()
+                return [torch.autograd.grad(target, pixels, retain_graph=True)[0] for target in targets]
+
+            def repeated(logits=logits):
+                return [torch.autograd.grad(targets[t], pixels)[0]
+                        for t in range(T) for pixels, targets in (logits(),)]
+
+            rivals = {f"model.lrp, {T} words": lambda model=model, images=images, ids=ids: model.lrp(images, ids),
+                      f"autograd, 1 forward and {T} backward passes": retained,
+                      f"autograd, {T} forward and backward passes": repeated}
+            model.requires_grad_(False)
+            seconds = measure(rivals, args.repeats, device)
+            report(f"{name}, batch {B}, decoder and encoder", seconds,
+                   dict(zip(rivals, (None, "1.15", "0.65"), strict=True)))
+
+
+def decoder(args, device):
+    """All words' relevance at the encoder's output against one forward and one backward pass."""
+    K = (args.image_size // 16) ** 2
+    for name in MODELS:
+        model = build(name, device, encoder=None, feature_dim=512)
+        for B in args.batch_sizes:
+            features, ids = torch.rand(B, K, 512, device=device), captions(B, device)
+
+            def training(model=model, features=features, ids=ids):
+                loss = torch.nn.functional.cross_entropy(model(features, ids).flatten(0, 1), ids[:, 1:].flatten())
+                return torch.autograd.grad(loss, list(model.parameters()))
+
+            rivals = {f"model.lrp, {T} words": lambda model=model, features=features, ids=ids: model.lrp(features, ids),
+                      "one forward and backward pass of training": training}
+            seconds = measure(rivals, args.repeats, device)
+            report(f"{name}, batch {B}, decoder alone", seconds, {"one forward and backward pass of training": "2"})
+
+
+def encoder(args, device):
+    """Relevance of pixels for ten linear functions of VGG16's features against zennit and captum."""
+    torch.manual_seed(0)
+    layers = encoders.architecture("vgg16").to(device).eval().requires_grad_(False)
+    for B in args.batch_sizes:
+        images = torch.randn(B, 3, args.image_size, args.image_size, device=device)
+        shape = layers(images).shape
+        weights = torch.randn(T, *shape[1:], device=device)                                    # (T, C, h, w)
+        rivals = {f"ours, {T} targets": lambda images=images, weights=weights: ours(layers, images, weights)}
+        for name, rival in (("zennit's EpsilonPlus", zennit), ("captum's LRP, alpha 1 beta 0", captum)):
+            try:
+                rivals[name] = rival(layers, images, weights)
+            except ImportError as error:
+                print(f"{name} is left out: {error}")
+        report(f"vgg16, batch {B}, encoder alone", measure(rivals, args.repeats, device),
+               {"zennit's EpsilonPlus": "0.25", "captum's LRP, alpha 1 beta 0": "1"})
+
+
+def ours(layers, images, weights):
+    pixels = images.clone().requires_grad_()
+    features, _ = encoders.run(layers, pixels, LRP())
+    chunk = 2 if images.device.type == "cpu" else T
+    return [torch.autograd.grad(features, pixels, part[:, None].expand(-1, *features.shape), is_grads_batched=True,
+                                retain_graph=True)[0] for part in weights.split(chunk)]
+
+
+def zennit(layers, images, weights):
+    from zennit.composites import EpsilonPlus
+
+    def run():
+        pixels = images.clone().requires_grad_()
+        with EpsilonPlus().context(layers) as modified:
+            features = modified(pixels)
+            return [torch.autograd.grad(features, pixels, weight * features.detach(), retain_graph=True)[0]
+                    for weight in weights]
+    return run
+
+
+def captum(layers, images, weights):
+    from captum import attr
+    from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
+
+    head = torch.nn.Conv2d(weights.shape[1], T, weights.shape[2:], bias=False, device=images.device)
+    head.weight.data = weights
+    model = torch.nn.Sequential(*layers, head)
+
+    def run():
+        maps = []
+        for t in range(T):
+            for layer in layers:        # captum takes the rules off again
+                if isinstance(layer, torch.nn.Conv2d):
+                    layer.rule = Alpha1_Beta0_Rule()
+            maps.append(attr.LRP(model).attribute(images.clone().requires_grad_(), target=(t, 0, 0)))
+        return maps
+    return run
+
+
+def memory(args, device):
+    """Peak memory against the number of words, one picture; each figure comes from a process of its own."""
+    largest = 64 * args.image_size ** 2 * 4 / 2 ** 20
+    for name in MODELS:
+        for chunk in (None, 100):
+            with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+                peaks = {words: pool.apply(peak, (name, args.image_size, words, chunk, str(device)))
+                         for words in (5, 10, 20)}
+            growth = (peaks[20] - peaks[10]) / 10
+            how = "--chunk by default" if chunk is None else "all words at once"
+            print(f"{name}, {how}: peak of {', '.join(f'{mib:.0f} MiB for {T} words' for T, mib in peaks.items())}; "
+                  f"{growth:.1f} MiB a word, {growth / largest:.1f} times the largest feature map ({largest:.1f} MiB)",
+                  flush=True)
+
+
+def peak(name, size, words, chunk, device):
+    """MiB that one explanation takes at its peak, the model aside."""
+    device = torch.device(device)
+    model, images, ids = build(name, device), torch.randn(1, 3, size, size, device=device), captions(1, device, words)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        model.lrp(images, ids, chunk=chunk)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
+    before = resident()
+    model.lrp(images, ids, chunk=chunk)
+    return resident() - before
+
+
+def resident():
+    """The largest memory of this process so far, in MiB."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+
+
+PARTS = {"whole": whole, "decoder": decoder, "encoder": encoder, "memory": memory}
+
+
+def main(args):
+    device = pick_device(args.device)
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"PyTorch {torch.__version__} on {device.type}, {what}; VGG16 at {args.image_size}, V = {V}, {T} words")
+    for part in args.parts:
+        PARTS[part](args, device)
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())
