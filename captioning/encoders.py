@@ -28,19 +28,25 @@ class Residual(nn.Module):
 def run(layers, x, rule=PLAIN, signed=True):
     """The encoder's forward pass under a rule; signed: whether x may be negative. Returns (output, its signedness).
 
-    Under a rule that explains, a batch-norm is folded into the convolution before it.
+    Under a rule that explains, a batch-norm is folded into the convolution before it. A convolution and the ReLU after
+    it are one operation.
     """
-    for layer, following in zip(layers, [*layers[1:], None], strict=False):
+    layers = list(layers)
+    while layers:
+        layer = layers.pop(0)
         if isinstance(layer, nn.Sequential):
             x, signed = run(layer, x, rule, signed)
         elif isinstance(layer, Residual):
             x = rule.stabilise(run(layer.body, x, rule, signed)[0] + run(layer.shortcut, x, rule, signed)[0])
             signed = True
         elif isinstance(layer, nn.Conv2d):
-            folded = isinstance(following, nn.BatchNorm2d) and not rule.fused
-            x, signed = rule.conv(x, _fold(layer, following) if folded else layer, signed), True
+            if not rule.fused and layers and isinstance(layers[0], nn.BatchNorm2d):
+                layer = _fold(layer, layers.pop(0))
+            rectified = bool(layers) and isinstance(layers[0], nn.ReLU)
+            layers = layers[rectified:]
+            x, signed = rule.conv(x, layer, signed, rectified), not rectified
         elif isinstance(layer, nn.BatchNorm2d):
-            x = layer(x) if rule.fused else x
+            x = layer(x)
         elif isinstance(layer, nn.ReLU):
             x, signed = rule.relu(x), False
         elif isinstance(layer, nn.AvgPool2d):

@@ -118,10 +118,10 @@ def _derivatives(model, images, captions, rule, chunk=None, contrast=None, to_pi
     """Derivatives of all words' logits under `rule`; `chunk` words at a time go through the encoder.
 
     contrast: id of a word, or ids (B, T): the logits less that word's are explained, as one output with the difference
-    of the two rows of W_o. By default two words at a time on a CPU, whose caches hold no more, and all at once
+    of the two rows of W_o. By default one word at a time on a CPU, whose caches hold no more, and all at once
     elsewhere.
     """
-    images = images.detach().to(model.W_o.weight.dtype)
+    images = fast_format(images.detach().to(model.W_o.weight.dtype))
     following = captions[:, 1:]                                                        # (B, T) the words explained
     with _frozen(model), torch.enable_grad():
         maps, grid = None, None
@@ -140,13 +140,27 @@ def _derivatives(model, images, captions, rule, chunk=None, contrast=None, to_pi
                                                   is_grads_batched=True)
         r_pixels = None
         if maps is not None and to_pixels:
-            chunk = chunk or (2 if maps.device.type == "cpu" else len(r_features))
             r_maps = r_features.transpose(2, 3).unflatten(3, grid)                     # (T, B, C, h, w)
-            r_pixels = torch.cat([torch.autograd.grad(maps, images, part, retain_graph=True, is_grads_batched=True)[0]
-                                  for part in r_maps.split(chunk)]).transpose(0, 1)
+            r_pixels = through_encoder(maps, images, r_maps, chunk).transpose(0, 1)
         logits = model.output(trace.hidden[:, 0]).detach()
     r = _Derivatives(r_words[:, :, 0].transpose(0, 1), r_features.transpose(0, 1), r_pixels, features.detach(), grid)
     return r, logits, targets.detach(), Trace(*(part if part is None else part.detach() for part in trace))
+
+
+def fast_format(images):
+    """On a CPU, channels_last: a backward pass takes 2/3 to 3/4 of the time."""
+    if images.dim() == 4 and images.device.type == "cpu":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def through_encoder(maps, images, r_maps, chunk):
+    """Derivatives r_maps (T, B, C, h, w) at the encoder's output -> (T, B, 3, H, W) at the images."""
+    chunk = chunk or (1 if maps.device.type == "cpu" else len(r_maps))
+    if chunk == 1:      # without the batching of derivatives, which has a price of its own
+        return torch.stack([torch.autograd.grad(maps, images, r, retain_graph=True)[0] for r in r_maps])
+    return torch.cat([torch.autograd.grad(maps, images, part, retain_graph=True, is_grads_batched=True)[0]
+                      for part in r_maps.split(chunk)])
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ relevance rule of method.md (sections 4 and 5) being a changed derivative, state
     tanh     y = tanh(z)        r(z) = r(y) y/z                           `tanh`
     ReLU     y = max(z, 0)      r(z) = r(y) y/z = r(y) [z > 0]            ordinary
     z⁺       y = conv(x) + b    r(x) = W⁺ᵀ [r(y) y/z⁺] where x > 0, W⁻ᵀ [r(y) y/z⁺] elsewhere, z⁺ = W⁺x⁺ + W⁻x⁻
+                                with a ReLU, a = max(y, 0):  r(y) y/z⁺ = r(a) a/z⁺
     max-pool                    winner takes all                          ordinary
 
 and R(x) = x r(x) at the end. The gradient methods are other choices of the same few derivatives.
@@ -78,16 +79,20 @@ class _CandidateLinear(Function):
 
 
 class _ZPlusConv(Function):
-    """A convolution whose derivative is the α1β0 rule; `signed`: its input may hold negative values."""
+    """A convolution whose derivative is the α1β0 rule; signed: its input may be negative; rectified: a ReLU follows."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry, signed):
-        plus, minus = weight.clamp(min=0), weight.clamp(max=0)
+    def forward(ctx, x, weight, bias, geometry, signed, rectified):
+        if x.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        plus, minus = weight.clamp(min=0), weight.clamp(max=0) if signed else None
         y = F.conv2d(x, weight, bias, *geometry)
         z = F.conv2d(x.clamp(min=0), plus, None, *geometry) if signed else F.conv2d(x, plus, None, *geometry)
         if signed:
             z += F.conv2d(x.clamp(max=0), minus, None, *geometry)
-        scale = torch.where(z == 0, 0, y / z)
+        if rectified:
+            y = y.clamp_(min=0)
+        scale = y / z.masked_fill_(z == 0, torch.inf)       # nothing passes where z⁺ is zero
         ctx.save_for_backward(scale, plus, *((minus, x > 0) if signed else ()))
         ctx.geometry, ctx.shape = geometry, x.shape
         return y
@@ -100,7 +105,7 @@ class _ZPlusConv(Function):
         if negative:
             minus, positive = negative
             r_x = torch.where(positive, r_x, conv2d_input(ctx.shape, minus, s, *ctx.geometry))
-        return r_x, None, None, None, None
+        return r_x, None, None, None, None, None
 
 
 class Plain:
@@ -128,8 +133,8 @@ class Plain:
     def heads(self, c):
         return c
 
-    def conv(self, x, layer, signed):
-        return layer(x)
+    def conv(self, x, layer, signed, rectified):
+        return self.relu(layer(x)) if rectified else layer(x)
 
 
 class Gradient(Plain):
@@ -176,13 +181,13 @@ class LRP(Gradient):
         one = torch.arange(c.shape[-2], device=c.device) == self.head
         return _Scale.apply(c, one[:, None].to(c.dtype))
 
-    def conv(self, x, layer, signed):
+    def conv(self, x, layer, signed, rectified):
         padding = layer.padding
         if isinstance(padding, str) or layer.padding_mode != "zeros":
             mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
             x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode), 0
         geometry = layer.stride, padding, layer.dilation, layer.groups
-        return _ZPlusConv.apply(x, layer.weight, layer.bias, geometry, signed)
+        return _ZPlusConv.apply(x, layer.weight, layer.bias, geometry, signed, rectified)
 
 
 def _ratio(z, eps):
