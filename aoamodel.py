@@ -4,7 +4,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from captioning import encoders, explanation, published
+from captioning import encoders, explanation, lrp_inference, published
 from captioning.relevance import PLAIN, lstm_cell
 
 
@@ -110,15 +110,16 @@ class AOAModel(nn.Module):
         """ĉ + h (..., d) -> logits (..., V)."""
         return self.W_o(self.dropout(hidden))
 
-    def step(self, words, state, context):
-        """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, M, K)."""
+    def step(self, words, state, context, predict=None):
+        """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, M, K); predict(ĉ, h) makes
+        the logits in place of the output layer alone."""
         state = self.recur(self.input_share(self.embedding(words), context.v_mean), state)
         c_hat, alpha = self.attend(state[0], context)
-        return self.output(c_hat + state[0]), state, alpha
+        return predict(c_hat, state[0]) if predict else self.output(c_hat + state[0]), state, alpha
 
-    def teacher_force(self, features, captions, rule=PLAIN):
+    def teacher_force(self, features, captions, rule=PLAIN, context=None):
         """All steps of captions (B, N, T+1), each reading captions[..., t] -> explanation.Trace."""
-        context = self.start(features, rule)
+        context = context or self.start(features, rule)
         embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
         h = self.hidden_states(embeddings, context.v_mean, rule)                       # (B, N, T, d)
         c_hat, alpha = self.attend(h.flatten(1, 2), context, rule)                     # all steps at once
@@ -129,6 +130,11 @@ class AOAModel(nn.Module):
         """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
         <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
         return explanation.forward(self, images, captions)
+
+    def lrp_inference(self, images, captions, stop_words, eps=0.01):
+        """Logits p and weighted logits p̃ (method.md, section 7), each as `forward` gives them; stop_words: ids, special
+        tokens among them, whose weights stay 1."""
+        return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
 
     # -- explanations of every word captions[:, t + 1] at every step t: explanation.Explanation -----------------
     # options: contrast, a word's id or ids (B, T): why this word and not that; chunk: words at once in the encoder

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captioning import encoders, explanation, published
+from captioning import encoders, explanation, lrp_inference, published
 from captioning.relevance import PLAIN, lstm_cell
 
 
@@ -114,14 +114,15 @@ class GridTDModel(nn.Module):
         """ĉ + h2 (..., d) -> logits (..., V)."""
         return self.W_o(self.dropout(hidden))
 
-    def step(self, words, state, context):
-        """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, K)."""
+    def step(self, words, state, context, predict=None):
+        """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, K); predict(ĉ, h2) makes
+        the logits in place of the output layer alone."""
         c_hat, state, alpha, _ = self.recur(*self.embedding_share(self.embedding(words)), state, context)
-        return self.output(c_hat + state[2]), state, alpha
+        return predict(c_hat, state[2]) if predict else self.output(c_hat + state[2]), state, alpha
 
-    def teacher_force(self, features, captions, rule=PLAIN):
+    def teacher_force(self, features, captions, rule=PLAIN, context=None):
         """All steps of captions (B, N, T+1), each reading captions[..., t] -> explanation.Trace."""
-        context = self.start(features, rule)
+        context = context or self.start(features, rule)
         state = self.initial_state(*captions.shape[:2])
         embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
         gates, sentinel = self.embedding_share(embeddings, rule)
@@ -136,6 +137,11 @@ class GridTDModel(nn.Module):
         """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
         <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
         return explanation.forward(self, images, captions)
+
+    def lrp_inference(self, images, captions, stop_words, eps=0.01):
+        """Logits p and weighted logits p̃ (method.md, section 7), each as `forward` gives them; stop_words: ids, special
+        tokens among them, whose weights stay 1."""
+        return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
 
     # -- explanations of every word captions[:, t + 1] at every step t: explanation.Explanation -----------------
     # options: contrast, a word's id or ids (B, T): why this word and not that; chunk: words at once in the encoder

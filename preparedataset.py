@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from captioning import annotations, dataset, encoders, features, vocabulary
+from captioning import annotations, dataset, encoders, features, reward, vocabulary
 from captioning.cli import (
     Parser,
     add_device,
@@ -141,9 +141,11 @@ def main(args):
     if boxes:
         write_json(folder / f"boxes_{args.dataset}.json", boxes)
     for split, own in splits.items():
-        dataset.write_split(dataset.split_path(args.output_folder, args.dataset, split), own, words,
-                            args.captions_per_image, args.max_len or MAX_LEN[args.dataset], args.seed,
-                            args.image_folder)
+        captions = dataset.write_split(dataset.split_path(args.output_folder, args.dataset, split), own, words,
+                                       args.captions_per_image, args.max_len or MAX_LEN[args.dataset], args.seed,
+                                       args.image_folder)
+        if split == "train":
+            reward.write_frequencies(reward.frequencies_path(args.output_folder, args.dataset), captions, len(words))
     for split, own in splits.items():
         store_features(args, device, encoder, split, own)
     print(f"{folder}: " + ", ".join(f"{len(own)} {split}" for split, own in splits.items())

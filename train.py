@@ -1,7 +1,6 @@
 """Trains a captioning model with cross-entropy: python train.py --dataset demo --model_type gridtd"""
+from argparse import BooleanOptionalAction
 from pathlib import Path
-
-import torch
 
 from captioning import encoders
 from captioning.checkpoint import model_class
@@ -22,7 +21,7 @@ from captioning.dataset import CaptionDataset, features_path
 from captioning.errors import InputError, run_script
 from captioning.features import stored_weights, weights_fingerprint
 from captioning.files import make_folder
-from captioning.training import fit, mix_in_predictions, region_loss, word_loss
+from captioning.training import fit, teacher_forced_loss
 
 
 def get_args_parser():
@@ -34,8 +33,9 @@ def get_args_parser():
     add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16",
         help="the CNN, or bottom_up: region features")
     add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
-    add("--finetune_encoder", action="store_true", help="train the CNN too, on pixels; 'small' always is")
-    add("--from_pixels", action="store_true", help="read pictures, with augmentation, though features are stored")
+    add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN too, on pixels; 'small' "
+        "always is")
+    add("--from_pixels", action=BooleanOptionalAction, default=False, help="read pictures, with augmentation, though features are stored")
     add("--embed_dim", type=positive_int, default=512, help="width of word embeddings")
     add("--hidden_dim", type=positive_int, default=512, help="width of LSTMs and attention")
     add("--attention_dim", type=positive_int, default=196, help="gridtd: width of the attention")
@@ -55,7 +55,7 @@ def get_args_parser():
     add("--region_loss", type=non_negative, default=0.0, help="weight of a loss that makes single regions name what "
         "captions mention: an encoder that starts at random learns faster with it")
     add("--region_epochs", type=natural, default=0, help="train so many epochs on that loss alone, first")
-    add("--amp", action="store_true", help="mixed precision")
+    add("--amp", action=BooleanOptionalAction, default=False, help="mixed precision")
     add("--resume", default="auto", metavar="{auto,never,FILE}", help="auto: go on from save_path/checkpoint_last.pth")
     add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
     add("--save_path", default="output", help="folder of checkpoints, log and curves")
@@ -119,15 +119,7 @@ def main(args):
             check_features(data, model)
     model = model.to(device)
 
-    def loss_function(model, features, captions):
-        if train_data.epoch < args.region_epochs:
-            return region_loss(model, features, captions, vocabulary)
-        read = mix_in_predictions(model, features, captions, args.ss_prob) if args.ss_prob else captions
-        loss, right, words = word_loss(model.output(model.teacher_force(features, read).hidden), captions)
-        if args.region_loss:
-            loss = loss + args.region_loss * region_loss(model, features, captions, vocabulary)[0]
-        return loss, right, words
-
+    loss_function = teacher_forced_loss(args, vocabulary, train_data)
     best = fit(args, model, vocabulary, train_data, val_data, loss_function, device)
     print(f"best validation CIDEr {best:.3f}: {args.save_path}/checkpoint_best.pth", flush=True)
 

@@ -16,12 +16,15 @@ def model_class(model_type):
     return {"gridtd": GridTDModel, "aoa": AOAModel}[model_type]
 
 
+def model_type(model):
+    return next(name for name in ("gridtd", "aoa") if isinstance(model, model_class(name)))
+
+
 def save(path, model, vocabulary, training=None):
     """Writes everything to `path`, whole or not at all; training: what training resumes from, of plain types."""
-    model_type = next(name for name in ("gridtd", "aoa") if isinstance(model, model_class(name)))
     if not isinstance(model.config["encoder"], str | None):
         raise ValueError("a checkpoint names its encoder: build the model with an encoder's name")
-    content = {"model_type": model_type, "config": model.config, "state_dict": model.state_dict(),
+    content = {"model_type": model_type(model), "config": model.config, "state_dict": model.state_dict(),
                "wordmap": vocabulary.wordmap, "training": training}
     buffer = io.BytesIO()       # torch.save into a file ends with RuntimeError on a full disk
     torch.save(content, buffer)

@@ -43,7 +43,7 @@ def pick_captions(sentences, count, generator):
 
 def write_split(path, records, words, captions_per_image, max_len, seed, image_folder):
     """Writes the records of one split: `captions` (N, captions_per_image, max_len + 2) ids from <start> to <end>,
-    `names`, `paths` and `references`, all sentences of each image as JSON."""
+    `names`, `paths` and `references`, all sentences of each image as JSON. Returns the captions."""
     captions = np.zeros((len(records), captions_per_image, max_len + 2), dtype=np.int32)
     for row, record in zip(captions, records, strict=True):
         # seeded by the name: a picture left out does not change the others' captions
@@ -62,6 +62,7 @@ def write_split(path, records, words, captions_per_image, max_len, seed, image_f
                           wordmap=fingerprint(words.wordmap))
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+    return captions
 
 
 def open_hdf5(path, names=()):

@@ -69,17 +69,20 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
 
 
 def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=1.0, samples=1, generator=None,
-           block_trigrams=False):
+           block_trigrams=False, greedy_first=False, predict=None):
     """`samples` captions an image, drawn word by word: from the top_k words (0: all), and from the fewest words that
-    reach probability top_p together (nucleus, Holtzman et al. 2020). Scores are the model's own log-probabilities."""
+    reach probability top_p together (nucleus, Holtzman et al. 2020). Scores are the model's own log-probabilities.
+    greedy_first: the first of them is decoded greedily instead. predict: as in the models' `step`."""
     if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
         raise InputError("sampling needs a temperature above 0, top_p in (0, 1] and top_k of at least 0")
-    beam = _Beam(model, vocabulary, len(context[0]), samples, max_len)
+    beam = _Beam(model, vocabulary, len(context[0]), samples, max_len, predict)
     own = torch.arange(samples, device=beam.scores.device).expand(len(context[0]), -1)
     for t in range(max_len):
         log_p, state = beam.step(context, t, block_trigrams)
         p = _filtered(log_p / temperature, top_k, top_p).softmax(-1)                   # (B, N, V)
         words = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+        if greedy_first:
+            words[:, 0] = log_p[:, 0].argmax(-1)
         beam.advance(own, words, beam.scores[..., None] + log_p, state, t)
         if beam.finished.all():
             break
@@ -89,8 +92,8 @@ def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=
 class _Beam:
     """N hypotheses of each of B images."""
 
-    def __init__(self, model, vocabulary, B, N, max_len):
-        self.model, self.vocabulary = model, vocabulary
+    def __init__(self, model, vocabulary, B, N, max_len, predict=None):
+        self.model, self.vocabulary, self.predict = model, vocabulary, predict
         self.state = model.initial_state(B, N)
         like = self.state[0]
         self.tokens = torch.zeros(B, N, max_len, dtype=torch.long, device=like.device)
@@ -101,10 +104,8 @@ class _Beam:
 
     def step(self, context, t, block_trigrams):
         """Log-probabilities (B, N, V) of the next word, and the models' states after it."""
-        logits, state, _ = self.model.step(self.words, self.state, context)
-        logits = logits.to(self.scores.dtype)
-        logits[..., [self.vocabulary.pad, self.vocabulary.start, self.vocabulary.unk]] = -torch.inf
-        log_p = logits.log_softmax(-1)
+        logits, state, _ = self.model.step(self.words, self.state, context, self.predict)
+        log_p = without_special(logits.to(self.scores.dtype), self.vocabulary).log_softmax(-1)
         if block_trigrams and t >= 2:
             log_p = log_p.masked_fill(self.repeated_trigrams(t, log_p.shape[-1]), -torch.inf)
         over = torch.full_like(log_p[0, 0], -torch.inf)
@@ -140,6 +141,12 @@ class _Beam:
         scores = self.scores / self.lengths.clamp(min=1)**length_penalty
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return Decoded(self.tokens.gather(1, order[..., None].expand_as(self.tokens))[..., :T], scores)
+
+
+def without_special(logits, vocabulary):
+    """Logits (..., V) with -inf, in place, for the words that are never said: <pad>, <start> and <unk>."""
+    logits[..., [vocabulary.pad, vocabulary.start, vocabulary.unk]] = -torch.inf
+    return logits
 
 
 def _filtered(logits, top_k, top_p):

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from captioning.files import atomic_path, write_text
 
-COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "cider", "bleu_4", "decoder_lr", "seconds")
+def columns(measure="accuracy"):
+    return ("epoch", "step", "train_loss", f"train_{measure}", "cider", "bleu_4", "decoder_lr", "seconds")
 
 
-def write_log(folder, rows):
-    """Writes log.csv and curves.png; rows: a list of COLUMNS' values for every epoch so far."""
+def write_log(folder, rows, measure="accuracy"):
+    """Writes log.csv and curves.png; rows: a list of values, those of `columns`, for every epoch so far."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    csv.writer(text, lineterminator="\n").writerows([columns(measure), *rows])
     write_text(Path(folder) / "log.csv", text.getvalue())
     draw_curves(Path(folder) / "curves.png", rows)
 
@@ -23,7 +24,7 @@ def draw_curves(path, rows):
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(epochs, loss, marker="o", markersize=3)
-    left.set(title="training loss", xlabel="epoch", ylabel="cross-entropy")
+    left.set(title="training loss", xlabel="epoch")
     right.plot(epochs, cider, marker="o", markersize=3, label="CIDEr")
     right.plot(epochs, bleu, marker="o", markersize=3, label="BLEU-4")
     right.set(title="validation captions", xlabel="epoch", ylim=(0, None))

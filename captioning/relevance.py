@@ -163,7 +163,7 @@ class LRP(Gradient):
 
     def stabilise(self, z):
         z_detached = z.detach()
-        return _Scale.apply(z, _ratio(z_detached, self.eps))
+        return _Scale.apply(z, ratio(z_detached, self.eps))
 
     def gate(self, a):
         return a.detach()
@@ -190,7 +190,7 @@ class LRP(Gradient):
         return _ZPlusConv.apply(x, layer.weight, layer.bias, geometry, signed, rectified)
 
 
-def _ratio(z, eps):
+def ratio(z, eps):
     """z / (z + ε sign z), with sign(0) = +1; 0 where both are zero."""
     if eps == 0:
         return (z != 0).to(z.dtype)

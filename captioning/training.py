@@ -16,7 +16,8 @@ from captioning.errors import InputError
 from captioning.log import write_log
 
 # flags that may not change between an interruption and the run that goes on
-FIXED_FLAGS = ("dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
+FIXED_FLAGS = ("weight", "ce_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "lrp_weight", "samples", "baseline",
+               "dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
                "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
                "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr", "lr_schedule", "grad_clip")
 
@@ -26,21 +27,23 @@ def new_state():
     return {"epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0], "best": -1.0, "bad_epochs": 0, "seconds": 0.0, "log": []}
 
 
-def fit(args, model, vocabulary, train_data, val_data, loss_function, device):
+def fit(args, model, vocabulary, train_data, val_data, loss_function, device, measure="accuracy"):
     """Trains until args.epochs or args.patience; returns the best validation CIDEr.
 
-    loss_function(model, features, captions) -> (loss, number of right words, number of words), of tensors.
+    loss_function(model, features, captions) -> (loss, number of right words, number of words), of tensors; where
+    `measure` is "reward", the summed reward and the number of samples.
     Every random choice is a function of (seed, epoch, step), so a run that was interrupted ends with the same weights.
     """
     optimizer = make_optimizer(args, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and amp_dtype(device) == torch.float16)
-    state = resume(args, model, vocabulary, optimizer, scaler) or new_state()
+    state = resume(args, model, vocabulary, optimizer, scaler, measure) or new_state()
     saver = Saver(args, model, vocabulary, optimizer, scaler, state)
     with stop_requests() as stop:
         while state["epoch"] < args.epochs and state["bad_epochs"] < args.patience:
-            train_epoch(args, model, train_data, loss_function, device, optimizer, scaler, state, saver, stop)
+            train_epoch(args, model, train_data, loss_function, device, optimizer, scaler, state, saver, stop,
+                        measure)
             metrics = validate(args, model, vocabulary, val_data, device, stop, saver)
-            end_epoch(args, state, metrics, optimizer, saver)
+            end_epoch(args, state, metrics, optimizer, saver, measure)
     return state["best"]
 
 
@@ -56,7 +59,7 @@ def make_optimizer(args, model, device):
     return torch.optim.Adam(groups, weight_decay=args.weight_decay, fused=device.type in ("cpu", "cuda"))
 
 
-def train_epoch(args, model, data, loss_function, device, optimizer, scaler, state, saver, stop):
+def train_epoch(args, model, data, loss_function, device, optimizer, scaler, state, saver, stop, measure):
     """The rest of the epoch from state["step"] on."""
     model.train()
     data.set_epoch(state["epoch"])
@@ -69,12 +72,17 @@ def train_epoch(args, model, data, loss_function, device, optimizer, scaler, sta
         if args.lr_schedule == "cosine":
             anneal(args, optimizer, state["epoch"] + state["step"] / len(batches))
         torch.manual_seed(step_seed(args.seed, state["epoch"], state["step"]))
-        totals += train_step(args, model, batch, loss_function, device, optimizer, scaler)
+        sums, norm = train_step(args, model, batch, loss_function, device, optimizer, scaler).split([3, 1])
         state["step"] += 1
+        if not sums.isfinite().all() or not (scaler.is_enabled() or norm.isfinite()):
+            raise InputError(f"the loss or its gradient is not a number any more at epoch {state['epoch'] + 1}, step "
+                             f"{state['step']}: lower --decoder_lr {args.decoder_lr:g}, --encoder_lr or --grad_clip; the "
+                             f"checkpoints in {args.save_path} are from before")
+        totals += sums
         now = time.monotonic()
         state["seconds"], started = state["seconds"] + now - started, now
         if state["step"] % 10 == 0 or state["step"] == len(batches):
-            bar.set_postfix(loss=f"{totals[0] / totals[2]:.3f}", accuracy=f"{totals[1] / totals[2]:.3f}")
+            bar.set_postfix({"loss": f"{totals[0] / totals[2]:.3f}", measure: f"{totals[1] / totals[2]:.3f}"})
         state["sums"] = totals.tolist()
         saver.save_if_due(stop)
     bar.close()
@@ -88,7 +96,7 @@ def anneal(args, optimizer, epochs):
 
 
 def train_step(args, model, batch, loss_function, device, optimizer, scaler):
-    """One update -> tensor (3) of the summed loss, the right words and all words."""
+    """One update -> tensor (4) of the summed loss, the right words, all words and the gradient's norm."""
     images, captions = (batch[key].to(device, non_blocking=True) for key in ("images", "captions"))
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -97,10 +105,26 @@ def train_step(args, model, batch, loss_function, device, optimizer, scaler):
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
     scaler.step(optimizer)
     scaler.update()
-    return torch.stack([loss.detach() * words, right, words]).double().cpu()
+    return torch.stack([loss.detach() * words, right, words, norm]).double().cpu()
+
+
+def teacher_forced_loss(args, vocabulary, data, criterion=None):
+    """fit's loss_function for data's captions as they are: cross-entropy, or criterion(model, trace, captions) ->
+    (loss, right words, words), with the scheduled sampling and the region losses that the flags ask for."""
+    criterion = criterion or (lambda model, trace, captions: word_loss(model.output(trace.hidden), captions))
+
+    def loss_function(model, features, captions):
+        if data.epoch < args.region_epochs:
+            return region_loss(model, features, captions, vocabulary)
+        read = mix_in_predictions(model, features, captions, args.ss_prob) if args.ss_prob else captions
+        loss, right, words = criterion(model, model.teacher_force(features, read), captions)
+        if args.region_loss:
+            loss = loss + args.region_loss * region_loss(model, features, captions, vocabulary)[0]
+        return loss, right, words
+    return loss_function
 
 
 def word_loss(logits, captions):
@@ -158,12 +182,12 @@ def caption_batch(model, images, vocabulary, amp, device, method="greedy", **opt
     return [" ".join(vocabulary.decode(ids)) for ids in tokens.tolist()]
 
 
-def end_epoch(args, state, metrics, optimizer, saver):
+def end_epoch(args, state, metrics, optimizer, saver, measure):
     """Logs the epoch and keeps the best checkpoint; on a plateau of CIDEr the learning rate falls every two epochs."""
     loss, right, words = state["sums"]
     state["log"].append([state["epoch"] + 1, state["step"], loss / words, right / words, metrics["cider"],
                          metrics["bleu_4"], optimizer.param_groups[0]["lr"], round(state["seconds"], 1)])
-    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, accuracy {right / words:.3f}, validation CIDEr "
+    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {right / words:.3f}, validation CIDEr "
           f"{metrics['cider']:.3f}, BLEU-4 {metrics['bleu_4']:.3f}", flush=True)
     better = metrics["cider"] > state["best"]
     state["best"] = max(metrics["cider"], state["best"])
@@ -176,7 +200,7 @@ def end_epoch(args, state, metrics, optimizer, saver):
     if better:
         saver.save("checkpoint_best.pth")
     saver.save()
-    write_log(args.save_path, state["log"])
+    write_log(args.save_path, state["log"], measure)
 
 
 class Saver:
@@ -204,7 +228,7 @@ class Saver:
             self.save()
 
 
-def resume(args, model, vocabulary, optimizer, scaler):
+def resume(args, model, vocabulary, optimizer, scaler, measure):
     """The state to go on from, model and optimizer loaded, or None; by --resume auto, never or a file."""
     last = Path(args.save_path) / "checkpoint_last.pth"
     if args.resume == "never" or (args.resume == "auto" and not last.exists()):
@@ -215,7 +239,7 @@ def resume(args, model, vocabulary, optimizer, scaler):
     if not training:
         raise InputError(f"{path} holds no training state to resume from: use --resume never")
     for flag in FIXED_FLAGS:
-        then, now = training["flags"].get(flag), getattr(args, flag)
+        then, now = training["flags"].get(flag), getattr(args, flag, None)
         if then != now:
             raise InputError(f"{path} was trained with --{flag} {then}, not {now}: give the same flags to go on, or "
                              "another --save_path, or --resume never to start anew")
@@ -229,7 +253,7 @@ def resume(args, model, vocabulary, optimizer, scaler):
     if not (Path(args.save_path) / "checkpoint_best.pth").exists():
         state["best"] = -1.0
     if state["log"]:
-        write_log(args.save_path, state["log"])
+        write_log(args.save_path, state["log"], measure)
     print(f"going on from {path}: epoch {state['epoch'] + 1}, batch {state['step']}", flush=True)
     return state
 
