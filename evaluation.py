@@ -22,11 +22,11 @@ from captioning.correctness import THRESHOLDS, explained, pixel_maps, share_insi
 from captioning.dataset import CaptionDataset, features_path
 from captioning.errors import InputError, run_script
 from captioning.files import make_folder, read_json, write_json, write_text
-from captioning.objects import hallucination, load_boxes, load_objects
+from captioning.objects import frequent_words, hallucination, load_boxes, load_objects, mean_precision
 from captioning.plots import draw_correctness
 from captioning.training import caption_batch, make_loader
 
-METRICS = ("bleu", "rouge_l", "cider", "chair")
+METRICS = ("bleu", "rouge_l", "cider", "map", "chair")
 
 
 def get_args_parser():
@@ -48,6 +48,8 @@ def get_args_parser():
                                          "attention"], default=["lrp", "attention"], help="explanations to measure")
     add("--max_images", type=positive_int, help="explain only so many pictures")
     add("--boxes", metavar="FILE", help="boxes of the pictures' objects; by default boxes_<dataset>.json")
+    add("--object_words", metavar="FILE", help="words of the metric map; by default the paper's lists for Flickr30K "
+        "and COCO, else all objects' words")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--batch_size", type=positive_int, default=16, help="pictures at once")
     add("--workers", type=natural, default=2, help="processes that read pictures")
@@ -192,6 +194,8 @@ def main(args):
     from pycocoevalcap.scores import scores
     wanted = args.metrics or METRICS
     metrics = scores(captions, data.references, wanted)
+    if "map" in wanted:
+        metrics |= mean_precision(captions, data.references, frequent_words(args.dataset, objects, args.object_words))
     if "chair" in wanted and boxes:
         metrics |= hallucination(captions, data.references, [boxes.get(name) for name in data.names], objects)
     if "correctness" in args.explanations:

@@ -37,8 +37,8 @@ def get_args_parser():
     add("--lrp_weight", type=non_negative, default=1.0, help="λ, weight of LRP-inference's cross-entropy")
     add("--stop_words", metavar="FILE", help="words that LRP-inference leaves as they are, separated by white space; "
         "by default captioning/stop_words.txt")
-    add("--baseline", choices=["greedy", "mean"], default="greedy", help="what a sample's reward is compared with: that "
-        "of the greedy caption, or of the picture's other samples")
+    add("--baseline", choices=["greedy", "mean"], default="greedy", help="what a sample's reward is compared with: "
+        "that of the greedy caption, or of the picture's other samples")
     add("--samples", type=positive_int, default=1, help="captions drawn of each picture")
     return parser
 

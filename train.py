@@ -2,6 +2,8 @@
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
+import torch
+
 from captioning import encoders
 from captioning.checkpoint import model_class
 from captioning.cli import (
@@ -35,7 +37,8 @@ def get_args_parser():
     add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
     add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN too, on pixels; 'small' "
         "always is")
-    add("--from_pixels", action=BooleanOptionalAction, default=False, help="read pictures, with augmentation, though features are stored")
+    add("--from_pixels", action=BooleanOptionalAction, default=False, help="read pictures, with "
+        "augmentation, though features are stored")
     add("--embed_dim", type=positive_int, default=512, help="width of word embeddings")
     add("--hidden_dim", type=positive_int, default=512, help="width of LSTMs and attention")
     add("--attention_dim", type=positive_int, default=196, help="gridtd: width of the attention")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from captioning.files import atomic_path, write_text
 
+
 def columns(measure="accuracy"):
     return ("epoch", "step", "train_loss", f"train_{measure}", "cider", "bleu_4", "decoder_lr", "seconds")
 

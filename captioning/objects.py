@@ -18,12 +18,13 @@ SYNONYMS = {
 
 
 class Objects:
-    """words: {object word, or several separated by spaces: category}; biased: categories that habit invents;
-    exact: whether boxes tell all that is in a picture, else its references count too."""
+    """words: {object word, or several separated by spaces: category}; pairs: {category: its companion, which habit
+    invents}; exact: whether boxes tell all that is in a picture, else its references count too."""
 
-    def __init__(self, words, biased=(), exact=False):
+    def __init__(self, words, pairs=(), exact=False):
         self.words = {tuple(tokenise(phrase)): category for phrase, category in words.items()}
-        self.biased, self.exact = set(biased), exact
+        self.pairs, self.exact = dict(pairs), exact
+        self.biased = set(self.pairs.values())
         self.longest = max(map(len, self.words), default=0)
 
     def named(self, words):
@@ -51,11 +52,13 @@ def load_objects(data_folder, dataset, boxes):
     """The data set's objects_<dataset>.json if there is one, else COCO's categories in `boxes` with SYNONYMS."""
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists():
-        content = read_json(path, ["words", "biased"])
-        words, biased = content["words"], content["biased"]
-        if not isinstance(words, dict) or not all(isinstance(name, str) for name in [*words.values(), *biased]):
-            raise InputError(f"{path} must hold \"words\", {{word: category}}, and \"biased\", a list of categories")
-        return Objects(words, biased, exact=True)
+        content = read_json(path, ["words", "pairs"])
+        words, pairs = content["words"], content["pairs"]
+        if not (isinstance(words, dict) and all(isinstance(name, str) for name in words.values())
+                and isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)):
+            raise InputError(f"{path} must hold \"words\", {{word: category}}, and \"pairs\", a list of [category, "
+                             "companion]")
+        return Objects(words, pairs, exact=True)
     words = {}
     for category in sorted({name for entry in boxes.values() for name in entry["categories"]}):
         for word in [category, *SYNONYMS.get(category, "").split()]:
@@ -90,21 +93,56 @@ def hallucination(captions, references, entries, objects):
 
     {"chair_i": share of object words whose object is not there, "chair_s": share of captions with such a word,
     "object_precision": 1 − chair_i} and, if some objects are biased, object_precision of those and of all others, as
-    far as captions name any.
+    far as captions name any, and "companions_invented", the share of pictures with the first of a pair and without its
+    companion whose caption names the companion.
     """
-    right, biased, per_caption = [], [], []
+    right, biased, per_caption, invented = [], [], [], []
     for caption, sentences, entry in zip(captions, references, entries, strict=True):
         there = objects.present(entry, sentences)
         categories = [category for _, category in objects.named(tokenise(caption))]
         right += [category in there for category in categories]
         biased += [category in objects.biased for category in categories]
         per_caption.append(all(category in there for category in categories))
+        invented += [companion in categories for category, companion in objects.pairs.items()
+                     if category in there and companion not in there]
     found = {"chair_i": 1 - _share(right), "chair_s": 1 - _share(per_caption), "object_precision": _share(right)}
     if objects.biased:
         for name, wanted in (("biased", True), ("unbiased", False)):
             chosen = [ok for ok, b in zip(right, biased, strict=True) if b == wanted]
             found |= {f"object_precision_{name}": _share(chosen)} if chosen else {}
-    return found
+    return found | ({"companions_invented": _share(invented)} if invented else {})
+
+
+def frequent_words(dataset, objects, path=None):
+    """The words that mean_precision is of: those of a file, the paper's for Flickr30K and COCO, else all objects'."""
+    if path:
+        try:
+            words = tokenise(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"the object words {path} cannot be read ({error}): give a text file of words") from error
+        if not words:
+            raise InputError(f"the object words {path} hold no word: give a text file of words")
+        return words
+    lists = read_json(Path(__file__).with_name("object_words.json"))
+    own = "coco" if dataset.startswith("coco") else dataset
+    return lists.get(own) or sorted({phrase[0] for phrase in objects.words if len(phrase) == 1})
+
+
+def mean_precision(captions, references, words):
+    """{"map", "map_recall", "map_f1"}: means over `words` of precision, recall and F1 of "the caption has the word"
+    against "a reference has it" (method.md, section 9). Precision is of words that are predicted at all, recall of
+    words that references have, F1 of both."""
+    predicted = [set(tokenise(caption)) for caption in captions]
+    true = [set().union(*(tokenise(text) for text in sentences)) for sentences in references]
+    precision, recall, f1 = [], [], []
+    for word in dict.fromkeys(words):
+        both = sum(word in said and word in there for said, there in zip(predicted, true, strict=True))
+        said, there = sum(word in some for some in predicted), sum(word in some for some in true)
+        precision += [both / said] if said else []
+        recall += [both / there] if there else []
+        f1 += [2 * both / (said + there)] if said + there else []
+    means = zip(("map", "map_recall", "map_f1"), (precision, recall, f1), strict=True)
+    return {name: sum(values) / len(values) for name, values in means if values}
 
 
 def _share(values):

@@ -1,4 +1,4 @@
-"""CIDEr-D (Vedantam et al. 2015) of token ids, all captions of a batch at once: the reward of self-critical training."""
+"""CIDEr-D (Vedantam et al. 2015) of token ids, a batch at once: the reward of self-critical training."""
 import io
 import math
 from pathlib import Path

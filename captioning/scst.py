@@ -23,7 +23,7 @@ class SCST:
     def __call__(self, model, features, captions):
         """features (B, K, C), captions (B, R, L) from <start> on, the references -> (loss, summed reward, samples)."""
         context = model.start(features)
-        drawn = self.draw(model, context)                                              # (B, S, T)
+        drawn = self.draw(model, context).tokens                                       # (B, S, T)
         rewards = self.reward(drawn, captions[..., 1:]).to(features.device, torch.float32)
         if self.greedy:
             drawn, advantage = drawn[:, 1:], rewards[:, 1:] - rewards[:, :1]
@@ -36,7 +36,7 @@ class SCST:
         return -(advantage * per_caption).mean(), rewards.sum(), torch.tensor(rewards.numel(), device=rewards.device)
 
     def draw(self, model, context):
-        """Samples of each image (B, samples, T), behind its greedy caption if that is the baseline."""
+        """decoding.Decoded samples of each image, behind its greedy caption if that is the baseline."""
         def predict(c_hat, h):
             logits = model.output(c_hat + h)
             if self.stop is None:
@@ -48,7 +48,7 @@ class SCST:
 
         with torch.no_grad():
             return decoding.sample(model, context, self.vocabulary, self.max_len, samples=self.samples + self.greedy,
-                                   greedy_first=self.greedy, predict=predict).tokens
+                                   greedy_first=self.greedy, predict=predict)
 
     def log_probabilities(self, model, features, drawn, context):
         captions = torch.cat([torch.full_like(drawn[..., :1], self.vocabulary.start), drawn], -1)

@@ -76,8 +76,8 @@ def train_epoch(args, model, data, loss_function, device, optimizer, scaler, sta
         state["step"] += 1
         if not sums.isfinite().all() or not (scaler.is_enabled() or norm.isfinite()):
             raise InputError(f"the loss or its gradient is not a number any more at epoch {state['epoch'] + 1}, step "
-                             f"{state['step']}: lower --decoder_lr {args.decoder_lr:g}, --encoder_lr or --grad_clip; the "
-                             f"checkpoints in {args.save_path} are from before")
+                             f"{state['step']}: lower --decoder_lr {args.decoder_lr:g}, --encoder_lr or --grad_clip; "
+                             f"the checkpoints in {args.save_path} are from before")
         totals += sums
         now = time.monotonic()
         state["seconds"], started = state["seconds"] + now - started, now

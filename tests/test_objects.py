@@ -47,13 +47,13 @@ def test_objects_that_a_caption_names(coco, sentence, expected):
 def test_demo_words_come_from_the_file(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "objects_demo.json").write_text(json.dumps(
-        {"words": {"puppy": "dog", "ball": "ball"}, "biased": ["ball"], "pairs": [["dog", "ball"]]}))
+        {"words": {"puppy": "dog", "ball": "ball"}, "pairs": [["dog", "ball"]]}))
     objects = load_objects(tmp_path, "demo", {"x.png": entry("cat")})
     assert objects.named(["a", "puppy", "a", "dog", "a", "cat", "a", "ball"]) == [(1, "dog"), (7, "ball")]
     assert objects.exact and objects.biased == {"ball"}
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"words": [], "biased": []}', '{"words": {"a": 1}, "biased": []}',
+@pytest.mark.parametrize("content", ["[]", "{}", '{"words": [], "pairs": []}', '{"words": {"a": 1}, "pairs": []}',
                                      "{not json"])
 def test_broken_objects_file(tmp_path, content):
     (tmp_path / "demo").mkdir()
@@ -93,7 +93,7 @@ def test_references_do_not_count_where_boxes_are_exact():
 
 
 def test_biased_objects_are_counted_apart():
-    objects = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, biased=["ball"], exact=True)
+    objects = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, pairs=[("dog", "ball")], exact=True)
     captions, references = ["a dog with a ball", "a dog with a ball", "a cat"], [[""]] * 3
     found = hallucination(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
     assert found["object_precision_biased"] == 1 / 2 and found["object_precision_unbiased"] == 2 / 3
@@ -101,7 +101,7 @@ def test_biased_objects_are_counted_apart():
 
 
 def test_what_no_caption_names_has_no_precision():
-    objects = Objects({"dog": "dog", "ball": "ball"}, biased=["ball"], exact=True)
+    objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
     found = hallucination(["a dog"], [[""]], [entry("dog")], objects)
     assert "object_precision_biased" not in found and found["object_precision_unbiased"] == 1
     assert hallucination(["nothing"], [[""]], [entry()], objects)["chair_i"] == 0
