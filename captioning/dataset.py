@@ -106,12 +106,12 @@ class CaptionDataset(Dataset):
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False, seed=1,
                  captions_per_step=None):
         path = split_path(data_folder, dataset, split)
-        self.vocabulary = vocabulary.read(wordmap_path(data_folder, dataset))
         with open_hdf5(path, ("captions", "names", "paths", "references")) as file, reading(path):
             self.captions = torch.from_numpy(file["captions"][:].astype(np.int32))  # (N, cpi, max_len + 2)
             self.names, self.paths = (list(file[name].asstr()[:]) for name in ("names", "paths"))
             self.references = [json.loads(text) for text in file["references"].asstr()[:]]
             self.image_folder, wordmap = str(file.attrs["image_folder"]), str(file.attrs["wordmap"])
+        self.vocabulary = vocabulary.read(wordmap_path(data_folder, dataset))
         if wordmap != fingerprint(self.vocabulary.wordmap):
             raise InputError(f"{wordmap_path(data_folder, dataset)} is not the word map that {path} was made with: run "
                              "preparedataset.py again")

@@ -80,7 +80,9 @@ def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=
     for t in range(max_len):
         log_p, state = beam.step(context, t, block_trigrams)
         p = _filtered(log_p / temperature, top_k, top_p).softmax(-1)                   # (B, N, V)
-        words = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+        # torch.multinomial does the same, but what is not a number breaks it
+        draws = torch.empty_like(p).exponential_(generator=generator).clamp_(min=torch.finfo(p.dtype).tiny)
+        words = (p / draws).argmax(-1)                                                 # (B, N)
         if greedy_first:
             words[:, 0] = log_p[:, 0].argmax(-1)
         beam.advance(own, words, beam.scores[..., None] + log_p, state, t)

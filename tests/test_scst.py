@@ -7,6 +7,7 @@ from aoamodel import AOAModel
 from captioning import decoding
 from captioning.errors import InputError
 from captioning.lrp_inference import stop_mask
+from captioning.reward import CiderD, write_frequencies
 from captioning.scst import SCST
 from captioning.vocabulary import Vocabulary
 from gridTDmodel import GridTDModel
@@ -89,6 +90,28 @@ def test_loss_is_its_equation(model_type, baseline, samples):
                           torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type, baseline, stop", [(GridTDModel, "greedy", None), (AOAModel, "mean", None),
+                                                        (GridTDModel, "mean", SPECIAL)])
+def test_better_captions_are_learnt(tmp_path, model_type, baseline, stop):
+    """From CIDEr-D alone, three pictures learn their two sentences"""
+    references = torch.tensor([[[10, 1, 2, 11, 0], [10, 1, 2, 2, 11]], [[10, 3, 4, 11, 0], [10, 3, 4, 5, 11]],
+                               [[10, 6, 7, 8, 11], [10, 6, 7, 8, 11]]])
+    write_frequencies(tmp_path / "x.hdf5", references.numpy(), V)
+    torch.manual_seed(0)
+    own = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
+    model, features = model_type(V, 8, 16, encoder=None, feature_dim=7, dropout=0.0, **own), regions().float()
+    loss_function = SCST(VOCABULARY, CiderD(tmp_path / "x.hdf5", V), 5, 16, baseline,
+                         None if stop is None else stop_mask(model, stop))
+    optimizer, rewards = torch.optim.Adam(model.parameters(), lr=2e-2), []
+    for _ in range(100):
+        loss, total, count = loss_function(model, features, references)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rewards.append((total / count).item())
+    assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
 
 
 def test_a_constant_reward_stops():
