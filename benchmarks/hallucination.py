@@ -1,0 +1,96 @@
+"""Table and plot of configs/hallucination_experiment.sh: python benchmarks/hallucination.py output/hallucination
+
+Reads <folder>/<model>_<seed>/<mode>/metrics_test.json; writes <folder>/table.md and <folder>/differences.png.
+"""
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from captioning.cli import Parser
+from captioning.errors import InputError, run_script
+from captioning.files import atomic_path, read_json, write_text
+
+MODES = ("base", "ce", "lrp", "cider", "lrp_cider")
+CONTROL = "ce"
+METRICS = {"cider": "CIDEr", "bleu_4": "BLEU-4", "map": "precision", "map_recall": "recall", "map_f1": "F1",
+           "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "companions_invented": "companions invented"}
+
+
+def get_args_parser():
+    parser = Parser(__doc__.split("\n")[0])
+    parser.add_argument("folder", help="of the runs")
+    return parser
+
+
+def read_runs(folder):
+    """{model: {mode: {seed: metrics}}} of the seeds that have all modes."""
+    runs = {}
+    for path in sorted(Path(folder).glob("*_*/base/metrics_test.json")):
+        model, seed = path.parts[-3].rsplit("_", 1)
+        paths = {mode: path.parents[1] / mode / path.name for mode in MODES}
+        if all(other.exists() for other in paths.values()):
+            for mode, other in paths.items():
+                runs.setdefault(model, {}).setdefault(mode, {})[seed] = read_json(other, METRICS)
+    if not runs:
+        raise InputError(f"{folder} holds no finished runs: make them with configs/hallucination_experiment.sh")
+    return runs
+
+
+def mean_and_error(values):
+    """"mean ± standard error" in three decimals."""
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{error}"
+
+
+def differences(runs, model, mode, metric):
+    """Of each seed: what the mode has more than the control."""
+    return [metrics[metric] - runs[model][CONTROL][seed][metric] for seed, metrics in runs[model][mode].items()]
+
+
+def table(runs):
+    lines = []
+    for model, modes in runs.items():
+        lines += ["", f"| {model}, {len(modes['base'])} seeds | " + " | ".join(METRICS.values()) + " |",
+                  "|---" * (len(METRICS) + 1) + "|"]
+        for mode, seeds in modes.items():
+            cells = [mean_and_error([metrics[metric] for metrics in seeds.values()]) for metric in METRICS]
+            lines.append(f"| {mode} | " + " | ".join(cells) + " |")
+        for mode in MODES[2:]:
+            cells = [mean_and_error(differences(runs, model, mode, metric)) for metric in METRICS]
+            lines.append(f"| {mode} − {CONTROL} | " + " | ".join(cells) + " |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def draw(path, runs):
+    """Every seed's difference to the control, with mean and standard error: invented companions and CIDEr."""
+    from matplotlib.figure import Figure
+    shown = {"companions_invented": "companions invented", "chair_i": "CHAIR_i", "cider": "CIDEr"}
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axes, (metric, name) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        for m, model in enumerate(runs):
+            for k, mode in enumerate(MODES[2:]):
+                values = differences(runs, model, mode, metric)
+                x, colour = k + 0.26 * (m - (len(runs) - 1) / 2), f"C{m}"
+                axes.plot([x] * len(values), values, "o", color=colour, alpha=0.35, markersize=4)
+                error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
+                axes.errorbar([x + 0.08], [statistics.fmean(values)], yerr=[error], color=colour, fmt="_", capsize=3,
+                              markersize=12, label=model if k == 0 else None)
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set(title=f"{name}, less the control's", xticks=range(len(MODES) - 2), xticklabels=MODES[2:])
+        axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def main(args):
+    runs = read_runs(args.folder)
+    text = table(runs)
+    write_text(Path(args.folder) / "table.md", text)
+    draw(Path(args.folder) / "differences.png", runs)
+    print(f"{text}\n{args.folder}/table.md {args.folder}/differences.png")
+
+
+if __name__ == "__main__":
+    run_script(main, get_args_parser().parse_args())
