@@ -1,6 +1,6 @@
 """What fine-tuning changed: python benchmarks/before_after.py output/demo output/demo_lrp_tune
 
-Both folders hold checkpoint_best.pth and what evaluation.py wrote for the test split. Prints both runs' scores and writes
+Both folders hold checkpoint_best.pth and what evaluation.py wrote for the test split. Prints both runs' scores, writes
 <after>/before_after.png: test pictures that lack a planted companion, both captions, and LRP of the companion where it
 was said all the same, else of the object that it belongs to.
 """
