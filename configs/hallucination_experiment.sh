@@ -66,6 +66,7 @@ chain() {       # model, seed
             --epochs "$EPOCHS" \
             --patience "$EPOCHS" \
             --decoder_lr $lr \
+            --lr_schedule cosine \
             --workers 1 \
             --seed "$2" \
             --save_path "$run/$mode"
