@@ -29,7 +29,6 @@ evaluate() {    # folder of a run
 }
 
 chain() {       # model, seed
-    set -euo pipefail
     local run=$OUT/$1_$2
     mkdir -p "$run"
     exec >>"$run/output.txt" 2>&1
@@ -79,5 +78,5 @@ for seed in ${SEEDS:-1 2 3 4 5}; do
     printf '%s %s\n' gridtd "$seed" aoa "$seed"
 done | xargs -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -L 1 bash -c '
     echo "$0, seed $1: started, see $OUT/$0_$1/output.txt"
-    chain "$0" "$1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
+    bash -euo pipefail -c "chain $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
 python benchmarks/hallucination.py "$OUT"
