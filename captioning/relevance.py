@@ -85,27 +85,33 @@ class _ZPlusConv(Function):
     def forward(ctx, x, weight, bias, geometry, signed, rectified):
         if x.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
-        plus, minus = weight.clamp(min=0), weight.clamp(max=0) if signed else None
         y = F.conv2d(x, weight, bias, *geometry)
-        z = F.conv2d(x.clamp(min=0), plus, None, *geometry) if signed else F.conv2d(x, plus, None, *geometry)
-        if signed:
-            z += F.conv2d(x.clamp(max=0), minus, None, *geometry)
+        *_, ctx.groups = geometry
+        # W⁺x⁺ + W⁻x⁻ as one convolution, of twice the channels in each group
+        parts = _signs(x.unflatten(1, (ctx.groups, -1)), 2).flatten(1, 2) if signed else x
+        weight = _signs(weight, 1) if signed else weight.clamp(min=0)
+        z = F.conv2d(parts, weight, None, *geometry)
         if rectified:
             y = y.clamp_(min=0)
         scale = y / z.masked_fill_(z == 0, torch.inf)       # nothing passes where z⁺ is zero
-        ctx.save_for_backward(scale, plus, *((minus, x > 0) if signed else ()))
-        ctx.geometry, ctx.shape = geometry, x.shape
+        ctx.save_for_backward(scale, weight, *((x > 0,) if signed else ()))
+        ctx.geometry, ctx.shape = geometry, parts.shape
         return y
 
     @staticmethod
     def backward(ctx, r):
-        scale, plus, *negative = ctx.saved_tensors
-        s = r * scale
-        r_x = conv2d_input(ctx.shape, plus, s, *ctx.geometry)
-        if negative:
-            minus, positive = negative
-            r_x = torch.where(positive, r_x, conv2d_input(ctx.shape, minus, s, *ctx.geometry))
+        scale, weight, *positive = ctx.saved_tensors
+        r_x = conv2d_input(ctx.shape, weight, r * scale, *ctx.geometry)
+        if positive:
+            B, _, *sides = r_x.shape
+            plus, minus = r_x.reshape(B, ctx.groups, 2, -1, *sides).unbind(2)
+            r_x = torch.where(positive[0], plus.reshape(B, -1, *sides), minus.reshape(B, -1, *sides))
         return r_x, None, None, None, None, None
+
+
+def _signs(x, dim):
+    """The positive and the negative part of x, side by side along `dim`."""
+    return torch.cat([x.clamp(min=0), x.clamp(max=0)], dim)
 
 
 class Plain:
