@@ -3,13 +3,15 @@
 # seeds, each trained and then fine-tuned in four ways for as many steps; scores on test pictures where the planted
 # companions are missing half the time. Hours on two cores; QUICK=1 takes one seed and one epoch, 15 minutes.
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
+#     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh     adds a variant
 # Interrupted, it goes on when it is run again.
 . "$(dirname "$0")/environment.sh"
 export OMP_NUM_THREADS=1    # a job for each core instead
 if [ -n "${QUICK:-}" ]; then
     SEEDS=${SEEDS:-1} EPOCHS=${EPOCHS:-1} OUT=${OUT:-output/hallucination_quick}
 fi
-export EPOCHS=${EPOCHS:-2} OUT=${OUT:-output/hallucination}
+export MODES=${MODES:-ce lrp cider lrp_cider} NAME=${NAME:-} FLAGS=${FLAGS:-} EPOCHS=${EPOCHS:-2}
+export OUT=${OUT:-output/hallucination}
 
 [ -f data/hallucination/demo/test_demo.hdf5 ] || python preparedataset.py \
     --dataset demo \
@@ -56,7 +58,7 @@ chain() {       # model, seed
         --seed "$2" \
         --save_path "$run/base"
     evaluate "$run/base"
-    for mode in ce lrp cider lrp_cider; do
+    for mode in $MODES; do
         local lr=5e-4
         [[ $mode == *cider ]] && lr=1e-4    # more, and captions lose their form
         python finetune.py \
@@ -68,8 +70,9 @@ chain() {       # model, seed
             --lr_schedule cosine \
             --workers 1 \
             --seed "$2" \
-            --save_path "$run/$mode"
-        evaluate "$run/$mode"
+            --save_path "$run/$mode$NAME" \
+            $FLAGS
+        evaluate "$run/$mode$NAME"
     done
 }
 export -f chain evaluate
