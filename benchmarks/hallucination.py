@@ -24,7 +24,7 @@ def get_args_parser():
 
 
 def read_runs(folder):
-    """{model: {mode: {seed: metrics}}} of the seeds that have all modes; variants follow, of the seeds that have them."""
+    """{model: {mode: {seed: metrics}}} of the seeds that have all modes; variants follow, of those that have them."""
     runs = {}
     for path in sorted(Path(folder).glob("*_*/base/metrics_test.json")):
         model, seed = path.parts[-3].rsplit("_", 1)
