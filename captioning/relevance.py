@@ -20,33 +20,18 @@ from torch.autograd import Function
 from torch.nn.grad import conv2d_input
 
 
-class _Scale(Function):
-    """The identity, with the derivative `scale`."""
+class _Replace(Function):
+    """y in place of x, with the derivative `scale`."""
 
     @staticmethod
-    def forward(ctx, x, scale):
+    def forward(ctx, x, y, scale):
         ctx.save_for_backward(scale)
-        return x.view_as(x)
+        return y.view_as(x)
 
     @staticmethod
     def backward(ctx, r):
         scale, = ctx.saved_tensors
-        return r * scale, None
-
-
-class _TanhIdentity(Function):
-    """tanh(z) with the derivative tanh(z)/z, which is 1 at z = 0."""
-
-    @staticmethod
-    def forward(ctx, z):
-        y = torch.tanh(z)
-        ctx.save_for_backward(torch.where(z == 0, 1, y / z))
-        return y
-
-    @staticmethod
-    def backward(ctx, r):
-        scale, = ctx.saved_tensors
-        return r * scale
+        return r * scale, None, None
 
 
 class _GuidedReLU(Function):
@@ -133,6 +118,10 @@ class Plain:
     def relu(self, z):
         return torch.relu(z)
 
+    def rectify(self, z):
+        """The ReLU of a linear layer's output z: `stabilise` and `relu` in one."""
+        return self.relu(self.stabilise(z))
+
     def gates(self, x, weight):
         return F.linear(x, weight)
 
@@ -168,14 +157,18 @@ class LRP(Gradient):
         self.eps, self.head = eps, head
 
     def stabilise(self, z):
-        z_detached = z.detach()
-        return _Scale.apply(z, ratio(z_detached, self.eps))
+        return _Replace.apply(z, z.detach(), ratio(z.detach(), self.eps))
+
+    def rectify(self, z):
+        positive = z.detach().clamp(min=0)
+        return _Replace.apply(z, positive, ratio(positive, self.eps))
 
     def gate(self, a):
         return a.detach()
 
     def tanh(self, z):
-        return _TanhIdentity.apply(z)
+        y = torch.tanh(z.detach())
+        return _Replace.apply(z, y, torch.where(z.detach() == 0, 1, y / z.detach()))
 
     def gates(self, x, weight):
         return _CandidateLinear.apply(x, weight)
@@ -185,7 +178,7 @@ class LRP(Gradient):
         if self.head is None:
             return c
         one = torch.arange(c.shape[-2], device=c.device) == self.head
-        return _Scale.apply(c, one[:, None].to(c.dtype))
+        return _Replace.apply(c, c.detach(), one[:, None].to(c.dtype))
 
     def conv(self, x, layer, signed, rectified):
         padding = layer.padding
