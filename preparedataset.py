@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from captioning import annotations, dataset, encoders, features, reward, vocabulary
+from captioning import annotations, bottom_up, dataset, encoders, features, reward, vocabulary
 from captioning.cli import (
     Parser,
     add_device,
@@ -41,6 +41,7 @@ def get_args_parser():
     add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="the CNN for --features cnn")
     add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
     add("--bottom_up", metavar="FOLDER_OR_TSV", help="features made elsewhere, for --features bottom_up")
+    add("--regions", type=number(int, 1, 100), default=36, help="bottom_up: regions a picture at most")
     add("--skip_broken", action="store_true", help="leave pictures out that are missing or broken, after "
         "opening each")
     add("--demo_size", type=positive_int, nargs=3, default=[4000, 500, 500], metavar=("TRAIN", "VAL", "TEST"),
@@ -119,7 +120,7 @@ def store_features(args, device, encoder, split, records):
                            args.batch_size, args.workers, device)
     elif args.features == "bottom_up":
         path = dataset.features_path(args.output_folder, args.dataset, split, "bottom_up")
-        features.store_bottom_up(path, records, args.bottom_up)
+        bottom_up.store(path, records, args.bottom_up, args.regions)
 
 
 def main(args):
