@@ -21,7 +21,7 @@ from captioning.cli import (
 )
 from captioning.dataset import CaptionDataset, features_path
 from captioning.errors import InputError, run_script
-from captioning.features import stored_weights, weights_fingerprint
+from captioning.features import check_features
 from captioning.files import make_folder
 from captioning.training import fit, teacher_forced_loss
 
@@ -95,13 +95,6 @@ def make_model(args, vocabulary, feature_dim=2048):
     if model.encoder is not None:
         model.encoder = encoders.build(args.encoder, args.encoder_weights).to(memory_format=torch.channels_last)
     return model
-
-
-def check_features(data, model):
-    """InputError if the data's stored features were computed with other weights than the model's encoder has."""
-    if model.encoder is not None and stored_weights(data.features) != weights_fingerprint(model.encoder):
-        raise InputError(f"{data.features} was made with other weights of the encoder: give the same --encoder_weights "
-                         "as to preparedataset.py, or run that again")
 
 
 def main(args):

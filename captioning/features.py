@@ -39,7 +39,7 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
     """Features (N, K, C) float16 of the records' pictures by `encoder`, to `path`; goes on where it stopped."""
     attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
                   "names": fingerprint([record.name for record in records])}
-    marks = [1 + _bytes(Path(image_folder, record.path)) for record in records]
+    marks = [1 + file_size(Path(image_folder, record.path)) for record in records]
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
     pictures = Pictures(image_folder, [record.path for record in records], size)
     with torch.inference_mode():
@@ -54,7 +54,7 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
             store.write(batch[0], features.half().cpu().numpy())
 
 
-def _bytes(path):
+def file_size(path):
     """The file's size, which tells that a picture was replaced; 0 if there is none."""
     return os.path.getsize(path) if os.path.exists(path) else 0
 
@@ -72,6 +72,17 @@ def stored_weights(path):
     """The fingerprint of the weights that stored features were computed with; None for features made elsewhere."""
     with open_hdf5(path) as file, reading(path):
         return file.attrs.get("weights")
+
+
+def check_features(data, model):
+    """InputError if the data's stored features were computed with other weights than the model's encoder has, or are of
+    regions of another width than the model takes."""
+    if model.encoder is not None and stored_weights(data.features) != weights_fingerprint(model.encoder):
+        raise InputError(f"{data.features} was made with other weights of the encoder: give the same --encoder_weights "
+                         "as to preparedataset.py, or run that again")
+    if model.encoder is None and data.feature_dim != model.config["feature_dim"]:
+        raise InputError(f"{data.features} has features of {data.feature_dim} channels, the model takes "
+                         f"{model.config['feature_dim']}: name the data that it was trained on")
 
 
 class Store:
