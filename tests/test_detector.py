@@ -1,4 +1,4 @@
-"""Region features of photographs: against torchvision's own pass through a detector, and as a step of preparing data."""
+"""Region features of photographs: against torchvision's own pass through a detector, and in preparing data."""
 import h5py
 import pytest
 import torch
