@@ -4,10 +4,10 @@ import re
 from functools import lru_cache
 
 # what the official metrics drop; in capitals there, brackets stay
-PUNCTUATION = frozenset("'' ' `` ` . ? ! , : - -- ... ;".split())
+PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-ABBREVIATIONS = ("mr mrs ms dr st ave etc rd blvd bldg penn co inc jr sr dept bros vs prof ft mt ct jan feb sept oct mon "
-                 "tues gov gen sgt lt col capt rev hon ph est al corp ltd calif ky ind ga fla ste sq")
+ABBREVIATIONS = ("mr mrs ms dr st ave etc rd blvd bldg penn co inc jr sr dept bros vs prof ft mt ct jan feb sept oct "
+                 "mon tues gov gen sgt lt col capt rev hon ph est al corp ltd calif ky ind ga fla ste sq")
 SPELLINGS = str.maketrans("‘’`“”–—…£€", "'''\"\"--…#$") | {ord("–"): "--", ord("—"): "--", ord("…"): "..."}
 
 # the first alternative that fits is the token; (?i:…) where capitals do not matter
