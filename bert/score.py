@@ -11,8 +11,8 @@ CHUNK = 512         # captions at once: bert-score keeps the features of all wor
 def bert_score(captions, references, model, layer=None, device="cpu"):
     """F_BERT of each caption with the reference that it fits best, without idf or rescaling -> a list.
 
-    model: a name on the hub or a local folder; layer: whose features count, by default the one that bert-score chose for
-    the model's name, else the last. A caption without words has 0, and one whose references all have none.
+    model: a name on the hub or a local folder; layer: whose features count, by default the one that bert-score chose
+    for the model's name, else the last. A caption without words has 0, and one whose references all have none.
     """
     try:
         from bert_score import BERTScorer

@@ -37,7 +37,9 @@ def test_plural(word, expected):
     ("women and children on buses", [(0, "person"), (2, "person"), (4, "bus")]),
     ("babies and ladies", [(0, "person"), (2, "person")]),
     ("wine glasses", [(1, "wine glass")]),
-    ("dogged cattle", []),
+    ("wineglasses on a train track", [(0, "wine glass")]),
+    ("cattle, though no picture shows any", [(0, "cow")]),
+    ("dogged", []),
     ("", []),
 ])
 def test_objects_that_a_caption_names(coco, sentence, expected):
