@@ -43,9 +43,9 @@ class Objects:
 
 
 def load_objects(data_folder, dataset, boxes, synonyms=None):
-    """The data set's objects_<dataset>.json, unless there is none or `synonyms` are given; else the categories in `boxes`
-    with the words that the file `synonyms`, by default coco_objects.txt, has for them. Where that knows all of them, its
-    other categories count too: captions may name what no picture shows."""
+    """The data set's objects_<dataset>.json, unless there is none or `synonyms` are given; else the categories in
+    `boxes` with the words that the file `synonyms`, by default coco_objects.txt, has for them. Where that knows all of
+    them, its other categories count too: captions may name what no picture shows."""
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists() and not synonyms:
         content = read_json(path, ["words", "pairs"])

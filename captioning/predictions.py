@@ -21,7 +21,7 @@ def read_references(path):
 
 
 def image_ids(names):
-    """{COCO's image id: file name}, the id being the number that the name ends with; where two have it, neither does."""
+    """{COCO's image id: file name}, the id being the number that the name ends with, unless two end with it."""
     found = defaultdict(list)
     for name in names:
         found[trailing_number(name)].append(name)
@@ -46,12 +46,13 @@ def read_predictions(path, names, ids, partial=False):
         if not isinstance(key, str if "image" in item else int) or isinstance(key, bool):
             raise InputError(f"{path} must hold a list of {FORMS}: number {number} is something else")
         if name not in known:
-            raise InputError(f"{path} has a caption for {key!r}, which is not among the {len(names)} pictures to score")
+            raise InputError(f"{path} has a caption for {key}, which is not among the {len(names)} pictures to score: "
+                             "remove it, or check --dataset, --split and --references")
         if name in captions:
-            raise InputError(f"{path} has more than one caption for {key!r}: leave one")
+            raise InputError(f"{path} has more than one caption for {key}: leave one")
         captions[name] = item["caption"]
     missing = [name for name in names if name not in captions]
     if missing and not partial:
-        raise InputError(f"{path} has no caption for {len(missing)} of {len(names)} pictures, {missing[0]} for one: add "
+        raise InputError(f"{path} lacks {len(missing)} of {len(names)} pictures: {missing[0]} has no caption; add "
                          "them, or score the others alone with --partial")
     return {name: captions[name] for name in names if name in captions}

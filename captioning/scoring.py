@@ -1,4 +1,4 @@
-"""Scores of captions by metrics that know nothing of each other; their table, and their scores of each picture as CSV."""
+"""Scores of captions by metrics that know nothing of each other; their table, and each picture's scores as CSV."""
 import csv
 import io
 
@@ -28,7 +28,7 @@ def table(runs):
     names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     rows = [["", *runs]] + [[name, *(_cell(metrics.get(name)) for metrics in runs.values())] for name in names]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows)
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
 def _cell(value):

@@ -1,8 +1,8 @@
 """BLEU, METEOR, ROUGE-L, CIDEr and SPICE of captions, by the installed package pycocoevalcap.
 
-Each metric takes captions, a sentence an image, and references, a list of sentences an image, and returns what they have
-together and each, {"bleu_1": …} and {"bleu_1": […]}. Tokens are those of the PTB tokeniser, without Java but for METEOR
-and SPICE.
+Each metric takes captions, a sentence an image, and references, a list of sentences an image, and returns what they
+have together and each, {"bleu_1": …} and {"bleu_1": […]}. Tokens are those of the PTB tokeniser; Java gives METEOR's
+and SPICE's.
 """
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ def scores(captions, references, metrics=("bleu", "rouge_l", "cider")):
 
 
 def bleu(captions, references):
-    """Uncased BLEU-1 to 4 of the corpus, with the reference length that is closest; each caption's is smoothed a little."""
+    """BLEU-1 to 4 against the reference of the closest length."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
     except ImportError as error:
@@ -54,8 +54,6 @@ def meteor(captions, references):
 def spice(captions, references, corenlp):
     """corenlp: folder of Stanford CoreNLP 3.6.0, see spice_jar.py."""
     from pycocoevalcap import spice_jar
-    if not spice_jar.find_corenlp(corenlp):
-        spice_jar.fetch_corenlp(corenlp)
     each = spice_jar.spice(*_tokenised_by_java(captions, references), corenlp)
     return _named("spice", sum(each) / len(each), each)
 
