@@ -130,15 +130,15 @@ def _items(values, keys, path, what, optional=()):
         if not isinstance(value, dict):
             raise InputError(f"{path}: number {number} of its {what} is not an object")
         for key, kind in keys.items():
-            if not _is(kind, value.get(key)):
+            if not is_a(kind, value.get(key)):
                 raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
         for key in optional:
-            if key in value and not _is(optional[key], value[key]):
+            if key in value and not is_a(optional[key], value[key]):
                 raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
     return values
 
 
-def _is(kind, value):
+def is_a(kind, value):
     """isinstance, but true and false are no numbers, and text must be Unicode that a file can hold."""
     if kind is str and isinstance(value, str) and not value.isascii():
         return not re.search(r"[\ud800-\udfff]", value)
@@ -154,7 +154,7 @@ def _tokenised(text):
 
 
 def _checked_words(words, path, name):
-    if not all(_is(str, word) for word in words):
+    if not all(is_a(str, word) for word in words):
         raise InputError(f"{path} has 'tokens' of {name!r} that are no words")
     return words
 

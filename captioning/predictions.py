@@ -1,7 +1,7 @@
 """Reads captions made elsewhere, and references that are no prepared data set."""
 from collections import defaultdict
 
-from captioning.annotations import coco_captions, trailing_number
+from captioning.annotations import coco_captions, is_a, trailing_number
 from captioning.errors import InputError
 from captioning.files import read_json
 
@@ -39,12 +39,11 @@ def read_predictions(path, names, ids, partial=False):
         raise InputError(f"{path} must hold a list of {FORMS}")
     known, captions = set(names), {}
     for number, item in enumerate(content):
-        if not isinstance(item, dict) or not isinstance(item.get("caption"), str):
+        named = isinstance(item, dict) and "image" in item
+        key = item.get("image" if named else "image_id") if isinstance(item, dict) else None
+        if not is_a(str if named else int, key) or not is_a(str, item.get("caption")):
             raise InputError(f"{path} must hold a list of {FORMS}: number {number} is something else")
-        key = item.get("image", item.get("image_id"))
-        name = key if "image" in item else ids.get(key) if isinstance(key, int) else None
-        if not isinstance(key, str if "image" in item else int) or isinstance(key, bool):
-            raise InputError(f"{path} must hold a list of {FORMS}: number {number} is something else")
+        name = key if named else ids.get(key)
         if name not in known:
             raise InputError(f"{path} has a caption for {key}, which is not among the {len(names)} pictures to score: "
                              "remove it, or check --dataset, --split and --references")

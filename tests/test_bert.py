@@ -1,4 +1,4 @@
-"""BERTScore: against its formula on a small model that a Python package carries, RoBERTa's tokens, sentences at the edge."""
+"""BERTScore: its formula, on a small model that a Python package carries; RoBERTa's tokens; sentences at the edge."""
 import importlib.util
 import json
 from pathlib import Path
@@ -40,7 +40,8 @@ def roberta(tmp_path_factory):
 
 
 def by_formula(caption, sentence, folder, layer):
-    """F1 of greedy matching between the words' features of one layer, beginning and end included in neither mean."""
+    """F1 of greedy matching between the words' features of one layer; [CLS] and [SEP] may be matched, and count for
+    nothing themselves."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():

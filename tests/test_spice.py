@@ -14,8 +14,8 @@ import pytest
 from captioning.errors import InputError
 from pycocoevalcap import java, scores, spice_jar
 
-TUPLES = {"a dog": [["dog"]], "a dog on grass": [["dog"], ["grass"], ["dog", "grass", "on"]], "a bicycle": [["bicycle"]],
-          "a red bike": [["bike"], ["bike", "red"]], "": []}
+TUPLES = {"a dog": [["dog"]], "a dog on grass": [["dog"], ["grass"], ["dog", "grass", "on"]], "": [],
+          "a bicycle": [["bicycle"]], "a red bike": [["bike"], ["bike", "red"]]}
 FILL = """if True:
     import json, sys, jpype
     given = json.load(sys.stdin)
@@ -75,9 +75,10 @@ def test_time_limit(corenlp, monkeypatch):
         spice_jar.spice(["a dog"], [["a dog"]], corenlp)
 
 
-@pytest.mark.parametrize("version, expected", [(8, 4), (17, 13), (25, 14)])
-def test_options_of_old_and_new_javas(version, expected):
-    assert len(spice_jar.java_options(version)) == expected - (version >= 9) * (8 - len(spice_jar.OPENED.split()))
+def test_old_javas_get_no_options_that_they_do_not_know():
+    options = {version: " ".join(spice_jar.java_options(version)) for version in (8, 11, 17, 25)}
+    assert "--" not in options[8] and "--add-opens" in options[11] and "native" not in options[11]
+    assert "native" in options[17] and "unsafe" not in options[17] and "unsafe" in options[25]
 
 
 @pytest.fixture
