@@ -63,12 +63,12 @@ def get_args_parser():
     add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
     add("--diversity", type=non_negative, default=0.5, help="penalty of diverse_beam_search")
     add("--max_len", type=positive_int, default=50, help="words at most")
-    add("--metrics", nargs="+", choices=METRICS, help="scores; by default all but bert, with chair where there are "
-        "boxes and spice where there is CoreNLP")
+    add("--metrics", nargs="+", choices=METRICS, help="scores; by default all, but chair only where there are "
+        "boxes, spice where there is CoreNLP and bert with --bert_model")
     add("--per_image", action="store_true", help="also write each picture's scores")
     add("--corenlp", metavar="FOLDER", help="jars of Stanford CoreNLP 3.6.0 for SPICE, fetched if they are not there; "
         "by default <data_folder>/corenlp")
-    add("--bert_model", metavar="NAME_OR_FOLDER", default="roberta-large", help="model of BERTScore")
+    add("--bert_model", metavar="NAME_OR_FOLDER", help="model of BERTScore, by default roberta-large")
     add("--bert_layer", type=positive_int, help="its layer; by default bert-score's choice, or the last")
     add("--explanations", nargs="+", choices=["correctness"], default=[], help="measures of explanations")
     add("--methods", nargs="+", choices=["lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam",
@@ -192,12 +192,17 @@ def caption_scorers(args, names, boxes, objects, device):
     """{metric: function of captions and references} that --metrics asks for, or that can be had without asking."""
     corenlp = args.corenlp or Path(args.data_folder, "corenlp")
     wanted = args.metrics or [name for name in METRICS if {
-        "bert": False, "chair": bool(boxes), "spice": args.corenlp or find_corenlp(corenlp)}.get(name, True)]
+        "bert": args.bert_model, "chair": boxes, "spice": args.corenlp or find_corenlp(corenlp)}.get(name, True)]
+    if not args.metrics:
+        print(f"scores: {' '.join(wanted)}; for others see --metrics")
     words = frequent_words(args.dataset, objects, args.object_words)
     entries = [boxes.get(name) for name in names]
+    if boxes and not any(entries):
+        raise InputError(f"the boxes are those of other pictures, {next(iter(boxes))} for one, not of "
+                         f"{next(iter(names))}: give the right file with --boxes")
     every = SCORERS | {
         "spice": partial(spice, corenlp=corenlp),
-        "bert": partial(bert, model=args.bert_model, layer=args.bert_layer, device=device),
+        "bert": partial(bert, model=args.bert_model or "roberta-large", layer=args.bert_layer, device=device),
         "map": lambda captions, references: (mean_precision(captions, references, words), {}),
         "chair": lambda captions, references: chair(captions, references, entries, objects)}
     return {name: every[name] for name in METRICS if name in wanted}

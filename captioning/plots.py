@@ -131,6 +131,7 @@ def draw_comparison(path, runs):
             axis.bar_label(bar, [f"{value:.3g}" if name in metrics else "none"], fontsize=7)
         axis.set_title(name, fontsize=10)
         axis.set_xticks([])
+        axis.set_xlim(-0.6, len(runs) - 0.4)
         axis.margins(y=0.15)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=9)
     _save(figure, path)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from captioning.errors import InputError
 
-START_SECONDS = 60              # that a Java may take to say its version
+START_SECONDS = 30              # that a Java may take to say its version
 LIMIT_SECONDS = 120, 0.1        # of METEOR and the tokeniser: to start, and for each caption more
 ENGLISH = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]      # or METEOR prints decimal commas
 

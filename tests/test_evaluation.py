@@ -197,6 +197,14 @@ def test_what_fails_is_one_sentence_and_the_rest_is_scored(coco_files, monkeypat
     assert not (coco_files / "none" / "metrics_test.json").exists()
 
 
+def test_boxes_of_other_pictures(coco_files):
+    (coco_files / "instances.json").write_text((coco_files / "instances.json").read_text().replace("COCO_val2014_", ""))
+    with pytest.raises(InputError, match="boxes are those of other pictures, 000000000003.jpg for one"):
+        run(coco_files, coco_files / "out", "--predictions", coco_files / "results.json", "--references",
+            coco_files / "captions.json", "--boxes", coco_files / "instances.json", "--partial")
+    assert not list((coco_files / "out").iterdir())
+
+
 def no_java():
     raise InputError("no Java that works was found")
 
