@@ -37,12 +37,11 @@ def fetch_corenlp(folder):
 
     from captioning.errors import InputError
     from captioning.files import atomic_path, make_folder
-    make_folder(folder)
     try:
-        with tempfile.TemporaryFile(dir=folder) as archive:
-            with (urllib.request.urlopen(ARCHIVE, timeout=20) as response,
-                  tqdm.wrapattr(response, "read", total=response.length, desc="Stanford CoreNLP") as body):
-                shutil.copyfileobj(body, archive, 1 << 20)
+        with (urllib.request.urlopen(ARCHIVE, timeout=20) as response,
+              tqdm.wrapattr(response, "read", total=response.length, desc="Stanford CoreNLP") as body,
+              tempfile.TemporaryFile(dir=make_folder(folder)) as archive):
+            shutil.copyfileobj(body, archive, 1 << 20)
             with zipfile.ZipFile(archive) as content:
                 for name in CORENLP:
                     with (content.open(f"{UNPACKED}/{name}") as source, atomic_path(Path(folder, name)) as temporary,

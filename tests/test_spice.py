@@ -111,7 +111,7 @@ def test_what_cannot_be_fetched_is_one_sentence(archive, tmp_path, content):
         archive.write_bytes(content)
     with pytest.raises(InputError, match="stanford-corenlp-3.6.0-models.jar.*--corenlp") as caught:
         scores.spice(["a dog"], [["a dog"]], tmp_path / "corenlp")
-    assert "\n" not in str(caught.value) and not list((tmp_path / "corenlp").iterdir())
+    assert "\n" not in str(caught.value) and not list((tmp_path / "corenlp").glob("*"))
 
 
 def test_no_network(tmp_path, monkeypatch):
