@@ -191,13 +191,13 @@ def check_flags(args):
 def caption_scorers(args, names, boxes, objects, device):
     """{metric: function of captions and references} that --metrics asks for, or that can be had without asking."""
     corenlp = args.corenlp or Path(args.data_folder, "corenlp")
+    entries = [boxes.get(name) for name in names]
     wanted = args.metrics or [name for name in METRICS if {
-        "bert": args.bert_model, "chair": boxes, "spice": args.corenlp or find_corenlp(corenlp)}.get(name, True)]
+        "bert": args.bert_model, "chair": any(entries), "spice": args.corenlp or find_corenlp(corenlp)}.get(name, True)]
     if not args.metrics:
         print(f"scores: {' '.join(wanted)}; for others see --metrics")
     words = frequent_words(args.dataset, objects, args.object_words)
-    entries = [boxes.get(name) for name in names]
-    if boxes and not any(entries):
+    if args.boxes and not any(entries):
         raise InputError(f"the boxes are those of other pictures, {next(iter(boxes))} for one, not of "
                          f"{next(iter(names))}: give the right file with --boxes")
     every = SCORERS | {
