@@ -131,6 +131,29 @@ def draw_correctness(path, thresholds, shares, box_share):
     _save(figure, path)
 
 
+def draw_comparison(path, runs):
+    """runs: {name: {metric: number}}; a panel for each metric, as their scales differ, with a bar for each run."""
+    from matplotlib.figure import Figure
+    names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
+    columns = min(5, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.4 * columns + 1, 2.1 * rows + 0.3 * len(runs) + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(names):]:
+        axis.axis("off")
+    for axis, name in zip(axes, names, strict=False):
+        for k, (run, metrics) in enumerate(runs.items()):
+            value = metrics.get(name, float("nan"))
+            bar = axis.bar(k, value, color=f"C{k}", label=run)
+            axis.bar_label(bar, [f"{value:.3g}" if name in metrics else "none"], fontsize=7)
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks([])
+        axis.set_xlim(-0.6, len(runs) - 0.4)
+        axis.margins(y=0.15)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=9)
+    _save(figure, path)
+
+
 def _save(figure, path):
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
