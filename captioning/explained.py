@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from captioning import explanation
 from captioning.correctness import explained, pixel_maps, word_boxes
 from captioning.dataset import fingerprint
+from captioning.vocabulary import tokenise
 
 METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention", "random")
 WITHOUT_WORDS = ("attention",)      # methods that say nothing of the words read
@@ -94,7 +95,6 @@ class Batch:
 
     def right_words(self, rows, steps):
         """(n,) bool: whether a reference has the word."""
-        from captioning.vocabulary import tokenise
         there = [set().union(*map(tokenise, texts)) for texts in self.references]
         return torch.tensor([self.words[b][t] in there[b] for b, t in zip(rows.tolist(), steps.tolist(), strict=True)],
                             device=self.images.device)

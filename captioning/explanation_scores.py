@@ -18,7 +18,7 @@ from captioning import plots, processes
 from captioning.ablation import patch_ablation, word_ablation
 from captioning.correctness import THRESHOLDS, correctness
 from captioning.dataset import fingerprint
-from captioning.explained import Batch
+from captioning.explained import METHODS, Batch
 from captioning.faithfulness import FRACTIONS, deletion_insertion
 from captioning.features import weights_fingerprint
 from captioning.files import atomic_path, make_folder, write_text
@@ -206,6 +206,7 @@ def conclude(name, parts, folder, split):
         print(f"{name}: no caption has a word that it could measure")
         return {}
     experiment = EXPERIMENTS[name]
+    values = dict(sorted(values.items(), key=lambda item: place(item[0][0])))
     table = experiment.table(values)
     lines = [(method, measured, f"{mean:.6g}", f"{error:.6g}", count)
              for (method, measured), (mean, error, count) in table.items()]
@@ -213,6 +214,11 @@ def conclude(name, parts, folder, split):
     experiment.draw(folder / f"{name}_{split}.png", table, values)
     show(name, table, experiment.shown or sorted({measured for _, measured in table})[::4])
     return table
+
+
+def place(method):
+    """Methods come as in METHODS, baselines of an experiment's own after them."""
+    return METHODS.index(method) if method in METHODS else len(METHODS)
 
 
 def show(name, table, measures):
