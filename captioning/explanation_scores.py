@@ -58,9 +58,14 @@ def mean_and_error(numbers):
 def areas(values):
     """Of tpfp: {(method, statistic): Score}, the mean over pairs of a right and a wrong word that is the area under the
     ROC curve, with its standard error."""
-    right = torch.tensor(values["reference", "right"]) > 0
-    return {key: Score(*auc(torch.tensor(numbers), right), len(right)) for key, numbers in values.items()
-            if key != ("reference", "right")}
+    scores, right = scores_and_labels(values)
+    return {key: Score(*auc(own, right), len(right)) for key, own in scores.items()}
+
+
+def scores_and_labels(values):
+    """{(method, statistic): (words,)} and whether each word is right, (words,) bool."""
+    tensors = {key: torch.tensor(numbers, dtype=torch.float64) for key, numbers in values.items()}
+    return tensors, tensors.pop(("reference", "right")) > 0
 
 
 def draw_ablation(path, table, values):
@@ -75,11 +80,13 @@ def draw_correctness(path, table, values):
 
 
 def draw_tpfp(path, table, values):
-    right = torch.tensor(values["reference", "right"]) > 0
-    panels = {name: {method: roc_curve(torch.tensor(numbers), right) for (method, measure), numbers in values.items()
-                     if measure in (name, "1-beta")} for name in ("mean", "positive_mean", "absolute_mean", "maximum")}
-    if 0 < right.sum() < len(right):
-        plots.draw_roc(path, panels)
+    scores, right = scores_and_labels(values)
+    if right.all() or not right.any():
+        print(f"tpfp: all {len(right)} words are {'right' if right.all() else 'wrong'}: there is no ROC curve")
+        return
+    plots.draw_roc(path, {name: {method: roc_curve(own, right) for (method, measured), own in scores.items()
+                                 if measured in (name, "1-beta")}
+                          for name in ("mean", "positive_mean", "absolute_mean", "maximum")})
 
 
 def draw_curves(path, table, values):
