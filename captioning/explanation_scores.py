@@ -133,9 +133,9 @@ EXPERIMENTS = {
     "deletion_insertion": Experiment(((lambda batch: after(batch.object_words, 1), deletion_insertion),), draw_curves,
                                      ("deletion", "insertion")),
     "pointing_game": Experiment(((lambda batch: batch.boxed_words, pointing_game),),
-                                draw_localisation("hit", "most relevant pixel inside the object's box"), ("hit",)),
+                                draw_localisation("hit", "most relevant pixel in the box"), ("hit",)),
     "mask_mass": Experiment(((lambda batch: batch.masked_words, mask_mass),),
-                            draw_localisation("inside", "positive relevance on the object itself"), ("inside",)),
+                            draw_localisation("inside", "positive relevance on the object"), ("inside",)),
     "sanity": Experiment(((lambda batch: after(batch.object_words, 1), sanity),), draw_sanity, ()),
 }
 NEED_BOXES = {"correctness", "pointing_game"}
