@@ -56,7 +56,7 @@ class AOAModel(nn.Module):
     def start(self, features, rule=PLAIN):
         """features (B, K, C) -> Context. Without an encoder, regions that are all zero are padding."""
         mask = None if self.encoder is not None else (features != 0).any(-1)
-        v = rule.relu(rule.stabilise(self.W_v(features)))                              # (B, K, d)
+        v = rule.rectify(self.W_v(features))                                           # (B, K, d)
         v_mean = rule.stabilise(explanation.region_mean(v, mask))
         k = self.W_K(rule.gate(v)).unflatten(-1, (self.num_head, -1)).permute(0, 2, 3, 1)
         u = rule.stabilise(self.W_U(v)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)

@@ -1,9 +1,14 @@
 """Captions a split and scores the captions: python evaluation.py --weight output/checkpoint_best.pth --dataset demo"""
+import math
+import os
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from bert.score import bert_score
 from captioning import checkpoint, processes
 from captioning.cli import (
     Parser,
@@ -23,17 +28,35 @@ from captioning.explained import METHODS, Study
 from captioning.explanation_scores import EXPERIMENTS, NEED_BOXES, score
 from captioning.files import make_folder, read_json, write_json
 from captioning.localisation import Masks
-from captioning.objects import frequent_words, hallucination, load_boxes, load_objects, mean_precision, stop_words
+from captioning.objects import (
+    frequent_words,
+    hallucination,
+    load_boxes,
+    load_objects,
+    mean_precision,
+    named_and_present,
+    stop_words,
+)
+from captioning.plots import draw_comparison
+from captioning.predictions import image_ids, read_predictions, read_references
+from captioning.scoring import score_all, table, write_per_image
 from captioning.training import caption_batch, make_loader
+from pycocoevalcap.scores import SCORERS, spice
+from pycocoevalcap.spice_jar import find_corenlp
 
-METRICS = ("bleu", "rouge_l", "cider", "map", "chair")
+METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "bert", "map", "chair")
 
 
 def get_args_parser():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--weight", help="checkpoint of a captioning model")
-    add("--predictions", metavar="FILE", help="score these captions instead: [{\"image\": name, \"caption\": text}, …]")
+    add("--predictions", metavar="FILE", help="score these captions instead: [{\"image\": name, \"caption\": text}, …] "
+        "or COCO's results, with \"image_id\"")
+    add("--references", metavar="FILE", help="score against a COCO captions file instead of the data set's captions")
+    add("--partial", action="store_true", help="score only the pictures that --predictions or --references has")
+    add("--compare", metavar="RUN", nargs="+", help="instead: table and plot of the scores in these folders of "
+        "--save_path")
     add("--dataset", default="demo", help="name of a data set that preparedataset.py made")
     add("--data_folder", default="data", help="where preparedataset.py wrote it")
     add("--split", choices=["train", "val", "test"], default="test", help="which pictures")
@@ -42,13 +65,21 @@ def get_args_parser():
     add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
     add("--diversity", type=non_negative, default=0.5, help="penalty of diverse_beam_search")
     add("--max_len", type=positive_int, default=50, help="words at most")
-    add("--metrics", nargs="+", choices=METRICS, help="scores; by default all, and chair if there are boxes")
+    add("--metrics", nargs="+", choices=METRICS, help="scores; by default all, but chair only where there are "
+        "boxes, spice where there is CoreNLP and bert with --bert_model")
+    add("--per_image", action="store_true", help="also write each picture's scores")
+    add("--corenlp", metavar="FOLDER", help="jars of Stanford CoreNLP 3.6.0 for SPICE, fetched if they are not there; "
+        "by default <data_folder>/corenlp")
+    add("--bert_model", metavar="NAME_OR_FOLDER", help="model of BERTScore, by default roberta-large")
+    add("--bert_layer", type=positive_int, help="its layer; by default bert-score's choice, or the last")
     add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="measures of explanations")
     add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanations to measure")
     add("--max_images", type=positive_int, help="explain only so many pictures, the first")
     add("--boxes", metavar="FILE", help="boxes of the pictures' objects; by default boxes_<dataset>.json")
     add("--object_words", metavar="FILE", help="words of the metric map; by default the paper's lists for Flickr30K "
         "and COCO, else all objects' words")
+    add("--synonyms", metavar="FILE", help="words for the objects of the metric chair: a line for each, its category "
+        "first, with commas; by default those of captioning/coco_objects.txt")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--batch_size", type=positive_int, default=16, help="pictures at once")
     add("--workers", type=natural, default=2, help="processes that read pictures")
@@ -59,10 +90,8 @@ def get_args_parser():
 
 
 def open_data(args, model, from_features):
-    """The split: captions alone without a model, stored features if the model was trained on them, else pictures."""
+    """The split: stored features if the model was trained on them, else pictures."""
     split = args.data_folder, args.dataset, args.split
-    if model is None:
-        return CaptionDataset(*split)
     path = features_path(*split, model.config["encoder"] or "bottom_up")
     if model.encoder is None or (from_features and path.exists()):
         return CaptionDataset(*split, features=path)
@@ -87,21 +116,27 @@ def decoding_options(args):
     return options
 
 
-def read_predictions(path, names):
-    """Captions in the order of `names`; InputError for anything but one caption for each of them."""
-    captions = {}
-    content = read_json(path)
-    for item in content if isinstance(content, list) else [None]:
-        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "caption")):
-            raise InputError(f"{path} must hold a list of {{\"image\": file name, \"caption\": text}}")
-        if item["image"] in captions:
-            raise InputError(f"{path} has more than one caption for {item['image']}: leave one")
-        captions[item["image"]] = item["caption"]
-    odd = sorted(set(names) ^ captions.keys())
-    if odd:
-        reason = "is not in the split" if odd[0] in captions else "has no caption"
-        raise InputError(f"{path} does not fit the split: {odd[0]} {reason}")
-    return [captions[name] for name in names]
+def read_captions(args):
+    """Captions of --predictions {file name: caption}, and the references of each; of --references or the data set."""
+    if args.references:
+        references, ids = read_references(args.references)
+    else:
+        data = CaptionDataset(args.data_folder, args.dataset, args.split)
+        references = dict(zip(data.names, data.references, strict=True))
+        ids = image_ids(references)
+    captions = read_predictions(args.predictions, list(references), ids, args.partial)
+    return captions, [references[name] for name in captions]
+
+
+def other_references(args, captions):
+    """The captions {file name: caption} that --references has sentences for, and these."""
+    references, _ = read_references(args.references)
+    missing = [name for name in captions if name not in references]
+    if len(missing) == len(captions) or (missing and not args.partial):
+        raise InputError(f"{args.references} has no captions for {len(missing)} of the {len(captions)} pictures of the "
+                         f"split, {missing[0]} first: give the file for these, or score the others with --partial")
+    captions = {name: caption for name, caption in captions.items() if name in references}
+    return captions, [references[name] for name in captions]
 
 
 def open_pictures(args, model):
@@ -133,10 +168,60 @@ def score_explanations(args, model, vocabulary, data, captions, boxes, objects, 
 
 
 def check_flags(args):
-    if bool(args.weight) == bool(args.predictions):
-        raise InputError("give either --weight CHECKPOINT or --predictions FILE")
+    if sum(map(bool, (args.weight, args.predictions, args.compare))) != 1:
+        raise InputError("give either --weight CHECKPOINT or --predictions FILE, or --compare RUN …")
     if args.explanations and not args.weight:
         raise InputError("--explanations needs --weight: captions alone cannot be explained")
+
+
+def caption_scorers(args, names, boxes, objects, device):
+    """{metric: function of captions and references} that --metrics asks for, or that can be had without asking."""
+    corenlp = args.corenlp or Path(args.data_folder, "corenlp")
+    entries = [boxes.get(name) for name in names]
+    wanted = args.metrics or [name for name in METRICS if {
+        "bert": args.bert_model, "chair": any(entries), "spice": args.corenlp or find_corenlp(corenlp)}.get(name, True)]
+    if not args.metrics:
+        print(f"scores: {' '.join(wanted)}; for others see --metrics")
+    words = frequent_words(args.dataset, objects, args.object_words)
+    if args.boxes and not any(entries):
+        raise InputError(f"the boxes are those of other pictures, {next(iter(boxes))} for one, not of "
+                         f"{next(iter(names))}: give the right file with --boxes")
+    every = SCORERS | {
+        "spice": partial(spice, corenlp=corenlp),
+        "bert": partial(bert, model=args.bert_model or "roberta-large", layer=args.bert_layer, device=device),
+        "map": lambda captions, references: (mean_precision(captions, references, words), {}),
+        "chair": lambda captions, references: chair(captions, references, entries, objects)}
+    return {name: every[name] for name in METRICS if name in wanted}
+
+
+def bert(captions, references, **options):
+    each = bert_score(captions, references, **options)
+    return {"bert": sum(each) / len(each)}, {"bert": each}
+
+
+def chair(captions, references, entries, objects):
+    found = list(named_and_present(captions, references, entries, objects))
+    invented = [sorted(set(named) - there) for there, named in found]
+    return hallucination(captions, references, entries, objects), {
+        "objects": ["; ".join(named) for _, named in found], "chair_s": [bool(names) for names in invented],
+        "invented_objects": ["; ".join(names) for names in invented]}
+
+
+def compare(args):
+    """Table on the screen and compare_<split>.png of the runs' metrics_<split>.json."""
+    runs = {}
+    for folder in args.compare:
+        path = Path(os.path.abspath(folder), f"metrics_{args.split}.json")
+        metrics = read_json(path)
+        if not isinstance(metrics, dict) or not metrics or not all(
+                isinstance(value, int | float) and math.isfinite(value) for value in metrics.values()):
+            raise InputError(f"{path} must hold an object {{metric: number}}: make it with evaluation.py")
+        runs[path.parent] = metrics
+    common = os.path.commonpath([run.parent for run in runs])
+    runs = {os.path.relpath(run, common): metrics for run, metrics in runs.items()}
+    path = make_folder(args.save_path) / f"compare_{args.split}.png"
+    draw_comparison(path, runs)
+    print(f"{table(runs)}\n{path}")
 
 
 def open_model(args, device):
@@ -157,7 +242,7 @@ def open_boxes(args):
                  "--metrics chair" if "chair" in (args.metrics or ()) else None)
     if needs and not boxes:
         raise InputError(f"{path} is missing or empty: {needs} needs boxes, name them with --boxes")
-    return boxes, load_objects(args.data_folder, args.dataset, boxes)
+    return boxes, load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
 
 
 def open_masks(args, data):
@@ -174,33 +259,43 @@ def main(args):
     processes.start()
     print_settings(args)
     check_flags(args)
+    if args.compare:
+        compare(args)
+        return
+    if args.references and args.predictions and args.dataset == "demo":
+        args.dataset = "coco"       # whose object words count
     device = processes.own_device(pick_device(args.device))
     set_seed(args.seed)
     save_path = make_folder(args.save_path)
     model, vocabulary, from_features = open_model(args, device) if args.weight else (None, None, False)
-    data = open_data(args, model, from_features)
     boxes, objects = open_boxes(args)
-    masks = open_masks(args, data)
     if model is None:
-        captions = read_predictions(args.predictions, data.names)
+        captions, references = read_captions(args)
     else:
-        captions = caption_split(args, model, vocabulary, data, device)
+        data = open_data(args, model, from_features)
+        study = partial(score_explanations, args, model, vocabulary, data, boxes=boxes, objects=objects,
+                        masks=open_masks(args, data), device=device)
+        sentences = caption_split(args, model, vocabulary, data, device)
         if processes.rank():    # the first process does the rest
-            score_explanations(args, model, vocabulary, data, captions, boxes, objects, masks, device)
+            study(sentences)
             return
-        write_json(save_path / f"predictions_{args.split}.json",
-                   [{"image": name, "caption": text} for name, text in zip(data.names, captions, strict=True)])
-    from pycocoevalcap.scores import scores
-    wanted = args.metrics or METRICS
-    metrics = scores(captions, data.references, wanted)
-    if "map" in wanted:
-        metrics |= mean_precision(captions, data.references, frequent_words(args.dataset, objects, args.object_words))
-    if "chair" in wanted and boxes:
-        metrics |= hallucination(captions, data.references, [boxes.get(name) for name in data.names], objects)
-    metrics |= score_explanations(args, model, vocabulary, data, captions, boxes, objects, masks, device)
+        captions, references = dict(zip(data.names, sentences, strict=True)), data.references
+        if args.references:
+            captions, references = other_references(args, captions)
+    scorers = caption_scorers(args, captions, boxes, objects, device)
+    write_json(save_path / f"predictions_{args.split}.json",
+               [{"image": name, "caption": text} for name, text in captions.items()])
+    metrics, each, problems = score_all(list(captions.values()), references, scorers)
+    for name, problem in problems.items():
+        print(f"warning: no {name}: {problem}", file=sys.stderr)
+    if problems and not metrics:
+        raise InputError("none of the scores could be had")
+    if args.explanations:
+        metrics |= study(sentences)
+    if args.per_image:
+        write_per_image(save_path / f"per_image_{args.split}.csv", captions, each)
     write_json(save_path / f"metrics_{args.split}.json", metrics)
-    for name, value in metrics.items():
-        print(f"{name:28}{value:8.3f}")
+    print(table({args.split: metrics}))
     print(f"{save_path}/metrics_{args.split}.json")
 
 

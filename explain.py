@@ -22,9 +22,9 @@ from captioning.cli import (
     set_seed,
 )
 from captioning.correctness import explained, pixel_maps
-from captioning.dataset import CaptionDataset, fingerprint
+from captioning.dataset import CaptionDataset, features_path, fingerprint
 from captioning.errors import InputError, run_script
-from captioning.features import weights_fingerprint
+from captioning.features import check_features, weights_fingerprint
 from captioning.files import make_folder
 from captioning.images import preprocess, read_image
 from captioning.page import page_entry, sentence, write_page
@@ -117,6 +117,21 @@ def contrast_word(text, vocabulary):
     return int(ids[1])
 
 
+def open_regions(args, model):
+    """The data set's split with the stored region features that the model needs."""
+    if args.images:
+        raise InputError(f"{args.weight} works on region features, not on pixels: give --dataset NAME, whose features "
+                         "preparedataset.py --features bottom_up stored")
+    on_pixels = [method for method in args.methods if method in ("grad_cam", "guided_grad_cam")]
+    if on_pixels:
+        raise InputError(f"{args.weight} works on region features, which have no pixel maps: leave {on_pixels[0]} out "
+                         "of --methods")
+    data = CaptionDataset(args.data_folder, args.dataset, args.split,
+                          features=features_path(args.data_folder, args.dataset, args.split, "bottom_up"))
+    check_features(data, model)
+    return data
+
+
 def captions_of(args, model, vocabulary, images):
     """(B, T+1) ids from <start> on: the user's sentence, or the model's own."""
     if args.caption is not None:
@@ -127,7 +142,8 @@ def captions_of(args, model, vocabulary, images):
 
 
 def explain_batch(args, model, vocabulary, images):
-    """images (B, 3, S, S), normalised -> the arrays of each picture's explanation.npz, a list of B dicts."""
+    """images (B, 3, S, S), normalised, or features of regions (B, K, C) -> the arrays of each picture's
+    explanation.npz, a list of B dicts."""
     captions = captions_of(args, model, vocabulary, images)
     lengths = (captions[:, 1:] != 0).sum(1).tolist()
     words = np.array(vocabulary.words)
@@ -138,8 +154,10 @@ def explain_batch(args, model, vocabulary, images):
         own = ({} if method in ("attention", "grad_cam") else {"chunk": args.chunk}) | (
             {"eps": args.eps} if method == "lrp" else {})
         found = explained(model, images, captions, method, **options, **own)
-        parts = {f"{method}_pixels": pixel_maps(found, method, tuple(images.shape[-2:]))}
-        if method != "attention":
+        parts = {f"{method}_pixels": pixel_maps(found, method, tuple(images.shape[-2:]))} if images.dim() == 4 else {}
+        if method == "attention" and images.dim() == 3:
+            parts["attention_regions"] = found.attention.mean(2) if found.attention.dim() == 4 else found.attention
+        elif method != "attention":
             parts |= {f"{method}_regions": found.features.sum(-1), f"{method}_words": found.words}
         if method == "lrp":
             parts["conservation"] = found.conservation
@@ -181,8 +199,9 @@ def write(folder, picture, arrays):
     rather = f" rather than “{arrays['contrast']}”" if arrays["contrast"] else ""
     for method in arrays["methods"].tolist():
         title = f"{sentence(words)}{rather}   [{method}]"
-        draw_heatmaps(folder / f"{method}.png", photograph(picture), words[1:], arrays[f"{method}_pixels"], title,
-                      signed=method not in SEQUENTIAL)
+        maps = arrays[f"{method}_regions" if "boxes" in arrays else f"{method}_pixels"]
+        draw_heatmaps(folder / f"{method}.png", photograph(picture), words[1:], maps, title,
+                      signed=method not in SEQUENTIAL, boxes=arrays.get("boxes"))
         if method != "attention":
             draw_words(folder / f"words_{method}.png", words[:-1], words[1:], arrays[f"{method}_words"], title)
     np.savez_compressed(folder / "explanation.npz", **arrays)
@@ -193,10 +212,11 @@ def photograph(picture):
     return picture.permute(1, 2, 0).numpy()
 
 
-def settings_of(args, model):
+def settings_of(args, model, regions):
     """What an explanation depends on besides its picture."""
     flags = ("methods", "caption", "contrast", "decoding", "beam_size", "max_len", "eps")
-    return [weights_fingerprint(model), [getattr(args, flag) for flag in flags]]
+    return [weights_fingerprint(model), [getattr(args, flag) for flag in flags],
+            os.stat(regions.features).st_mtime_ns if regions else None]
 
 
 def identity(path, settings):
@@ -216,29 +236,43 @@ def is_explained(folder, key):
         return False
 
 
-def explain_all(args, model, vocabulary, pictures, size, device):
-    """Explains those of the pictures, [(path, folder)], that are not yet; returns {path: InputError} of broken ones."""
-    settings, broken = settings_of(args, model), {}
-    todo = [(path, folder, identity(path, settings)) for path, folder in pictures]
-    todo = [item for item in todo if args.overwrite or not is_explained(*item[1:])]
+def explain_all(args, model, vocabulary, pictures, regions, device):
+    """Explains those of the pictures, [(path, folder)], that are not yet; returns {path: InputError} of broken ones.
+
+    regions: the data set that the pictures are the first of, for models on region features; None: on pixels.
+    """
+    settings, broken, size = settings_of(args, model, regions), {}, checkpoint.image_size(model)
+    todo = [(i, path, folder, identity(path, settings)) for i, (path, folder) in enumerate(pictures)]
+    todo = [item for item in todo if args.overwrite or not is_explained(*item[2:])]
     with tqdm(total=len(pictures), initial=len(pictures) - len(todo), desc="explaining", unit="picture") as bar:
         for batch in (todo[i:i + args.batch_size] for i in range(0, len(todo), args.batch_size)):
             sound = []
-            for path, folder, key in batch:
+            for i, path, folder, key in batch:
                 try:
-                    sound.append((path, folder, key, read_image(path)))
+                    sound.append((i, path, folder, key, read_image(path)))
                 except InputError as error:
                     broken[path] = error
                     bar.write(f"left out: {error}")
-            images = [preprocess(picture, size) for *_, picture in sound]
-            results = explain_batch(args, model, vocabulary, torch.stack(images).to(device)) if sound else []
-            for (path, folder, key, picture), arrays in zip(sound, results, strict=True):
+            results = []
+            if sound:
+                images = regions.read_features([i for i, *_ in sound]) if regions else torch.stack(
+                    [preprocess(picture, size) for *_, picture in sound])
+                results = explain_batch(args, model, vocabulary, images.to(device))
+            for (i, path, folder, key, picture), arrays in zip(sound, results, strict=True):
+                if regions:
+                    arrays = only_regions_there(arrays, regions.region_boxes(i))
                 publish(folder, picture, arrays | {"identity": np.array(key)})
                 arrived = f"   (LRP: {arrays['conservation'].mean():.0%} of the logits reached words and picture)" \
                     if "conservation" in arrays else ""
                 bar.write(f"{path.name}: {sentence(arrays['words'].tolist())}{arrived}")
             bar.update(len(batch))
     return broken
+
+
+def only_regions_there(arrays, boxes):
+    """The arrays without padded regions, and `boxes` (K, 4)."""
+    return {name: part[..., :len(boxes)] if name == "attention" or name.endswith("_regions") else part
+            for name, part in arrays.items()} | {"boxes": boxes}
 
 
 def make_page(path, pictures):
@@ -257,9 +291,7 @@ def main(args):
     if bool(args.images) == bool(args.dataset):
         raise InputError("give either --images FILE_OR_FOLDER … or --dataset NAME")
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
-    size = checkpoint.image_size(model)
-    if size is None:
-        raise InputError(f"{args.weight} works on region features, not on pictures: explain a model with a CNN encoder")
+    regions = open_regions(args, model) if model.encoder is None else None
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)
     if args.contrast is not None:
@@ -267,7 +299,7 @@ def main(args):
     paths = (find_pictures(args.images) if args.images else split_pictures(args))[:args.max_images]
     save_path = make_folder(args.save_path)
     pictures = [(path, save_path / name) for path, name in zip(paths, folder_names(paths), strict=True)]
-    broken = explain_all(args, model, vocabulary, pictures, size, device)
+    broken = explain_all(args, model, vocabulary, pictures, regions, device)
     sound = [item for item in pictures if item[0] not in broken]
     if not sound:
         raise InputError("none of the pictures can be read, so there is nothing to explain: check --images")

@@ -11,6 +11,7 @@ import train
 from captioning import checkpoint, vocabulary
 from captioning.cli import non_negative, pick_device, positive_int, print_settings, set_seed
 from captioning.errors import InputError, run_script
+from captioning.features import check_features
 from captioning.files import make_folder
 from captioning.lrp_inference import lrp_loss, stop_mask
 from captioning.reward import CiderD, frequencies_path
@@ -124,7 +125,7 @@ def main(args):
                          "that it was trained on, with --dataset and --data_folder")
     for data in (train_data, val_data):
         if data.features:
-            train.check_features(data, model)
+            check_features(data, model)
     set_dropout(model, args)
     loss_function, measure = make_loss(args, model, words, train_data)
     best = fit(args, model, words, train_data, val_data, loss_function, device, measure)

@@ -61,9 +61,9 @@ class GridTDModel(nn.Module):
         """features (B, K, C) -> Context. Without an encoder, regions that are all zero are padding."""
         mask = None if self.encoder is not None else (features != 0).any(-1)
         d, e = self.config["hidden_dim"], self.config["embed_dim"]
-        v = rule.relu(rule.stabilise(self.W_v(features)))                              # (B, K, d)
+        v = rule.rectify(self.W_v(features))                                           # (B, K, d)
         f_mean = rule.stabilise(explanation.region_mean(features, mask))               # (B, C)
-        g = rule.relu(rule.stabilise(self.W_g(f_mean)))                                # (B, e)
+        g = rule.rectify(self.W_g(f_mean))                                             # (B, e)
         gates = rule.gates(g, self.lstm1.weight_ih[:, d:d + e]) + self.lstm1.bias_ih + self.lstm1.bias_hh
         sentinel = F.linear(g, self.W_x.weight[:, d:d + e], self.W_x.bias + self.W_h.bias)
         return Context(v, self.W_a(v), gates[:, None], sentinel[:, None], None if mask is None else mask[:, None])

@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from captioning import annotations, dataset, encoders, features, reward, vocabulary
+from captioning import annotations, bottom_up, dataset, detector, encoders, features, reward, vocabulary
 from captioning.cli import (
     Parser,
     add_device,
@@ -41,6 +41,9 @@ def get_args_parser():
     add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="the CNN for --features cnn")
     add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
     add("--bottom_up", metavar="FOLDER_OR_TSV", help="features made elsewhere, for --features bottom_up")
+    add("--detector", choices=detector.DETECTORS, help="instead of --bottom_up: find the regions here")
+    add("--detector_weights", metavar="FILE", help="the detector's weights; COCO's are downloaded otherwise")
+    add("--regions", type=number(int, 1, 100), default=36, help="bottom_up: regions a picture at most")
     add("--skip_broken", action="store_true", help="leave pictures out that are missing or broken, after "
         "opening each")
     add("--demo_size", type=positive_int, nargs=3, default=[4000, 500, 500], metavar=("TRAIN", "VAL", "TEST"),
@@ -64,8 +67,11 @@ def check(args):
     if args.dataset == "coco2017" and not args.annotation_folder:
         raise InputError("--dataset coco2017 needs --annotation_folder with captions_train2017.json and "
                          "captions_val2017.json")
-    if args.features == "bottom_up" and not (args.bottom_up and os.path.exists(args.bottom_up)):
-        raise InputError("--features bottom_up needs --bottom_up, a folder or a tsv file that exists")
+    if args.features == "bottom_up" and bool(args.bottom_up) == bool(args.detector):
+        raise InputError("--features bottom_up needs either --bottom_up FOLDER_OR_TSV, features made elsewhere, or "
+                         "--detector")
+    if args.bottom_up and not os.path.exists(args.bottom_up):
+        raise InputError(f"--bottom_up {args.bottom_up} does not exist: give a folder or a tsv file")
     if args.karpathy_json and args.dataset in ("demo", "coco2017"):
         raise InputError("--karpathy_json goes with --dataset flickr30k, coco2014 or karpathy, not with "
                          f"{args.dataset}")
@@ -75,7 +81,8 @@ def check(args):
             raise InputError(f"--{flag} does not go with --dataset demo, which makes its own: name another --dataset")
         if value and not os.path.isdir(value):
             raise InputError(f"--{flag} {value} is not a folder")
-    for flag, wanted in (("--features cnn", args.features == "cnn"), ("--skip_broken", args.skip_broken)):
+    for flag, wanted in (("--features cnn", args.features == "cnn"), ("--detector", args.detector),
+                         ("--skip_broken", args.skip_broken)):
         if wanted and not args.image_folder and args.dataset != "demo":
             raise InputError(f"{flag} needs --image_folder, where the pictures are")
 
@@ -119,7 +126,11 @@ def store_features(args, device, encoder, split, records):
                            args.batch_size, args.workers, device)
     elif args.features == "bottom_up":
         path = dataset.features_path(args.output_folder, args.dataset, split, "bottom_up")
-        features.store_bottom_up(path, records, args.bottom_up)
+        if args.bottom_up:
+            bottom_up.store(path, records, args.bottom_up, args.regions)
+        else:
+            detector.store(path, records, args.image_folder, encoder, args.detector, args.regions, args.batch_size,
+                           args.workers, device)
 
 
 def main(args):
@@ -128,9 +139,13 @@ def main(args):
     check(args)
     folder = make_folder(Path(args.output_folder, args.dataset))
     set_seed(args.seed)     # the encoder 'small' starts at random
-    encoder = encoders.build(args.encoder, args.encoder_weights) if args.features == "cnn" else None
+    encoder = None      # whatever looks at pictures
+    if args.features == "cnn":
+        encoder = encoders.build(args.encoder, args.encoder_weights)
+    elif args.detector:
+        encoder = detector.build(args.detector, args.detector_weights)
     records, boxes = read_records(args, folder)
-    if args.features == "cnn" or args.skip_broken:
+    if encoder is not None or args.skip_broken:
         records = without_broken(records, args)
     splits = {split: [record for record in records if record.split == split] for split in annotations.SPLITS}
     words = vocabulary.build([tokens for record in splits["train"] for tokens in record.tokens],

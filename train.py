@@ -21,7 +21,7 @@ from captioning.cli import (
 )
 from captioning.dataset import CaptionDataset, features_path
 from captioning.errors import InputError, run_script
-from captioning.features import stored_weights, weights_fingerprint
+from captioning.features import check_features
 from captioning.files import make_folder
 from captioning.training import fit, teacher_forced_loss
 
@@ -82,12 +82,12 @@ def open_data(args, split, augment=False):
                           augment=augment, seed=args.seed, captions_per_step=args.captions_per_step)
 
 
-def make_model(args, vocabulary):
-    """A new model with --encoder_weights in its encoder."""
+def make_model(args, vocabulary, feature_dim=2048):
+    """A new model with --encoder_weights in its encoder, or for region features of the width feature_dim."""
     if args.model_type == "aoa" and args.hidden_dim % args.num_head:
         raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head {args.num_head}")
     sizes = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
-             "encoder": None if args.encoder == "bottom_up" else args.encoder}
+             "encoder": None if args.encoder == "bottom_up" else args.encoder, "feature_dim": feature_dim}
     if args.dropout is not None:
         sizes["dropout"] = args.dropout
     own = {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
@@ -95,13 +95,6 @@ def make_model(args, vocabulary):
     if model.encoder is not None:
         model.encoder = encoders.build(args.encoder, args.encoder_weights).to(memory_format=torch.channels_last)
     return model
-
-
-def check_features(data, model):
-    """InputError if the data's stored features were computed with other weights than the model's encoder has."""
-    if model.encoder is not None and stored_weights(data.features) != weights_fingerprint(model.encoder):
-        raise InputError(f"{data.features} was made with other weights of the encoder: give the same --encoder_weights "
-                         "as to preparedataset.py, or run that again")
 
 
 def main(args):
@@ -116,7 +109,7 @@ def main(args):
     make_folder(args.save_path)
     train_data, val_data = open_data(args, "train", augment=True), open_data(args, "val")
     vocabulary = train_data.vocabulary
-    model = make_model(args, vocabulary)
+    model = make_model(args, vocabulary, *([train_data.feature_dim] if args.encoder == "bottom_up" else []))
     for data in (train_data, val_data):
         if data.features:
             check_features(data, model)

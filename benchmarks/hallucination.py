@@ -24,12 +24,13 @@ def get_args_parser():
 
 
 def read_runs(folder):
-    """{model: {mode: {seed: metrics}}} of the seeds that have all modes."""
+    """{model: {mode: {seed: metrics}}} of the seeds that have all modes; variants follow, of those that have them."""
     runs = {}
     for path in sorted(Path(folder).glob("*_*/base/metrics_test.json")):
         model, seed = path.parts[-3].rsplit("_", 1)
         paths = {mode: path.parents[1] / mode / path.name for mode in MODES}
         if all(other.exists() for other in paths.values()):
+            paths |= {other.parent.name: other for other in sorted(path.parents[1].glob(f"*/{path.name}"))}
             for mode, other in paths.items():
                 runs.setdefault(model, {}).setdefault(mode, {})[seed] = read_json(other, METRICS)
     if not runs:
@@ -48,6 +49,10 @@ def differences(runs, model, mode, metric):
     return [metrics[metric] - runs[model][CONTROL][seed][metric] for seed, metrics in runs[model][mode].items()]
 
 
+def name_of(mode, seeds):
+    return mode if mode in MODES else f"{mode} (seeds {', '.join(seeds)})"
+
+
 def table(runs):
     lines = []
     for model, modes in runs.items():
@@ -55,10 +60,10 @@ def table(runs):
                   "|---" * (len(METRICS) + 1) + "|"]
         for mode, seeds in modes.items():
             cells = [mean_and_error([metrics[metric] for metrics in seeds.values()]) for metric in METRICS]
-            lines.append(f"| {mode} | " + " | ".join(cells) + " |")
-        for mode in MODES[2:]:
+            lines.append(f"| {name_of(mode, seeds)} | " + " | ".join(cells) + " |")
+        for mode in list(modes)[2:]:
             cells = [mean_and_error(differences(runs, model, mode, metric)) for metric in METRICS]
-            lines.append(f"| {mode} − {CONTROL} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name_of(mode, modes[mode])} − {CONTROL} | " + " | ".join(cells) + " |")
     return "\n".join(lines[1:]) + "\n"
 
 

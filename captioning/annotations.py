@@ -54,17 +54,7 @@ def read_coco(annotation_folder, year):
     records = []
     for part in ("train", "val"):
         path = Path(annotation_folder) / f"captions_{part}{year}.json"
-        content = read_json(path, ["images", "annotations"])
-        images = _items(content["images"], {"id": int, "file_name": str}, path, "images")
-        sentences = defaultdict(list)
-        for annotation in _items(content["annotations"], {"image_id": int, "caption": str}, path, "annotations"):
-            sentences[annotation["image_id"]].append(annotation["caption"])
-        images = sorted(images, key=lambda image: image["id"])
-        ids = {image["id"] for image in images}
-        if len(ids) < len(images):
-            raise InputError(f"{path} gives two of its images the same id")
-        if sentences.keys() - ids:
-            raise InputError(f"{path} has captions for image id {min(sentences.keys() - ids)}, which its images lack")
+        images, sentences = coco_captions(path)
         if part == "train":
             size = 110_000 if len(images) >= 115_000 else round(len(images) * 110 / 115)
             splits = ["train"] * size + ["val"] * min(len(images) - size, 5_000)
@@ -77,39 +67,58 @@ def read_coco(annotation_folder, year):
     return _checked(records, annotation_folder)
 
 
+def coco_captions(path):
+    """The images of COCO's captions_*.json, sorted by id, and {id: sentences}."""
+    content = read_json(path, ["images", "annotations"])
+    images = _items(content["images"], {"id": int, "file_name": str}, path, "images")
+    sentences = defaultdict(list)
+    for annotation in _items(content["annotations"], {"image_id": int, "caption": str}, path, "annotations"):
+        sentences[annotation["image_id"]].append(annotation["caption"])
+    ids = {image["id"] for image in images}
+    if len(ids) < len(images):
+        raise InputError(f"{path} gives two of its images the same id")
+    if sentences.keys() - ids:
+        raise InputError(f"{path} has captions for image id {min(sentences.keys() - ids)}, which its images lack")
+    return sorted(images, key=lambda image: image["id"]), sentences
+
+
 def read_boxes(annotation_folder, records):
-    """Boxes of the records' images from all instances_*.json of the folder, in the layout of COCOvalEntities.json.
+    """Boxes of the records' images from all instances_*.json of the folder, as coco_boxes gives them."""
+    wanted, boxes = {record.name for record in records}, {}
+    for path in sorted(Path(annotation_folder).glob("instances_*.json")):
+        boxes |= coco_boxes(path, read_json(path, ["images", "annotations", "categories"]), wanted)
+    return boxes
+
+
+def coco_boxes(path, content, wanted=None):
+    """Boxes of COCO's instances_*.json, of the images named in `wanted` or all, in the layout of COCOvalEntities.json.
 
     {file name: {"categories": {name: id}, "bbox": {id: [[x0, y0, x1, y1], …]}, "shape": [w, h],
     "resize_ratio": [224/w, 224/h]}}, in pixels; crowds are left out.
     """
-    wanted, boxes = {record.name for record in records}, {}
-    for path in sorted(Path(annotation_folder).glob("instances_*.json")):
-        content = read_json(path, ["images", "annotations", "categories"])
-        names = {category["id"]: category["name"] for category in
-                 _items(content["categories"], {"id": int, "name": str}, path, "categories")}
-        entries = {}
-        for image in _items(content["images"], {"id": int, "file_name": str, "width": int, "height": int}, path,
-                            "images"):
-            size = [image["width"], image["height"]]
-            if not 0 < min(size) <= max(size) <= MAX_SIDE:
-                raise InputError(f"{path} says that {image['file_name']!r} measures {size[0]}×{size[1]} pixels")
-            if image["file_name"] in wanted:
-                entries[image["id"]] = boxes[image["file_name"]] = {
-                    "categories": {}, "bbox": {}, "shape": size, "resize_ratio": [224 / side for side in size]}
-        keys = {"image_id": int, "category_id": int, "bbox": list}
-        for annotation in _items(content["annotations"], keys, path, "annotations"):
-            entry = entries.get(annotation["image_id"])
-            if entry is None or annotation.get("iscrowd"):
-                continue
-            category, corners = annotation["category_id"], annotation["bbox"]
-            if category not in names or len(corners) != 4 or not all(map(_is_coordinate, corners)) or (
-                    min(corners[2:]) < 0):
-                raise InputError(f"{path} has a box of image id {annotation['image_id']} without a known category or "
-                                 "four numbers: its 'bbox' must be x, y, width, height in pixels")
-            x, y, w, h = corners
-            entry["categories"][names[category]] = category
-            entry["bbox"].setdefault(str(category), []).append([x, y, round(x + w, 2), round(y + h, 2)])
+    names = {category["id"]: category["name"] for category in
+             _items(content["categories"], {"id": int, "name": str}, path, "categories")}
+    boxes, entries = {}, {}
+    for image in _items(content["images"], {"id": int, "file_name": str, "width": int, "height": int}, path, "images"):
+        size = [image["width"], image["height"]]
+        if not 0 < min(size) <= max(size) <= MAX_SIDE:
+            raise InputError(f"{path} says that {image['file_name']!r} measures {size[0]}×{size[1]} pixels")
+        if wanted is None or image["file_name"] in wanted:
+            entries[image["id"]] = boxes[image["file_name"]] = {
+                "categories": {}, "bbox": {}, "shape": size, "resize_ratio": [224 / side for side in size]}
+    keys = {"image_id": int, "category_id": int, "bbox": list}
+    for annotation in _items(content["annotations"], keys, path, "annotations"):
+        entry = entries.get(annotation["image_id"])
+        if entry is None or annotation.get("iscrowd"):
+            continue
+        category, corners = annotation["category_id"], annotation["bbox"]
+        if category not in names or len(corners) != 4 or not all(map(_is_coordinate, corners)) or (
+                min(corners[2:]) < 0):
+            raise InputError(f"{path} has a box of image id {annotation['image_id']} without a known category or "
+                             "four numbers: its 'bbox' must be x, y, width, height in pixels")
+        x, y, w, h = corners
+        entry["categories"][names[category]] = category
+        entry["bbox"].setdefault(str(category), []).append([x, y, round(x + w, 2), round(y + h, 2)])
     return boxes
 
 
@@ -121,15 +130,15 @@ def _items(values, keys, path, what, optional=()):
         if not isinstance(value, dict):
             raise InputError(f"{path}: number {number} of its {what} is not an object")
         for key, kind in keys.items():
-            if not _is(kind, value.get(key)):
+            if not is_a(kind, value.get(key)):
                 raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
         for key in optional:
-            if key in value and not _is(optional[key], value[key]):
+            if key in value and not is_a(optional[key], value[key]):
                 raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
     return values
 
 
-def _is(kind, value):
+def is_a(kind, value):
     """isinstance, but true and false are no numbers, and text must be Unicode that a file can hold."""
     if kind is str and isinstance(value, str) and not value.isascii():
         return not re.search(r"[\ud800-\udfff]", value)
@@ -145,7 +154,7 @@ def _tokenised(text):
 
 
 def _checked_words(words, path, name):
-    if not all(_is(str, word) for word in words):
+    if not all(is_a(str, word) for word in words):
         raise InputError(f"{path} has 'tokens' of {name!r} that are no words")
     return words
 

@@ -186,6 +186,17 @@ class CaptionDataset(Dataset):
         with reading(self.features):
             return torch.from_numpy(self._file["features"][order][inverse].astype(np.float32))
 
+    def region_boxes(self, index):
+        """(n, 4) float32 of the regions of a picture with bottom-up features, x0, y0, x1, y1 in its pixels."""
+        with open_hdf5(self.features, ("boxes", "counts")) as file, reading(self.features):
+            return file["boxes"][index][:file["counts"][index]]
+
+    @property
+    def feature_dim(self):
+        """C of the stored features."""
+        with open_hdf5(self.features) as file, reading(self.features):
+            return file["features"].shape[2]
+
     def __getstate__(self):
         return self.__dict__ | {"_file": None, "_reader": None}     # an open file does not travel to another process
 

@@ -90,7 +90,7 @@ def build(name, weights=None):
     if name == "small":
         encoder = _small()
         if weights is not None:
-            _load(encoder, _read_weights(weights), weights)
+            _load(encoder, read_weights(weights), weights)
         return encoder
     model = _torchvision(name)
     if weights is None:
@@ -101,7 +101,7 @@ def build(name, weights=None):
             raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}): name a local file with "
                              "--encoder_weights") from error
     else:
-        state = _read_weights(weights)
+        state = read_weights(weights)
     prefix = ("features.",) if name.startswith("vgg") else ("conv1.", "bn1.", "layer")
     _load(model, {key: value for key, value in state.items() if key.startswith(prefix)}, weights or name, prefix)
     return _plain_sequence(model)
@@ -117,16 +117,17 @@ def _check(name):
         raise InputError(f"there is no encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
 
 
-def _read_weights(path):
+def read_weights(path, what="encoder"):
+    """The state_dict in a file; InputError if it holds none. what: of which network, for the message."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         reason = " ".join(str(error).split())[:160] or "it is damaged"
-        raise InputError(f"the encoder weights {path} cannot be read ({reason}): give a state_dict saved with "
+        raise InputError(f"the {what} weights {path} cannot be read ({reason}): give a state_dict saved with "
                          "torch.save") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
                                               for key, value in state.items()):
-        raise InputError(f"the encoder weights {path} must hold a state_dict, names to tensors")
+        raise InputError(f"the {what} weights {path} must hold a state_dict, names to tensors")
     return state
 
 

@@ -1,20 +1,14 @@
 """Object words: which objects a caption names, and which of them are in the picture."""
+from functools import cache
 from pathlib import Path
 
+from captioning.annotations import coco_boxes
 from captioning.errors import InputError
 from captioning.files import read_json
 from captioning.vocabulary import tokenise
 
-# other words for COCO's categories, as CHAIR (Rohrbach et al. 2018) counts them; plurals are added
-SYNONYMS = {
-    "person": "man men woman women boy girl child children kid people guy lady player rider skier surfer snowboarder "
-              "skateboarder baby toddler",
-    "bicycle": "bike", "motorcycle": "motorbike", "airplane": "plane jet aircraft", "dog": "puppy", "cat": "kitten",
-    "cow": "cattle calf", "couch": "sofa", "tv": "television", "cell phone": "cellphone phone", "car": "automobile",
-    "boat": "sailboat ship", "dining table": "table", "sports ball": "ball", "potted plant": "plant",
-    "refrigerator": "fridge", "wine glass": "wineglass", "donut": "doughnut", "hair drier": "dryer", "bus": "buses",
-    "sandwich": "burger", "knife": "knives", "sheep": "lamb", "horse": "pony", "bird": "duck", "skis": "ski",
-}
+COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
+NOTHING = "none"        # the category of phrases that hold an object word and name no object: train tracks
 
 
 class Objects:
@@ -34,7 +28,7 @@ class Objects:
             for length in range(min(self.longest, len(words) - t), 0, -1):
                 category = self.words.get(tuple(words[t:t + length]))
                 if category is not None:
-                    found.append((t + length - 1, category))
+                    found += [(t + length - 1, category)] if category != NOTHING else []
                     t += length - 1
                     break
             t += 1
@@ -48,10 +42,12 @@ class Objects:
         return categories
 
 
-def load_objects(data_folder, dataset, boxes):
-    """The data set's objects_<dataset>.json if there is one, else COCO's categories in `boxes` with SYNONYMS."""
+def load_objects(data_folder, dataset, boxes, synonyms=None):
+    """The data set's objects_<dataset>.json, unless there is none or `synonyms` are given; else the categories in
+    `boxes` with the words that the file `synonyms`, by default coco_objects.txt, has for them. Where that knows all of
+    them, its other categories count too: captions may name what no picture shows."""
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
-    if path.exists():
+    if path.exists() and not synonyms:
         content = read_json(path, ["words", "pairs"])
         words, pairs = content["words"], content["pairs"]
         if not (isinstance(words, dict) and all(isinstance(name, str) for name in words.values())
@@ -59,22 +55,52 @@ def load_objects(data_folder, dataset, boxes):
             raise InputError(f"{path} must hold \"words\", {{word: category}}, and \"pairs\", a list of [category, "
                              "companion]")
         return Objects(words, pairs, exact=True)
+    lists = read_synonyms(synonyms or COCO_OBJECTS)
+    categories = {name for entry in boxes.values() for name in entry["categories"]}
+    if not categories <= lists.keys():
+        lists = {name: lists.get(name, []) for name in [*sorted(categories), NOTHING]}
     words = {}
-    for category in sorted({name for entry in boxes.values() for name in entry["categories"]}):
-        for word in [category, *SYNONYMS.get(category, "").split()]:
-            words[word] = words[plural(word)] = category
+    for category, others in lists.items():
+        for phrase in [category, *others] if category != NOTHING else others:
+            for form in (phrase, phrase.replace(" ", "")):      # wine glass, wineglass
+                words.setdefault(form, category)
+                words.setdefault(plural(form), category)
     return Objects(words)
 
 
-def plural(word):
-    if word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
-        return word[:-1] + "ies"
-    return word + ("es" if word.endswith(("s", "ch", "sh", "x")) else "s")
+def read_synonyms(path):
+    """{category: other words} of a text file with a line for each category: its name, then the words, after commas."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"the synonyms {path} cannot be read ({error}): give a text file") from error
+    rows = [[phrase.strip() for phrase in line.split(",") if phrase.strip()] for line in lines if line.strip(" ,")]
+    if not rows or any(not tokenise(phrase) for row in rows for phrase in row):
+        raise InputError(f"the synonyms {path} must have a line for each category: its name, then other words for it, "
+                         "with commas between them")
+    return {category: words for category, *words in rows}
+
+
+@cache
+def _inflect():
+    try:
+        import inflect
+    except ImportError as error:
+        raise InputError(f"plurals of object words need inflect ({error}): pip install inflect") from error
+    return inflect.engine()
+
+
+@cache
+def plural(phrase):
+    return _inflect().plural_noun(phrase)
 
 
 def load_boxes(path):
-    """Boxes in the layout of COCOvalEntities.json: {file name: {"categories", "bbox", "shape"}}."""
+    """Boxes {file name: {"categories", "bbox", "shape"}} of a file in the layout of COCOvalEntities.json, or of COCO's
+    instances_*.json."""
     boxes = read_json(path)
+    if isinstance(boxes, dict) and {"images", "annotations", "categories"} <= boxes.keys():
+        return coco_boxes(path, boxes)
     if not isinstance(boxes, dict):
         raise InputError(f"{path} must hold an object {{file name: boxes}}")
     for name, entry in boxes.items():
@@ -97,9 +123,7 @@ def hallucination(captions, references, entries, objects):
     companion whose caption names the companion.
     """
     right, biased, per_caption, invented = [], [], [], []
-    for caption, sentences, entry in zip(captions, references, entries, strict=True):
-        there = objects.present(entry, sentences)
-        categories = [category for _, category in objects.named(tokenise(caption))]
+    for there, categories in named_and_present(captions, references, entries, objects):
         right += [category in there for category in categories]
         biased += [category in objects.biased for category in categories]
         per_caption.append(all(category in there for category in categories))
@@ -111,6 +135,13 @@ def hallucination(captions, references, entries, objects):
             chosen = [ok for ok, b in zip(right, biased, strict=True) if b == wanted]
             found |= {f"object_precision_{name}": _share(chosen)} if chosen else {}
     return found | ({"companions_invented": _share(invented)} if invented else {})
+
+
+def named_and_present(captions, references, entries, objects):
+    """For each caption the categories in its picture and those that it names, as often as it does."""
+    for caption, sentences, entry in zip(captions, references, entries, strict=True):
+        named = [category for _, category in objects.named(tokenise(caption))]
+        yield objects.present(entry, sentences), named
 
 
 def frequent_words(dataset, objects, path=None):
@@ -125,7 +156,8 @@ def frequent_words(dataset, objects, path=None):
         return words
     lists = read_json(Path(__file__).with_name("object_words.json"))
     own = "coco" if dataset.startswith("coco") else dataset
-    return lists.get(own) or sorted({phrase[0] for phrase in objects.words if len(phrase) == 1})
+    return lists.get(own) or sorted({phrase[0] for phrase, category in objects.words.items()
+                                    if len(phrase) == 1 and category != NOTHING})
 
 
 def stop_words():

@@ -20,9 +20,11 @@ def page_entry(name, photograph, arrays):
              for p, best, ps in zip(arrays["probabilities"], arrays["alternatives"].tolist(),
                                     arrays["alternative_probabilities"], strict=True)]
     methods = {method: _method(arrays, method) for method in arrays["methods"].tolist()}
+    sides = np.array(photograph.shape[1::-1] * 2)
+    boxes = np.round(arrays["boxes"] / sides, 4).tolist() if "boxes" in arrays else None
     photo = _data_uri(Image.fromarray(thumbnail(photograph, 640)), quality=80)
     return {"name": name, "sentence": sentence(words), "photo": photo, "words": words, "steps": steps,
-            "contrast": str(arrays["contrast"]), "methods": methods}
+            "contrast": str(arrays["contrast"]), "boxes": boxes, "methods": methods}
 
 
 def sentence(words):
@@ -31,14 +33,23 @@ def sentence(words):
 
 
 def _method(arrays, method):
-    signed, maps = method not in SEQUENTIAL, arrays[f"{method}_pixels"]
-    entry = {"signed": signed, "scales": [f"{scale(heat, signed):.2g}" for heat in maps],
-             "maps": [_data_uri(_picture(colours(heat, signed)), quality=70) for heat in maps], "words": None}
+    entry = {"signed": method not in SEQUENTIAL, "maps": None, "regions": None, "words": None}
+    if "boxes" in arrays:
+        maps = arrays[f"{method}_regions"]
+        entry |= {"scales": [f"{np.abs(row).max():.2g}" for row in maps], "regions": _shares(maps)}
+    else:
+        maps = arrays[f"{method}_pixels"]
+        entry |= {"scales": [f"{scale(heat, entry['signed']):.2g}" for heat in maps],
+                  "maps": [_data_uri(_picture(colours(heat, entry["signed"])), quality=70) for heat in maps]}
     if f"{method}_words" in arrays:
-        rows = arrays[f"{method}_words"]
-        largest = np.abs(rows).max(1, keepdims=True)
-        entry["words"] = np.round(rows / np.where(largest == 0, 1, largest), 3).tolist()
+        entry["words"] = _shares(arrays[f"{method}_words"])
     return entry
+
+
+def _shares(rows):
+    """Rows over their largest absolute value, as lists."""
+    largest = np.abs(rows).max(1, keepdims=True)
+    return np.round(rows / np.where(largest == 0, 1, largest), 3).tolist()
 
 
 def _picture(rgba):

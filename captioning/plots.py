@@ -9,14 +9,15 @@ METHOD_COLOURS = {"lrp": "C3", "gradient": "C0", "grad_cam": "C2", "guided_backp
                   "attention": "C5", "sentinel": "C8"}
 
 
-def draw_heatmaps(path, image, words, maps, title, signed=True):
+def draw_heatmaps(path, image, words, maps, title, signed=True, boxes=None):
     """The photograph and, for each word, its map over it, each to a scale of its own that stands below it.
 
-    image: uint8 (H, W, 3); maps (T, h, w), stretched to the photograph. Signed maps: red spoke for the word, blue
-    against it, nothing at zero; others: from nothing to yellow.
+    image: uint8 (H, W, 3); maps (T, h, w), stretched to the photograph, or (T, K) of its regions, boxes (K, 4), x0, y0,
+    x1, y1 in pixels. Signed maps: red spoke for the word, blue against it, nothing at zero; others: from nothing to
+    yellow.
     """
     from matplotlib.figure import Figure
-    image = thumbnail(image)
+    full, image = image.shape[1], thumbnail(image)
     columns = min(6, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
     H, W = image.shape[:2]
@@ -35,11 +36,27 @@ def draw_heatmaps(path, image, words, maps, title, signed=True):
     grey = np.repeat(np.asarray(image, float).mean(2, keepdims=True), 3, axis=2) / 255 * 0.6 + 0.35
     for axis, word, heat in zip(axes[1:], words, maps, strict=False):
         axis.imshow(np.clip(grey, 0, 1), extent=(0, W, H, 0))
-        axis.imshow(colours(heat, signed), extent=(0, W, H, 0), interpolation="bilinear")
+        if boxes is None:
+            axis.imshow(colours(heat, signed), extent=(0, W, H, 0), interpolation="bilinear")
+        else:
+            _draw_boxes(axis, boxes * (W / full), heat, signed)
         axis.set_title(word, fontsize=12, fontweight="bold")
-        axis.text(1, -0.02, f"{'±' if signed else ''}{scale(heat, signed):.2g}", transform=axis.transAxes, ha="right",
+        top = scale(heat, signed) if boxes is None else np.abs(heat).max()
+        axis.text(1, -0.02, f"{'±' if signed else ''}{top:.2g}", transform=axis.transAxes, ha="right",
                   va="top", fontsize=8, color="0.4")
     _save(figure, path)
+
+
+def _draw_boxes(axis, boxes, values, signed):
+    """boxes (K, 4), thicker and more opaque the further values (K,) are from zero; the strongest on top."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+    scaled = np.asarray(values, float) / (np.abs(values).max() or 1.0)
+    for k in np.argsort(np.abs(scaled)):
+        (x0, y0, x1, y1), strength = boxes[k], abs(scaled[k])
+        colour = ("#d62728" if scaled[k] > 0 else "#1f58dc") if signed else "#f0b400"
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, linewidth=0.3 + 2.7 * strength,
+                                 edgecolor=to_rgba(colour, strength), facecolor=to_rgba(colour, 0.18 * strength)))
 
 
 def colours(heat, signed):
@@ -113,6 +130,29 @@ def draw_correctness(path, thresholds, shares, box_share):
              title="correct object words")
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=9)
+    _save(figure, path)
+
+
+def draw_comparison(path, runs):
+    """runs: {name: {metric: number}}; a panel for each metric, as their scales differ, with a bar for each run."""
+    from matplotlib.figure import Figure
+    names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
+    columns = min(5, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.4 * columns + 1, 2.1 * rows + 0.3 * len(runs) + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(names):]:
+        axis.axis("off")
+    for axis, name in zip(axes, names, strict=False):
+        for k, (run, metrics) in enumerate(runs.items()):
+            value = metrics.get(name, float("nan"))
+            bar = axis.bar(k, value, color=f"C{k}", label=run)
+            axis.bar_label(bar, [f"{value:.3g}" if name in metrics else "none"], fontsize=7)
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks([])
+        axis.set_xlim(-0.6, len(runs) - 0.4)
+        axis.margins(y=0.15)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=9)
     _save(figure, path)
 
 

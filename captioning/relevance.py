@@ -20,33 +20,18 @@ from torch.autograd import Function
 from torch.nn.grad import conv2d_input
 
 
-class _Scale(Function):
-    """The identity, with the derivative `scale`."""
+class _Replace(Function):
+    """y in place of x, with the derivative `scale`."""
 
     @staticmethod
-    def forward(ctx, x, scale):
+    def forward(ctx, x, y, scale):
         ctx.save_for_backward(scale)
-        return x.view_as(x)
+        return y.view_as(x)
 
     @staticmethod
     def backward(ctx, r):
         scale, = ctx.saved_tensors
-        return r * scale, None
-
-
-class _TanhIdentity(Function):
-    """tanh(z) with the derivative tanh(z)/z, which is 1 at z = 0."""
-
-    @staticmethod
-    def forward(ctx, z):
-        y = torch.tanh(z)
-        ctx.save_for_backward(torch.where(z == 0, 1, y / z))
-        return y
-
-    @staticmethod
-    def backward(ctx, r):
-        scale, = ctx.saved_tensors
-        return r * scale
+        return r * scale, None, None
 
 
 class _GuidedReLU(Function):
@@ -85,27 +70,33 @@ class _ZPlusConv(Function):
     def forward(ctx, x, weight, bias, geometry, signed, rectified):
         if x.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
-        plus, minus = weight.clamp(min=0), weight.clamp(max=0) if signed else None
         y = F.conv2d(x, weight, bias, *geometry)
-        z = F.conv2d(x.clamp(min=0), plus, None, *geometry) if signed else F.conv2d(x, plus, None, *geometry)
-        if signed:
-            z += F.conv2d(x.clamp(max=0), minus, None, *geometry)
+        *_, ctx.groups = geometry
+        # W⁺x⁺ + W⁻x⁻ as one convolution, of twice the channels in each group
+        parts = _signs(x.unflatten(1, (ctx.groups, -1)), 2).flatten(1, 2) if signed else x
+        weight = _signs(weight, 1) if signed else weight.clamp(min=0)
+        z = F.conv2d(parts, weight, None, *geometry)
         if rectified:
             y = y.clamp_(min=0)
         scale = y / z.masked_fill_(z == 0, torch.inf)       # nothing passes where z⁺ is zero
-        ctx.save_for_backward(scale, plus, *((minus, x > 0) if signed else ()))
-        ctx.geometry, ctx.shape = geometry, x.shape
+        ctx.save_for_backward(scale, weight, *((x > 0,) if signed else ()))
+        ctx.geometry, ctx.shape = geometry, parts.shape
         return y
 
     @staticmethod
     def backward(ctx, r):
-        scale, plus, *negative = ctx.saved_tensors
-        s = r * scale
-        r_x = conv2d_input(ctx.shape, plus, s, *ctx.geometry)
-        if negative:
-            minus, positive = negative
-            r_x = torch.where(positive, r_x, conv2d_input(ctx.shape, minus, s, *ctx.geometry))
+        scale, weight, *positive = ctx.saved_tensors
+        r_x = conv2d_input(ctx.shape, weight, r * scale, *ctx.geometry)
+        if positive:
+            B, _, *sides = r_x.shape
+            plus, minus = r_x.reshape(B, ctx.groups, 2, -1, *sides).unbind(2)
+            r_x = torch.where(positive[0], plus.reshape(B, -1, *sides), minus.reshape(B, -1, *sides))
         return r_x, None, None, None, None, None
+
+
+def _signs(x, dim):
+    """The positive and the negative part of x, side by side along `dim`."""
+    return torch.cat([x.clamp(min=0), x.clamp(max=0)], dim)
 
 
 class Plain:
@@ -126,6 +117,10 @@ class Plain:
 
     def relu(self, z):
         return torch.relu(z)
+
+    def rectify(self, z):
+        """The ReLU of a linear layer's output z: `stabilise` and `relu` in one."""
+        return self.relu(self.stabilise(z))
 
     def gates(self, x, weight):
         return F.linear(x, weight)
@@ -162,14 +157,18 @@ class LRP(Gradient):
         self.eps, self.head = eps, head
 
     def stabilise(self, z):
-        z_detached = z.detach()
-        return _Scale.apply(z, ratio(z_detached, self.eps))
+        return _Replace.apply(z, z.detach(), ratio(z.detach(), self.eps))
+
+    def rectify(self, z):
+        positive = z.detach().clamp(min=0)
+        return _Replace.apply(z, positive, ratio(positive, self.eps))
 
     def gate(self, a):
         return a.detach()
 
     def tanh(self, z):
-        return _TanhIdentity.apply(z)
+        y = torch.tanh(z.detach())
+        return _Replace.apply(z, y, torch.where(z.detach() == 0, 1, y / z.detach()))
 
     def gates(self, x, weight):
         return _CandidateLinear.apply(x, weight)
@@ -179,7 +178,7 @@ class LRP(Gradient):
         if self.head is None:
             return c
         one = torch.arange(c.shape[-2], device=c.device) == self.head
-        return _Scale.apply(c, one[:, None].to(c.dtype))
+        return _Replace.apply(c, c.detach(), one[:, None].to(c.dtype))
 
     def conv(self, x, layer, signed, rectified):
         padding = layer.padding

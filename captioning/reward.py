@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from captioning.dataset import open_hdf5, reading
 from captioning.errors import InputError
@@ -67,35 +68,33 @@ class CiderD:
                            for n in range(1, N + 1)]
 
     def __call__(self, captions, references):
-        """captions (B, S, T) and references (B, R, L), ids without <start>, zero-padded -> scores (B, S), ten at best
-        per n-gram length, averaged over lengths and references."""
-        captions, references = captions.long().cpu(), references.long().cpu()
-        scores = 0
+        """captions (B, S, T) and references (B, R, L), ids without <start>, zero-padded -> scores (B, S), the mean over
+        lengths of n-grams and over references of ten times the clipped cosine of tf-idf vectors."""
+        S, longest = captions.shape[1], max(captions.shape[-1], references.shape[-1], N)
+        ids = torch.cat([F.pad(part.long().cpu(), (0, longest - part.shape[-1])) for part in (captions, references)], 1)
+        cosines = 0
         for n, table in enumerate(self.tables, start=1):
-            h, r = ngrams(captions, n, self.V), ngrams(references, n, self.V)          # (B, S, P), (B, R, Q)
-            h_idf, r_idf = self.idf(h, table), self.idf(r, table)
-            h_count, r_count = _counts(h, h), _counts(r, r)                            # of each n-gram in its sentence
-            h_norm = (h_count * h_idf ** 2).sum(-1).sqrt()
-            r_norm = (r_count * r_idf ** 2).sum(-1).sqrt()
-            found = _counts(h[:, :, None], r[:, None])                                 # (B, S, R, P) in each reference
-            tf = h_count[:, :, None]
-            product = (torch.minimum(tf, found) * found * (h_idf ** 2)[:, :, None] / tf.clamp(min=1)).sum(-1)
-            norms = h_norm[..., None] * r_norm[:, None]
-            scores = scores + torch.where(norms == 0, 0, product / norms)              # (B, S, R)
-        lengths = [((ids != 0).sum(-1) - 1).clamp(min=0).double() for ids in (captions, references)]
-        difference = lengths[0][..., None] - lengths[1][:, None]
-        return (10 / N * scores * torch.exp(-difference ** 2 / (2 * SIGMA ** 2))).mean(-1)
+            vectors = self.tf_idf(ngrams(ids, n, self.V), table)                       # (B, S + R, M)
+            norms = vectors.norm(dim=-1)
+            h, r = vectors[:, :S, None], vectors[:, None, S:]
+            norm = norms[:, :S, None] * norms[:, None, S:]                             # (B, S, R)
+            product = (torch.minimum(h, r) * r).sum(-1)
+            cosines = cosines + torch.where(norm == 0, 0, product / norm)
+        lengths = ((ids != 0).sum(-1) - 1).clamp(min=0).double()
+        difference = lengths[:, :S, None] - lengths[:, None, S:]
+        return (10 / N * cosines * torch.exp(-difference ** 2 / (2 * SIGMA ** 2))).mean(-1)
 
-    def idf(self, keys, table):
-        """log(images / images that have it), 0 for no n-gram."""
-        known, counts = table
-        if not len(known):
-            return self.log_images * (keys != 0).double()
-        place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
-        frequency = torch.where(known[place] == keys, counts[place], 1).double()
-        return (self.log_images - frequency.log()) * (keys != 0)
-
-
-def _counts(keys, others):
-    """How often each of keys (..., P) occurs among others (..., Q): float64 (..., P), 0 for no n-gram."""
-    return ((keys[..., :, None] == others[..., None, :]) & (keys != 0)[..., None]).sum(-1).double()
+    def tf_idf(self, keys, table):
+        """n-grams (B, S, P) -> vectors (B, S, M) over the at most M different ones of each image."""
+        known, frequencies = table
+        ordered, order = keys.flatten(1).sort(dim=1)                                   # (B, M)
+        new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
+        place = torch.empty_like(order).scatter_(1, order, new.cumsum(1))              # of each n-gram in the vectors
+        tf = torch.zeros(*keys.shape[:2], place.shape[1], dtype=torch.float64)
+        tf.scatter_add_(2, place.view(keys.shape), (keys != 0).double())
+        frequency = torch.ones(ordered.shape, dtype=torch.float64)
+        if len(known):
+            found = torch.searchsorted(known, ordered).clamp_(max=len(known) - 1)
+            frequency = torch.where(known[found] == ordered, frequencies[found], frequency)
+        idf = torch.zeros_like(frequency).scatter_(1, new.cumsum(1), self.log_images - frequency.log())
+        return tf * idf[:, None]

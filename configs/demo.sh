@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain on pictures made on the spot: data, training, captions with scores, explanations. No GPU is needed.
+# The whole chain on pictures made on the spot: data, training, captions with scores, explanations, fine-tuning. No GPU is
+# needed.
 # Interrupted, it goes on when it is run again.
 . "$(dirname "$0")/environment.sh"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # the layers are small: a second thread costs more than it gives
@@ -50,4 +51,27 @@ python explain.py \
     --methods lrp attention \
     --save_path output/demo/explanations
 
-echo "$PWD/output/demo"
+python finetune.py \
+    --weight output/demo/checkpoint_best.pth \
+    --lrp_tune \
+    --epochs 2 \
+    --decoder_lr 5e-4 \
+    --workers 1 \
+    --save_path output/demo_lrp_tune
+
+python evaluation.py \
+    --weight output/demo_lrp_tune/checkpoint_best.pth \
+    --dataset demo \
+    --data_folder data \
+    --split test \
+    --save_path output/demo_lrp_tune
+
+python explain.py \
+    --weight output/demo_lrp_tune/checkpoint_best.pth \
+    --images data/demo/images/test_0000[0-7].png \
+    --methods lrp attention \
+    --save_path output/demo_lrp_tune/explanations
+
+python benchmarks/before_after.py output/demo output/demo_lrp_tune
+
+echo "$PWD/output/demo $PWD/output/demo_lrp_tune"

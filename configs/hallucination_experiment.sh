@@ -3,13 +3,15 @@
 # seeds, each trained and then fine-tuned in four ways for as many steps; scores on test pictures where the planted
 # companions are missing half the time. Hours on two cores; QUICK=1 takes one seed and one epoch, 15 minutes.
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
+#     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh     adds a variant
 # Interrupted, it goes on when it is run again.
 . "$(dirname "$0")/environment.sh"
 export OMP_NUM_THREADS=1    # a job for each core instead
 if [ -n "${QUICK:-}" ]; then
     SEEDS=${SEEDS:-1} EPOCHS=${EPOCHS:-1} OUT=${OUT:-output/hallucination_quick}
 fi
-export EPOCHS=${EPOCHS:-2} OUT=${OUT:-output/hallucination}
+export MODES=${MODES:-ce lrp cider lrp_cider} NAME=${NAME:-} FLAGS=${FLAGS:-} EPOCHS=${EPOCHS:-2}
+export OUT=${OUT:-output/hallucination}
 
 [ -f data/hallucination/demo/test_demo.hdf5 ] || python preparedataset.py \
     --dataset demo \
@@ -29,7 +31,6 @@ evaluate() {    # folder of a run
 }
 
 chain() {       # model, seed
-    set -euo pipefail
     local run=$OUT/$1_$2
     mkdir -p "$run"
     exec >>"$run/output.txt" 2>&1
@@ -57,7 +58,7 @@ chain() {       # model, seed
         --seed "$2" \
         --save_path "$run/base"
     evaluate "$run/base"
-    for mode in ce lrp cider lrp_cider; do
+    for mode in $MODES; do
         local lr=5e-4
         [[ $mode == *cider ]] && lr=1e-4    # more, and captions lose their form
         python finetune.py \
@@ -66,10 +67,12 @@ chain() {       # model, seed
             --epochs "$EPOCHS" \
             --patience "$EPOCHS" \
             --decoder_lr $lr \
+            --lr_schedule cosine \
             --workers 1 \
             --seed "$2" \
-            --save_path "$run/$mode"
-        evaluate "$run/$mode"
+            --save_path "$run/$mode$NAME" \
+            $FLAGS
+        evaluate "$run/$mode$NAME"
     done
 }
 export -f chain evaluate
@@ -78,5 +81,5 @@ for seed in ${SEEDS:-1 2 3 4 5}; do
     printf '%s %s\n' gridtd "$seed" aoa "$seed"
 done | xargs -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -L 1 bash -c '
     echo "$0, seed $1: started, see $OUT/$0_$1/output.txt"
-    chain "$0" "$1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
+    bash -euo pipefail -c "chain $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
 python benchmarks/hallucination.py "$OUT"

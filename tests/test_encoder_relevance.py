@@ -21,6 +21,11 @@ def strided():
                          nn.Conv2d(6, 6, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=2, dilation=2))
 
 
+def signed_groups():
+    """No ReLU between the convolutions: the second, of two groups, sees both signs"""
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2), nn.ReLU())
+
+
 def average_pooled():
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(),
                          nn.AvgPool2d(3, stride=2, padding=1))
@@ -65,7 +70,7 @@ def to_pixels(encoder, images, relevance, eps=0.01):
 # -- zennit --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", [vgg_like, strided, average_pooled])
+@pytest.mark.parametrize("architecture", [vgg_like, strided, signed_groups, average_pooled])
 @pytest.mark.parametrize("seed", range(3))
 def test_zennit_agrees(architecture, seed):
     """zennit's ZPlus takes negative inputs as method.md does (W⁻x⁻ beside W⁺x⁺); the positive part of the bias, which

@@ -16,6 +16,8 @@ from captioning.correctness import THRESHOLDS
 from captioning.dataset import CaptionDataset
 from captioning.errors import InputError
 from gridTDmodel import GridTDModel
+from pycocoevalcap import java, spice_jar
+from pycocoevalcap.scores import scores
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +62,8 @@ def test_captions_are_the_decoders_and_can_be_scored_again(demo_data, weights, t
     assert found == [{"image": name, "caption": " ".join(vocabulary.decode(ids))}
                      for name, ids in zip(data.names, expected.tolist(), strict=True)]
     again = run(demo_data, tmp_path / "again", "--predictions", tmp_path / "predictions_test.json")
-    assert again == first and {"bleu_1", "bleu_4", "rouge_l", "cider", "chair_i", "chair_s"} <= first.keys()
+    assert again == first and {"bleu_1", "bleu_4", "meteor", "rouge_l", "cider", "chair_i", "chair_s"} <= first.keys()
+    assert json.loads((tmp_path / "again" / "predictions_test.json").read_text()) == found
 
 
 def test_right_captions_score_high_and_invented_objects_are_counted(demo_data, tmp_path):
@@ -227,7 +230,7 @@ def test_predictions_that_do_not_fit(demo_data, tmp_path, content, message):
 
 def test_predictions_for_a_picture_of_another_split(demo_data, tmp_path):
     data = CaptionDataset(demo_data, "demo", "val")
-    with pytest.raises(InputError, match="val_0.* is not in the split|test_0.* has no caption"):
+    with pytest.raises(InputError, match="val_0.* is not among the 8 pictures"):
         run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, ["a dog"] * len(data)))
 
 
@@ -246,6 +249,104 @@ def test_bad_input_is_one_clear_sentence(demo_data, weights, tmp_path, flags, me
     with pytest.raises(InputError, match=message) as caught:
         run(demo_data, tmp_path, *(flag.format(weights=weights) for flag in flags))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def coco_files(tmp_path):
+    """A COCO captions file, its instances, and results for two of its three pictures."""
+    images = [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg", "width": 60, "height": 40} for i in (3, 8, 20)]
+    sentences = {3: ["A dog on grass.", "One puppy runs"], 8: ["Two men eat pizza", "a hot dog and a man"],
+                 20: ["A bus!"]}
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": [
+        {"image_id": i, "caption": text} for i, texts in sentences.items() for text in texts]}))
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": images, "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
+        "annotations": [{"image_id": 3, "category_id": 18, "bbox": [0, 0, 9, 9]}]}))
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": 8, "caption": "a dog eats pizza with men"},
+                                                       {"image_id": 3, "caption": "a dog on grass"}]))
+    return tmp_path
+
+
+def test_coco_results_against_a_coco_captions_file(coco_files):
+    flags = ["--predictions", coco_files / "results.json", "--references", coco_files / "captions.json", "--boxes",
+             coco_files / "instances.json", "--per_image"]
+    with pytest.raises(InputError, match="COCO_val2014_000000000020.jpg has no caption"):
+        run(coco_files, coco_files / "out", *flags)
+    assert not list((coco_files / "out").iterdir())
+    found = run(coco_files, coco_files / "out", *flags, "--partial")
+    names = ["COCO_val2014_000000000003.jpg", "COCO_val2014_000000000008.jpg"]
+    captions, references = ["a dog on grass", "a dog eats pizza with men"], [
+        ["A dog on grass.", "One puppy runs"], ["Two men eat pizza", "a hot dog and a man"]]
+    assert found["cider"] == scores(captions, references)["cider"]
+    # of dog, dog, pizza and man, the second picture has no dog, though a hot dog
+    assert found["chair_i"] == 1 / 4 and found["chair_s"] == 1 / 2
+    # COCO's frequent words dog, grass and pizza are said rightly each time: "dog" stands in the second's references too
+    assert found["map"] == 1 and found["map_recall"] == pytest.approx(3 / 4)        # of man, none
+    rows = list(csv.DictReader((coco_files / "out" / "per_image_test.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows] == names and [row["invented_objects"] for row in rows] == ["", "dog"]
+    assert float(rows[0]["bleu_4"]) == pytest.approx(1, abs=1e-3) and rows[1]["objects"] == "dog; pizza; person"
+    assert {"meteor", "rouge_l", "cider", "chair_s"} <= rows[0].keys()
+
+
+def test_what_fails_is_one_sentence_and_the_rest_is_scored(coco_files, monkeypatch, capsys):
+    monkeypatch.setattr(spice_jar, "ARCHIVE", "http://127.0.0.1:9/corenlp.zip")
+    monkeypatch.setattr(java, "runtime", no_java)
+    flags = ["--predictions", coco_files / "results.json", "--references", coco_files / "captions.json", "--partial",
+             "--bert_model", coco_files, "--metrics", "meteor", "spice", "bert"]
+    found = run(coco_files, coco_files / "out", *flags, "rouge_l")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert found.keys() == {"rouge_l"}
+    assert [line.split(":")[1] for line in warnings] == [" no meteor", " no spice", " no bert"]
+    with pytest.raises(InputError, match="none of the scores"):
+        run(coco_files, coco_files / "none", *flags)
+    assert not (coco_files / "none" / "metrics_test.json").exists()
+
+
+def test_boxes_of_other_pictures(coco_files):
+    (coco_files / "instances.json").write_text((coco_files / "instances.json").read_text().replace("COCO_val2014_", ""))
+    with pytest.raises(InputError, match="boxes are those of other pictures, 000000000003.jpg for one"):
+        run(coco_files, coco_files / "out", "--predictions", coco_files / "results.json", "--references",
+            coco_files / "captions.json", "--boxes", coco_files / "instances.json", "--partial")
+    assert not list((coco_files / "out").iterdir())
+
+
+def no_java():
+    raise InputError("no Java that works was found")
+
+
+def test_decoded_captions_against_a_coco_captions_file(demo_data, weights, tmp_path):
+    data = CaptionDataset(demo_data, "demo", "test")
+    content = {"images": [{"id": i, "file_name": name} for i, name in enumerate(data.names[:5])],
+               "annotations": [{"image_id": i, "caption": "a dog by a lake"} for i in range(5)]}
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    flags = ["--weight", weights / "aoa.pth", "--decoding", "greedy", "--references", tmp_path / "captions.json",
+             "--metrics", "bleu"]
+    with pytest.raises(InputError, match="test_00005.png first"):
+        run(demo_data, tmp_path / "out", *flags)
+    run(demo_data, tmp_path / "out", *flags, "--partial")
+    assert len(json.loads((tmp_path / "out" / "predictions_test.json").read_text())) == 5
+
+
+def test_comparison_of_runs(tmp_path, capsys):
+    for name, metrics in (("one", {"bleu_1": 0.5, "cider": 1.25}), ("two", {"bleu_1": 0.75})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics_test.json").write_text(json.dumps(metrics))
+    command = ["--compare", str(tmp_path / "one"), str(tmp_path / "two"), "--save_path", str(tmp_path)]
+    evaluation.main(evaluation.get_args_parser().parse_args(command))
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown[1:4]] == [["one", "two"], ["bleu_1", "0.5000", "0.7500"],
+                                                     ["cider", "1.2500"]]
+    assert (tmp_path / "compare_test.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{}", '{"cider": "high"}', '{"cider": NaN}', '{"cider": null}'])
+def test_runs_that_cannot_be_compared(tmp_path, content):
+    if content:
+        (tmp_path / "metrics_test.json").write_text(content)
+    command = ["--compare", str(tmp_path), "--save_path", str(tmp_path)]
+    with pytest.raises(InputError, match="metrics_test.json"):
+        evaluation.main(evaluation.get_args_parser().parse_args(command))
+    assert not (tmp_path / "compare_test.png").exists()
 
 
 def test_exit_status_and_standard_error(demo_data, weights, tmp_path):

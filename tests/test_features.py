@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from captioning import features, images
+from captioning import bottom_up, features, images
 from captioning.annotations import Record
 from captioning.errors import InputError
 
@@ -106,7 +106,7 @@ import test_features as t
 from captioning import features
 folder, when = Path(sys.argv[1]), sys.argv[2]
 records = [t.Record(f"{{i}}.png", f"{{i}}.png", "train", [["a"]], ["a"]) for i in range(t.COUNT)]
-write = features._Store.write
+write = features.Store.write
 def killed(self, start, values, boxes=None):
     if start == 4:
         if when == "between features and flags":
@@ -116,7 +116,7 @@ def killed(self, start, values, boxes=None):
             self.file["done"][0:1] = self.marks[0:1]
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, start, values, boxes)
-features._Store.write = killed
+features.Store.write = killed
 t.store(folder, records, workers=int(sys.argv[3]))
 """
 
@@ -217,10 +217,10 @@ def named(*names):
     return [Record(name, name, "train", [["a"]], ["a"]) for name in names]
 
 
-def bottom_up(tmp_path, records, rows):
+def from_tsv(tmp_path, records, rows):
     source = tmp_path / "boxes.tsv"
     source.write_text("".join(row + "\n" for row in rows))
-    features.store_bottom_up(tmp_path / "out.hdf5", records, source)
+    bottom_up.store(tmp_path / "out.hdf5", records, source)
     return arrays(tmp_path / "out.hdf5")
 
 
@@ -228,7 +228,7 @@ def test_tsv_by_name_stem_or_number(tmp_path):
     records = named("dog.jpg", "COCO_val2014_000000000042.jpg", "000000000007.jpg", "12.jpg")
     rows = [tsv_row("other_12", 36, 900), tsv_row("42", 36, 100), tsv_row("dog", 36, 0),
             tsv_row("COCO_train2014_000000000007", 36, 200), tsv_row("12.jpg", 36, 300)]
-    found = bottom_up(tmp_path, records, rows[1:])
+    found = from_tsv(tmp_path, records, rows[1:])
     assert found["features"].shape == (4, 36, 2048) and found["features"].dtype == np.float16
     assert found["boxes"].shape == (4, 36, 4)
     assert found["features"][:, 0, 0].tolist() == [0, 100, 200, 300]
@@ -238,13 +238,13 @@ def test_tsv_by_name_stem_or_number(tmp_path):
 def test_a_number_that_fits_two_pictures_fits_none(tmp_path):
     records = named("cat_1.jpg", "dog_1.jpg")
     with pytest.raises(InputError, match=r"cat_1\.jpg"):
-        bottom_up(tmp_path, records, [tsv_row("1", 36, 0), tsv_row("bird_1", 36, 0), tsv_row("dog_1", 36, 0)])
+        from_tsv(tmp_path, records, [tsv_row("1", 36, 0), tsv_row("bird_1", 36, 0), tsv_row("dog_1", 36, 0)])
 
 
 def test_more_and_fewer_than_36_regions(tmp_path):
     conf = np.zeros(50)
     conf[10:46] = np.linspace(1, 2, 36)
-    found = bottom_up(tmp_path, named("1.jpg", "2.jpg"), [tsv_row("1", 50, 0, conf), tsv_row("2", 10, 5)])
+    found = from_tsv(tmp_path, named("1.jpg", "2.jpg"), [tsv_row("1", 50, 0, conf), tsv_row("2", 10, 5)])
     assert found["features"][0, :, 0].tolist() == list(range(10, 46)), "the 36 surest, in their order"
     assert found["features"][1, :, 0].tolist() == [*range(5, 15), *[0] * 26]
     assert not found["boxes"][1, 10:].any()
@@ -252,14 +252,14 @@ def test_more_and_fewer_than_36_regions(tmp_path):
 
 def test_tsv_of_the_older_form(tmp_path):
     row = "\t".join(["1", "640", "480", "36", encoded(np.ones((36, 4))), encoded(np.full((36, 2048), 3))])
-    assert (bottom_up(tmp_path, named("1.jpg"), [row])["features"] == 3).all()
+    assert (from_tsv(tmp_path, named("1.jpg"), [row])["features"] == 3).all()
 
 
 def test_tsv_interrupted_goes_on(tmp_path):
     records = named("1.jpg", "2.jpg", "3.jpg")
     with pytest.raises(InputError, match=r"no features of 1\.jpg \(and 1 other"):
-        bottom_up(tmp_path, records, [tsv_row("3", 36, 300)])
-    found = bottom_up(tmp_path, records, [tsv_row("2", 36, 200), tsv_row("1", 36, 100)])
+        from_tsv(tmp_path, records, [tsv_row("3", 36, 300)])
+    found = from_tsv(tmp_path, records, [tsv_row("2", 36, 200), tsv_row("1", 36, 100)])
     assert found["features"][:, 0, 0].tolist() == [100, 200, 300]
 
 
@@ -269,11 +269,11 @@ def test_tsv_interrupted_goes_on(tmp_path):
     tsv_row("1", 36, 0).replace("\t36\t", "\t35\t"),
     tsv_row("1", 36, 0).replace("\t36\t", "\tmany\t"),
     tsv_row("1", 36, float("nan")), tsv_row("1", 36, 1e6),
-    "\t".join(["1", "6", "4", "36", encoded(np.ones((36, 4))), encoded(np.ones((36, 100)))]),
+    "\t".join(["1", "6", "4", "36", encoded(np.ones((36, 3))), encoded(np.ones((36, 100)))]),
 ])
 def test_wrong_tsv(tmp_path, row):
     with pytest.raises(InputError, match=r"boxes\.tsv"):
-        bottom_up(tmp_path, named("1.jpg"), [row])
+        from_tsv(tmp_path, named("1.jpg"), [row])
 
 
 def write_regions(folder, name, **datasets):
@@ -286,15 +286,47 @@ def test_folder_of_hdf5(tmp_path):
     for value, record in enumerate(records):
         write_regions(tmp_path, record.name, image_features=np.full((36 - value, 2048), value + 1.0),
                       image_boxes=np.full((36 - value, 4), value))
-    features.store_bottom_up(tmp_path / "out.hdf5", records, tmp_path)
+    bottom_up.store(tmp_path / "out.hdf5", records, tmp_path)
     found = arrays(tmp_path / "out.hdf5")
     assert (found["features"][0] == 1).all() and (found["features"][1, :35] == 2).all()
     assert (found["features"][1, 35] == 0).all()
 
 
+def test_folders_of_numpy_files(tmp_path):
+    """Named in full, without ending, or by number; 10 to 100 regions, of any width"""
+    records = named("a.jpg", "b.jpg", "COCO_val2014_000000000042.jpg")
+    np.savez(tmp_path / "a.jpg.npz", x=np.full((100, 7), 1.0), bbox=np.full((100, 4), 2.0), info="no array of numbers")
+    np.savez(tmp_path / "b.npz", feat=np.full((10, 7), 3.0), boxes=np.full((10, 4), 4.0))
+    np.save(tmp_path / "42.npy", np.full((50, 7), 5.0))
+    bottom_up.store(tmp_path / "out.hdf5", records, tmp_path, regions=50)
+    found = arrays(tmp_path / "out.hdf5")
+    assert found["features"].shape == (3, 50, 7) and found["boxes"].shape == (3, 50, 4)
+    assert found["counts"].tolist() == [50, 10, 50]
+    assert (found["features"][:, 9] == np.array([[1], [3], [5]])).all() and not found["features"][1, 10:].any()
+    assert found["boxes"][:, 9, 0].tolist() == [2, 4, 0]
+
+
+@pytest.mark.parametrize("arrays_of_file", [{"x": np.ones((10, 7))}, {"bbox": np.ones((10, 4))},
+                                            {"x": np.array([{"an": "object"}]), "bbox": np.ones((1, 4))}])
+def test_wrong_numpy_files(tmp_path, arrays_of_file):
+    np.savez(tmp_path / "a.jpg.npz", **arrays_of_file)
+    with pytest.raises(InputError, match=r"a\.jpg\.npz"):
+        bottom_up.store(tmp_path / "out.hdf5", named("a.jpg"), tmp_path)
+    (tmp_path / "a.jpg.npz").write_bytes(b"PK nothing")
+    with pytest.raises(InputError, match=r"a\.jpg\.npz"):
+        bottom_up.store(tmp_path / "out.hdf5", named("a.jpg"), tmp_path)
+
+
+def test_pictures_of_two_widths_are_named(tmp_path):
+    for name, C in (("a.jpg", 7), ("b.jpg", 8)):
+        np.savez(tmp_path / f"{name}.npz", x=np.ones((10, C)), bbox=np.ones((10, 4)))
+    with pytest.raises(InputError, match=r"\(10, 8\).*'b\.jpg'.*\(regions, 7\)"):
+        bottom_up.store(tmp_path / "out.hdf5", named("a.jpg", "b.jpg"), tmp_path)
+
+
 @pytest.mark.parametrize("datasets", [
     {"image_features": np.ones((36, 2048))},
-    {"image_features": np.ones((36, 100)), "image_boxes": np.ones((36, 4))},
+    {"image_features": np.ones(36), "image_boxes": np.ones((36, 4))},
     {"image_features": np.ones((36, 2048)), "image_boxes": np.ones((35, 4))},
     {"image_features": np.ones((0, 2048)), "image_boxes": np.ones((0, 4))},
     {"image_features": 5.0, "image_boxes": np.ones((36, 4))},
@@ -303,18 +335,18 @@ def test_folder_of_hdf5(tmp_path):
 def test_wrong_folder(tmp_path, datasets):
     write_regions(tmp_path, "a.jpg", **datasets)
     with pytest.raises(InputError, match=r"a\.jpg"):
-        features.store_bottom_up(tmp_path / "out.hdf5", named("a.jpg"), tmp_path)
+        bottom_up.store(tmp_path / "out.hdf5", named("a.jpg"), tmp_path)
     path = tmp_path / "a.jpg.hdf5"
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(InputError, match=r"a\.jpg"):
-        features.store_bottom_up(tmp_path / "out.hdf5", named("a.jpg"), tmp_path)
+        bottom_up.store(tmp_path / "out.hdf5", named("a.jpg"), tmp_path)
 
 
 def test_real_bottom_up_features(tmp_path, shared_data):
     source = shared_data / "bottom_up_sample" / "train2014_obj36.tsv"
     ids = [line.split("\t")[0] for line in source.read_text().splitlines()]
     records = named(*(f"{int(name[-12:]):012d}.jpg" for name in reversed(ids)))
-    features.store_bottom_up(tmp_path / "out.hdf5", records, source)
+    bottom_up.store(tmp_path / "out.hdf5", records, source)
     found = arrays(tmp_path / "out.hdf5")
     last = source.read_text().splitlines()[-1].split("\t")
     expected = np.frombuffer(base64.b64decode(last[9]), np.float32).reshape(36, 2048)

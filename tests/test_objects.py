@@ -4,7 +4,8 @@ import json
 import pytest
 
 from captioning.errors import InputError
-from captioning.objects import Objects, hallucination, load_boxes, load_objects, plural
+from captioning.objects import COCO_OBJECTS, Objects, hallucination, load_boxes, load_objects, plural, read_synonyms
+from captioning.vocabulary import tokenise
 
 BOX = [[0, 0, 10, 10]]
 
@@ -23,7 +24,8 @@ def coco(tmp_path):
 
 @pytest.mark.parametrize("word, expected", [("dog", "dogs"), ("bus", "buses"), ("couch", "couches"), ("baby", "babies"),
                                             ("toy", "toys"), ("wine glass", "wine glasses"), ("toothbrush",
-                                                                                              "toothbrushes")])
+                                                                                              "toothbrushes"),
+                                            ("knife", "knives"), ("mouse", "mice"), ("woman", "women")])
 def test_plural(word, expected):
     assert plural(word) == expected
 
@@ -37,11 +39,49 @@ def test_plural(word, expected):
     ("women and children on buses", [(0, "person"), (2, "person"), (4, "bus")]),
     ("babies and ladies", [(0, "person"), (2, "person")]),
     ("wine glasses", [(1, "wine glass")]),
-    ("dogged cattle", []),
+    ("wineglasses on a train track", [(0, "wine glass")]),
+    ("cattle though no picture shows any", [(0, "cow")]),
+    ("dogged", []),
     ("", []),
 ])
 def test_objects_that_a_caption_names(coco, sentence, expected):
     assert coco.named(sentence.split()) == expected
+
+
+def test_the_words_are_for_cocos_80_categories_and_no_word_is_for_two():
+    lists = read_synonyms(COCO_OBJECTS)
+    words = [word for category, others in lists.items() for word in [category, *others]]
+    assert len(lists.keys() - {"none"}) == 80 and len(words) == len(set(words))
+
+
+def test_synonyms_of_a_file(tmp_path):
+    (tmp_path / "words.txt").write_text("dog, puppy , police dog\n\nplate\nnone, home plate\n")
+    objects = load_objects(tmp_path, "coco2017", {"a.jpg": entry("dog", "cat")}, tmp_path / "words.txt")
+    said = tokenise("puppies and police dogs with two cats at the home plate with plates")
+    # the boxes' categories alone count, as the file does not know all of them
+    assert objects.named(said) == [(0, "dog"), (3, "dog"), (6, "cat")]
+
+
+def test_a_boxs_category_that_coco_lacks_has_its_own_name(tmp_path):
+    objects = load_objects(tmp_path, "mine", {"a.jpg": entry("dog", "red panda")})
+    assert objects.named(tokenise("puppies, red pandas, cats")) == [(0, "dog"), (2, "red panda")]
+
+
+@pytest.mark.parametrize("content", [None, "", " , \n", "dog, !!\n", b"\xff\xfe\x00"])
+def test_broken_synonyms(tmp_path, content):
+    if content is not None:
+        (tmp_path / "words.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match="words.txt"):
+        read_synonyms(tmp_path / "words.txt")
+
+
+def test_boxes_of_cocos_instances(tmp_path):
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}],
+        "categories": [{"id": 3, "name": "dog"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}]}))
+    boxes = load_boxes(tmp_path / "instances.json")
+    assert boxes["a.jpg"]["categories"] == {"dog": 3} and boxes["a.jpg"]["bbox"] == {"3": [[1, 2, 4, 6]]}
 
 
 def test_demo_words_come_from_the_file(tmp_path):

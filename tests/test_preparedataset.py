@@ -88,7 +88,7 @@ def test_the_same_twice(source, flags):
     for _ in range(2):
         prepare(*flags)
         written.append({file.name: file.read_bytes() for file in (source / "out" / "karpathy").iterdir()})
-    assert written[0] == written[1] and len(written[0]) == 4
+    assert written[0] == written[1] and len(written[0]) == 5
 
 
 def test_cnn_features_and_going_on(source, flags, capsys):

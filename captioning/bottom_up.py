@@ -1,0 +1,141 @@
+"""Features of regions, made elsewhere: a tsv, or a folder with a file for each picture (method.md, section 8)."""
+import base64
+import csv
+import os
+import sys
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from captioning.annotations import trailing_number
+from captioning.dataset import fingerprint, open_hdf5, reading
+from captioning.errors import InputError
+from captioning.features import FLOAT16_MAX, Store
+
+FEATURES, BOXES = ("image_features", "features", "feat", "x"), ("image_boxes", "boxes", "bbox")
+
+
+def store(path, records, source, regions=36):
+    """Features (N, regions, C) float16, boxes (N, regions, 4) float32, x0, y0, x1, y1 in pixels, and how many regions
+    each picture has, to `path`; goes on where it stopped.
+
+    source: a tsv of bottom-up-attention or py-bottom-up-attention, or a folder of <file name>.hdf5, .npz or .npy (named
+    in full, without ending or by number), .npy without boxes. More regions than wanted: the surest, or the first, stay.
+    """
+    read = _folder if Path(source).is_dir() else _tsv
+    first = next(read(source, records, regions), None)
+    if first is None:
+        raise InputError(f"{source} has no features of {records[0].name} or any other of these pictures: is it the "
+                         "right file or folder?")
+    C = first[1].shape[-1] if first[1].ndim else 0
+    attributes = {"encoder": "bottom_up", "names": fingerprint([record.name for record in records]),
+                  "source": str(Path(source).resolve())}
+    index = _finder([record.name for record in records])
+    with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as store:
+        missing = store.missing
+        found = read(source, [records[i] for i in sorted(missing)], regions) if missing else ()
+        for name, features, boxes in tqdm(found, desc=Path(path).name, unit="image"):
+            i = index(name)
+            if i not in missing:
+                continue
+            if features.ndim != 2 or features.shape[1] != C or boxes.shape != (len(features), 4) or not len(features):
+                raise InputError(f"{source} has features {features.shape} and boxes {boxes.shape} for {name!r}: "
+                                 f"(regions, {C}) and (regions, 4) are expected")
+            if not ((np.abs(features) <= FLOAT16_MAX).all() and np.isfinite(boxes).all()):
+                raise InputError(f"{source} has features of {name!r} that are no finite numbers: make them anew")
+            store.write(i, *(_padded(values, regions)[None] for values in (features, boxes)),
+                        [min(len(features), regions)])
+            missing.remove(i)
+            if not missing:
+                break
+        if missing:
+            raise InputError(f"{source} has no features of {records[min(missing)].name} (and {len(missing) - 1} "
+                             "other pictures): make them, or leave the pictures out of the captions")
+
+
+def _padded(values, regions):
+    """The first rows of values (n, …), zero rows below."""
+    padded = np.zeros((regions, *values.shape[1:]), np.float32)
+    padded[:len(values)] = values[:regions]
+    return padded
+
+
+def _finder(names):
+    """A function from what a features file calls a picture to its place in `names`, or None.
+
+    It may be called by file name or stem; or by the number at the end, if one of the two names is but a number:
+    '42' and 'COCO_val2014_000000000042' both mean 000000000042.jpg. A name that fits two pictures means none.
+    """
+    def keys(name, numbers):
+        number = trailing_number(name)
+        return [name, Path(name).stem] + ([] if number is None else [(number, kind) for kind in numbers])
+
+    def bare(name):
+        return Path(name).stem.isdigit()
+
+    places = defaultdict(set)
+    for i, name in enumerate(names):
+        for key in keys(name, ("any", "bare") if bare(name) else ("any",)):
+            places[key].add(i)
+
+    def find(name):
+        found = (places.get(key, ()) for key in keys(name, ("any",) if bare(name) else ("bare",)))
+        return next((min(some) for some in found if len(some) == 1), None)
+    return find
+
+
+def _folder(folder, records, _):
+    """(name, features, boxes) of those records that the folder has a file of."""
+    for record in records:
+        number = trailing_number(record.name)
+        stems = [record.name, Path(record.name).with_suffix(""), *([] if number is None else [number])]
+        paths = (Path(folder, f"{stem}.{kind}") for kind in ("hdf5", "npz", "npy") for stem in stems)
+        path = next(filter(os.path.exists, paths), None)
+        if path is not None:
+            features, boxes = (_from_hdf5 if path.suffix == ".hdf5" else _from_numpy)(path)
+            yield record.name, features, boxes
+
+
+def _from_hdf5(path):
+    with open_hdf5(path, ("image_features", "image_boxes")) as file, reading(path):
+        return [file[name][:].astype(np.float32) for name in ("image_features", "image_boxes")]
+
+
+def _from_numpy(path):
+    """Features and boxes of an .npz; an .npy has features alone, whose boxes are zero."""
+    try:
+        content = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return content.astype(np.float32), np.zeros((len(content), 4), np.float32)
+        with content:
+            names = [next(name for name in known if name in content) for known in (FEATURES, BOXES)]
+            return [content[name].astype(np.float32) for name in names]
+    except StopIteration as error:
+        raise InputError(f"{path} lacks its features ({', '.join(FEATURES)}) or boxes ({', '.join(BOXES)}): make it "
+                         "anew") from error
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}): make it anew") from error
+
+
+def _tsv(path, records, regions):
+    """Rows of py-bottom-up-attention's or bottom-up-attention's tsv."""
+    new = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
+           "features")
+    old = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            for values in csv.reader(file, delimiter="\t"):
+                row = dict(zip(new if len(values) == len(new) else old, values, strict=True))
+                boxes, features = (np.frombuffer(base64.b64decode(row[key]), np.float32).reshape(
+                    int(row["num_boxes"]), -1) for key in ("boxes", "features"))
+                if "objects_conf" in row and len(features) > regions:
+                    surest = np.sort(np.argsort(-np.frombuffer(base64.b64decode(row["objects_conf"]), np.float32),
+                                                kind="stable")[:regions])
+                    boxes, features = boxes[surest], features[surest]
+                yield row.get("img_id", row.get("image_id")), features, boxes
+    except (OSError, ValueError, LookupError, csv.Error) as error:
+        raise InputError(f"the features {path} cannot be read ({error}): give a tsv of bottom-up-attention") from error

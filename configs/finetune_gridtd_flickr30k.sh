@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Fine-tunes Ada-LSTM (GridTDModel) on Flickr30K after configs/train_gridtd_flickr30k.sh: edit the flags below, then one of
+#     bash configs/finetune_gridtd_flickr30k.sh lrp_tune          cross-entropy, of LRP-inference too
+#     bash configs/finetune_gridtd_flickr30k.sh cider_tune        self-critical training with CIDEr-D
+#     bash configs/finetune_gridtd_flickr30k.sh lrp_cider_tune    the same, drawing by LRP-inference
+#     bash configs/finetune_gridtd_flickr30k.sh ce_tune           the control
+# Everything can be interrupted and goes on when it is run again.
+mode=${1:-lrp_tune}
+. "$(dirname "$0")/environment.sh"
+
+python finetune.py \
+    --$mode \
+    --weight output/gridtd_flickr30k/checkpoint_best.pth \
+    --data_folder data \
+    --lrp_weight 1 \
+    --baseline greedy \
+    --samples 1 \
+    --batch_size 32 \
+    --epochs 10 \
+    --patience 6 \
+    --decoder_lr 1e-4 \
+    --weight_decay 0 \
+    --grad_clip 0.1 \
+    --amp \
+    --resume auto \
+    --save_path output/gridtd_flickr30k_$mode
+
+python evaluation.py \
+    --weight output/gridtd_flickr30k_$mode/checkpoint_best.pth \
+    --dataset flickr30k \
+    --data_folder data \
+    --split test \
+    --decoding beam_search \
+    --beam_size 3 \
+    --save_path output/gridtd_flickr30k_$mode

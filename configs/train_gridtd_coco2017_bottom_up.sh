@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Ada-LSTM (GridTDModel) on COCO2017 with bottom-up features and the settings of Sun et al.
+# (2022). Features made elsewhere: --bottom_up FOLDER_OR_TSV in place of --detector. Edit the paths and flags below, then
+#     bash configs/train_gridtd_coco2017_bottom_up.sh
+# Everything can be interrupted and goes on when it is run again.
+. "$(dirname "$0")/environment.sh"
+
+python preparedataset.py \
+    --dataset coco2017 \
+    --annotation_folder coco/annotations \
+    --image_folder coco \
+    --output_folder data \
+    --min_word_freq 4 \
+    --max_len 30 \
+    --captions_per_image 5 \
+    --features bottom_up \
+    --detector fasterrcnn_resnet50_fpn_v2 \
+    --regions 36
+
+python train.py \
+    --dataset coco2017 \
+    --data_folder data \
+    --model_type gridtd \
+    --encoder bottom_up \
+    --embed_dim 512 \
+    --hidden_dim 512 \
+    --attention_dim 36 \
+    --batch_size 32 \
+    --epochs 20 \
+    --patience 6 \
+    --decoder_lr 5e-4 \
+    --weight_decay 0 \
+    --grad_clip 0.1 \
+    --ss_prob 0 \
+    --amp \
+    --resume auto \
+    --save_path output/gridtd_coco2017_bottom_up
+
+python evaluation.py \
+    --weight output/gridtd_coco2017_bottom_up/checkpoint_best.pth \
+    --dataset coco2017 \
+    --data_folder data \
+    --split test \
+    --decoding beam_search \
+    --beam_size 3 \
+    --save_path output/gridtd_coco2017_bottom_up

@@ -1,0 +1,171 @@
+"""Bottom-up features from end to end: masking, explanations drawn as boxes, and the page in a browser."""
+import json
+import re
+import subprocess
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_lrp import make
+from test_page import CHROMIUM
+
+import explain
+from aoamodel import AOAModel
+from captioning import bottom_up, checkpoint
+from captioning.annotations import Record
+from captioning.dataset import CaptionDataset, features_path, split_path
+from captioning.errors import InputError
+from captioning.vocabulary import read
+from gridTDmodel import GridTDModel
+
+MODELS = [GridTDModel, AOAModel]
+COUNTS = [3, 5, 1, 5, 5, 5, 5, 5]       # regions of the test pictures, of at most 5
+
+
+@pytest.fixture(scope="module")
+def data(demo_data):
+    """The demo data folder with regions of 6 channels for its test pictures"""
+    with h5py.File(split_path(demo_data, "demo", "test")) as file:
+        names = file["names"].asstr()[:].tolist()
+    rng, folder = np.random.default_rng(0), demo_data / "regions"
+    folder.mkdir()
+    for name, n in zip(names, COUNTS, strict=True):
+        corners = np.sort(rng.uniform(0, 112, (n, 2, 2)), axis=1).reshape(n, 4)
+        np.savez(folder / f"{name}.npz", x=rng.random((n, 6)), bbox=corners)
+    bottom_up.store(features_path(demo_data, "demo", "test", "bottom_up"),
+                    [Record(name, name, "test", [], []) for name in names], folder, regions=5)
+    return demo_data
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def weights(request, data, tmp_path_factory):
+    words = read(data / "demo" / "wordmap_demo.json")
+    torch.manual_seed(0)
+    own = {"num_head": 2} if request.param is AOAModel else {"attention_dim": 5}
+    path = tmp_path_factory.mktemp("weights") / "x.pth"
+    checkpoint.save(path, request.param(len(words), 8, 16, encoder=None, feature_dim=6, **own), words)
+    return path
+
+
+def run(weights, data, save_path, *flags):
+    explain.main(explain.get_args_parser().parse_args(
+        ["--weight", str(weights), "--dataset", "demo", "--data_folder", str(data), "--save_path", str(save_path),
+         "--device", "cpu", "--max_len", "6", *flags]))
+    return {path.parent.name: dict(np.load(path)) for path in save_path.glob("*/explanation.npz")}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("method", ["lrp", "gradient", "guided_backprop"])
+def test_padded_regions_are_not_there(model_type, method):
+    """A picture of 3 regions among pictures of 5 is explained as it is alone, without padding"""
+    model, captions = make(model_type), torch.tensor([[1, 7, 3, 9]] * 3)
+    features = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features[1, 3:], features[2, 1:] = 0, 0
+    found = getattr(model, method)(features, captions)
+    for b, n in enumerate([5, 3, 1]):
+        alone = getattr(model, method)(features[b:b + 1, :n], captions[:1])
+        assert not found.features[b, :, n:].any() and not found.attention[b, ..., n:].any()
+        for part in ("logits", "words"):
+            torch.testing.assert_close(getattr(found, part)[b:b + 1], getattr(alone, part))
+        torch.testing.assert_close(found.features[b:b + 1, :, :n], alone.features)
+        torch.testing.assert_close(found.attention[b:b + 1, ..., :n], alone.attention)
+
+
+def test_explanations_of_a_split(weights, data, tmp_path):
+    found = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop", "attention", "--max_images",
+                "4", "--batch_size", "3")
+    assert len(found) == 4
+    split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test", "bottom_up"))
+    model, vocabulary = checkpoint.load(weights)
+    for i, (name, n) in enumerate(zip(split.names[:4], COUNTS, strict=False)):
+        arrays = found[name.removesuffix(".png")]
+        T = len(arrays["words"]) - 1
+        assert arrays["boxes"].shape == (n, 4) and not any(key.endswith("_pixels") for key in arrays)
+        assert arrays["lrp_regions"].shape == arrays["attention_regions"].shape == (T, n)
+        np.testing.assert_allclose(arrays["attention_regions"].sum(1), 1, rtol=1e-5)
+        ids = torch.tensor([[vocabulary.wordmap[word] for word in arrays["words"]]])
+        expected = model.lrp(split.read_features([i]), ids).features.sum(-1)[0, :, :n]
+        np.testing.assert_allclose(arrays["lrp_regions"], expected.numpy(), rtol=1e-4, atol=1e-5)
+        folder = tmp_path / name.removesuffix(".png")
+        pictures = [np.asarray(Image.open(folder / f"{method}.png").convert("RGB"), int) for method in
+                    ("lrp", "attention")]
+        red, blue = pictures[0][..., 0] - pictures[0][..., 2], pictures[0][..., 2] - pictures[0][..., 0]
+        assert (red > 100).sum() > 20 or (blue > 100).sum() > 20
+    again = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop", "attention", "--max_images",
+                "4")
+    assert {name: str(arrays["identity"]) for name, arrays in again.items()} == {
+        name: str(arrays["identity"]) for name, arrays in found.items()}
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--images", "."], "works on region features.*give --dataset"),
+    (["--dataset", "demo", "--methods", "grad_cam"], "no pixel maps: leave grad_cam out"),
+    (["--dataset", "demo", "--split", "train"], "features_bottom_up_train_demo.hdf5.*preparedataset.py"),
+])
+def test_what_regions_cannot_do_is_said(weights, data, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        explain.main(explain.get_args_parser().parse_args(
+            ["--weight", str(weights), "--data_folder", str(data), "--save_path", str(tmp_path), *flags]))
+
+
+def test_features_of_another_width_are_refused(data, tmp_path):
+    words = read(data / "demo" / "wordmap_demo.json")
+    checkpoint.save(tmp_path / "x.pth", GridTDModel(len(words), 8, 16, 5, encoder=None, feature_dim=7), words)
+    with pytest.raises(InputError, match="6 channels, the model takes 7"):
+        run(tmp_path / "x.pth", data, tmp_path / "out")
+
+
+WALK = """
+<script>
+const log = {}, errors = []
+addEventListener("error", event => errors.push(String(event.message)))
+addEventListener("load", () => {
+  const word = i => document.querySelectorAll("#sentence button")[i]
+  const colours = () => [...document.querySelectorAll("#sentence button")].map(b => b.style.backgroundColor)
+  const rects = () => [...document.querySelectorAll("#boxes rect")]
+  log.count = rects().length
+  log.before = rects().map(r => r.style.stroke)
+  word(1).dispatchEvent(new MouseEvent("mouseenter"))
+  log.strokes = rects().map(r => [r.dataset.region, r.style.stroke, parseFloat(r.style.strokeWidth)])
+  log.on = $("stage").classList.contains("on")
+  rects()[0].dispatchEvent(new MouseEvent("mouseenter"))
+  log.region = rects()[0].dataset.region
+  log.chosen = rects()[0].classList.contains("chosen")
+  log.supported = colours()
+  rects()[0].dispatchEvent(new MouseEvent("mouseleave"))
+  log.back = colours()
+  rects()[1].focus()
+  log.focused = rects()[1].classList.contains("chosen")
+  log.heatHidden = $("heat").hidden
+  dispatchEvent(new Event("beforeprint"))
+  log.printed = document.querySelectorAll("#paper svg rect").length
+  document.body.append(make("pre", { id: "log", textContent: JSON.stringify({ log, errors }) }))
+})
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_page_in_a_browser(weights, data, tmp_path):
+    found = run(weights, data, tmp_path, "--max_images", "1")
+    (arrays,) = found.values()
+    page = tmp_path / "index.html"
+    page.write_text(page.read_text().replace("</html>", WALK + "</html>"))
+    shown = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,900",
+                            "--virtual-time-budget=3000", "--dump-dom", page.as_uri()], capture_output=True, text=True,
+                           timeout=120).stdout
+    result = json.loads(re.search(r'<pre id="log">(.*?)</pre>', shown, re.DOTALL)[1].replace("&quot;", '"'))
+    log = result["log"]
+    assert not result["errors"] and log["count"] == COUNTS[0] and log["on"] and log["heatHidden"]
+    assert not any(log["before"]) and log["chosen"] and log["focused"]
+    values = arrays["lrp_regions"][0]
+    for region, stroke, width in log["strokes"]:
+        value = values[int(region)]
+        assert ("--for" if value > 0 else "--against") in stroke
+        assert width == pytest.approx(0.5 + 4.5 * abs(value) / np.abs(values).max(), abs=0.01)
+    signs = np.sign(np.round(arrays["lrp_regions"][:, int(log["region"])] / np.abs(arrays["lrp_regions"]).max(1), 3))
+    assert ["--for" in colour for colour in log["supported"]] == [False, *(signs > 0).tolist()]
+    assert ["--against" in colour for colour in log["supported"]] == [False, *(signs < 0).tolist()]
+    assert log["back"] != log["supported"] and log["printed"] == len(arrays["words"][1:]) * COUNTS[0]
