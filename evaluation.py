@@ -139,19 +139,27 @@ def other_references(args, captions):
     return captions, [references[name] for name in captions]
 
 
+def open_pictures(args, model):
+    """The split with pictures of the model's size, also where it captions stored features."""
+    return CaptionDataset(args.data_folder, args.dataset, args.split, image_size=checkpoint.image_size(model))
+
+
+def make_study(args, model, vocabulary, boxes, objects, masks):
+    frequent = set(frequent_words(args.dataset, objects, args.object_words))
+    return Study(model, vocabulary, tuple(args.methods), objects, boxes, frequent, stop_words(), masks,
+                 lambda features: decode(model, features, vocabulary, **decoding_options(args)), args.seed)
+
+
 def score_explanations(args, model, vocabulary, data, captions, boxes, objects, masks, device):
     """Tables and plots of --explanations; returns what metrics_<split>.json takes over."""
     if not args.explanations:
         return {}
-    pictures = CaptionDataset(args.data_folder, args.dataset, args.split, image_size=checkpoint.image_size(model))
-    options, size = decoding_options(args), args.batch_size
-    study = Study(model, vocabulary, tuple(args.methods), objects, boxes,
-                  set(frequent_words(args.dataset, objects, args.object_words)), stop_words(), masks,
-                  lambda features: decode(model, features, vocabulary, **options), args.seed)
+    pictures = open_pictures(args, model)
+    study = make_study(args, model, vocabulary, boxes, objects, masks)
     if "ablation" in args.explanations and "attention" in args.methods:
         print("attention gives the words read no relevance: word ablation leaves it out")
-    tables = score(study, pictures, captions[:args.max_images], args.explanations, size, args.workers, device,
-                   args.save_path, [args.split, options])
+    tables = score(study, pictures, captions[:args.max_images], args.explanations, args.batch_size, args.workers,
+                   device, args.save_path, [args.split, decoding_options(args)])
     if not tables or not tables.get("correctness"):
         return {}
     table = tables["correctness"]

@@ -179,8 +179,9 @@ class Batch:
         return noise
 
 
-def encode(model, images, at_once=64):
-    """images (n, 3, S, S) -> features (n, K, C), so many at once."""
+def encode(model, images):
+    """images (n, 3, S, S) -> features (n, K, C), as many at once as a CPU's caches or a GPU's memory like."""
+    at_once = 16 if images.device.type == "cpu" else 128
     return torch.cat([model.encode(explanation.fast_format(part)) for part in images.split(at_once)])
 
 

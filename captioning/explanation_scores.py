@@ -18,6 +18,7 @@ from captioning import plots, processes
 from captioning.ablation import patch_ablation, word_ablation
 from captioning.correctness import THRESHOLDS, correctness
 from captioning.dataset import fingerprint
+from captioning.errors import InputError
 from captioning.explained import METHODS, Batch
 from captioning.faithfulness import FRACTIONS, deletion_insertion
 from captioning.features import weights_fingerprint
@@ -132,9 +133,9 @@ EXPERIMENTS = {
     "deletion_insertion": Experiment(((lambda batch: after(batch.object_words, 1), deletion_insertion),), draw_curves,
                                      ("deletion", "insertion")),
     "pointing_game": Experiment(((lambda batch: batch.boxed_words, pointing_game),),
-                                draw_localisation("hit", "most relevant pixel inside the object's box"), ("hit",)),
+                                draw_localisation("hit", "most relevant pixel in the box"), ("hit",)),
     "mask_mass": Experiment(((lambda batch: batch.masked_words, mask_mass),),
-                            draw_localisation("inside", "positive relevance on the object itself"), ("inside",)),
+                            draw_localisation("inside", "positive relevance on the object"), ("inside",)),
     "sanity": Experiment(((lambda batch: after(batch.object_words, 1), sanity),), draw_sanity, ()),
 }
 NEED_BOXES = {"correctness", "pointing_game"}
@@ -207,8 +208,11 @@ def conclude(name, parts, folder, split):
         for part in parts:
             text = part.read_text(encoding="utf-8")
             file.write(text)
-            for *_, method, measured, value in csv.reader(io.StringIO(text)):
-                values.setdefault((method, measured), array("d")).append(float(value))
+            try:
+                for *_, method, measured, value in csv.reader(io.StringIO(text)):
+                    values.setdefault((method, measured), array("d")).append(float(value))
+            except ValueError as error:
+                raise InputError(f"{part} is damaged ({error}): remove it and run the same command again") from error
     if not values:
         print(f"{name}: no caption has a word that it could measure")
         return {}
@@ -235,4 +239,6 @@ def show(name, table, measures):
         cells = [f"{table[key].mean:.3f} ± {table[key].error:.3f}" if (key := (method, measured)) in table else ""
                  for measured in measures]
         print(f"{method:18}" + "".join(f"{cell:>18}" for cell in cells))
-    print(f"({max(score.count for score in table.values())} words)", flush=True)
+    counts = [max((found.count for (_, name), found in table.items() if name == measured), default="")
+              for measured in measures]
+    print(f"{'words':18}" + "".join(f"{count:>18}" for count in counts), flush=True)

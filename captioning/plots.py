@@ -121,15 +121,15 @@ def draw_words(path, read, explained, matrix, title):
 def draw_correctness(path, thresholds, shares, box_share):
     """shares: {method: share inside the box at every threshold}; the dashed line is the box's share of the picture."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
     axis = figure.subplots()
     for method, values in shares.items():
         axis.plot(thresholds, values, marker="o", markersize=4, label=method, color=_colour(method))
-    axis.axhline(box_share, color="0.5", linestyle="--", label="the box's share of the picture")
+    axis.axhline(box_share, color="0.5", linestyle="--", label="the box's share\nof the picture")
     axis.set(xlabel="threshold τ", ylabel="share of relevance inside the box", ylim=(0, 1),
              title="correct object words")
     axis.grid(alpha=0.3)
-    axis.legend()
+    figure.legend(loc="outside right center", fontsize=9)
     _save(figure, path)
 
 

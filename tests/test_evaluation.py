@@ -178,6 +178,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(demo_data, weights, tmp_pat
     assert contents(tmp_path) == contents(scored)
     run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
     assert len(measured) == 1 + 2 * len(EXPERIMENTS)        # all is there
+    part = next(tmp_path.glob("parts_*/tpfp_*"))
+    part.write_text("test_00000.png,1,dog,lrp,mean\n")
+    with pytest.raises(InputError, match=f"{part.name} is damaged"):
+        run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
+    assert contents(tmp_path) == contents(scored)       # of the first run
     run(demo_data, tmp_path, "--weight", weights / "aoa.pth", *SCORING, "--methods", "random")
     assert len(measured) == 1 + 4 * len(EXPERIMENTS)        # another model's is not
 

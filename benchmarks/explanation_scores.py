@@ -1,0 +1,79 @@
+"""Pictures a minute of all scores of explanations: batched, and one picture and one word at a time.
+
+    python benchmarks/explanation_scores.py --weight output/demo/checkpoint_best.pth
+
+The same functions, methods, pictures and captions; sanity checks aside. Also prints how far the values differ.
+"""
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import evaluation
+from captioning import checkpoint
+from captioning.cli import Parser, add_device, pick_device, positive_int
+from captioning.errors import run_script
+from captioning.explained import METHODS, Batch
+from captioning.explanation_scores import EXPERIMENTS, measure
+
+NAMES = [name for name in EXPERIMENTS if name != "sanity"]
+
+
+def get_args_parser():
+    parser = Parser(__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--weight", required=True, help="checkpoint of a captioning model")
+    add("--dataset", default="demo", help="a data set with boxes and masks")
+    add("--data_folder", default="data", help="where preparedataset.py wrote it")
+    add("--images", type=positive_int, default=16, help="pictures in all")
+    add("--batch_size", type=positive_int, default=16, help="pictures at once")
+    add_device(parser)
+    return parser
+
+
+def run(make_batch, groups):
+    """({(image, step, word, method, measure): value}, seconds) of batches made from `groups`."""
+    started = time.perf_counter()
+    rows = [row for group in groups for batch in [make_batch(*group)] for name in NAMES
+            for row in measure(EXPERIMENTS[name], batch)]
+    return {row[:5]: float(row[5]) for row in rows}, time.perf_counter() - started
+
+
+def main(args):
+    device = pick_device(args.device)
+    flags = evaluation.get_args_parser().parse_args(
+        ["--weight", args.weight, "--dataset", args.dataset, "--data_folder", args.data_folder, "--explanations",
+         *NAMES, "--methods", *METHODS])
+    model, vocabulary = checkpoint.load(args.weight, device)
+    data = evaluation.open_pictures(flags, model)
+    boxes, objects = evaluation.open_boxes(flags)
+    study = evaluation.make_study(flags, model, vocabulary, boxes, objects, evaluation.open_masks(flags, data))
+    images = data.__getitems__(list(range(min(args.images, len(data)))))["images"].to(device)
+    with torch.no_grad():
+        words = [vocabulary.decode(ids) for ids in study.decode(model.encode(images)).tolist()]
+
+    def make_batch(indices, step=None):
+        T = max(len(words[i]) for i in indices) + 1
+        only = None if step is None else (torch.arange(T, device=device) == step)[None]
+        return Batch(study, indices, [data.names[i] for i in indices], images[indices], [words[i] for i in indices],
+                     [data.references[i] for i in indices], only)
+
+    n = len(images)
+    run(make_batch, [([0],)])       # warm up
+    together, batched = run(make_batch, [(list(range(i, min(i + args.batch_size, n))),)
+                                         for i in range(0, n, args.batch_size)])
+    single, literal = run(make_batch, [([i], step) for i in range(n) for step in range(len(words[i]))])
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{type(model).__name__}, {n} pictures, {len(NAMES)} experiments, {len(METHODS)} methods, {len(together)} "
+          f"values; {what}")
+    print(f"    {args.batch_size} pictures at once: {60 * n / batched:.0f} pictures a minute")
+    print(f"    one picture and one word at a time: {60 * n / literal:.0f} pictures a minute, {literal / batched:.1f} "
+          "times as long")
+    differ = [abs(value - single[key]) for key, value in together.items() if key in single]
+    print(f"    {len(differ)} values in both, {sum(d > 1e-3 for d in differ)} of them differ by more than 0.001")
+
+
+if __name__ == "__main__":
+    run_script(main, get_args_parser().parse_args())
