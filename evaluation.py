@@ -1,6 +1,4 @@
 """Captions a split and scores the captions: python evaluation.py --weight output/checkpoint_best.pth --dataset demo"""
-import csv
-import io
 import math
 import os
 import sys
@@ -11,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from bert.score import bert_score
-from captioning import checkpoint
+from captioning import checkpoint, processes
 from captioning.cli import (
     Parser,
     add_device,
@@ -23,10 +21,13 @@ from captioning.cli import (
     print_settings,
     set_seed,
 )
-from captioning.correctness import THRESHOLDS, explained, pixel_maps, share_inside, word_boxes
 from captioning.dataset import CaptionDataset, features_path
+from captioning.decoding import decode
 from captioning.errors import InputError, run_script
-from captioning.files import make_folder, read_json, write_json, write_text
+from captioning.explained import METHODS, Study
+from captioning.explanation_scores import EXPERIMENTS, NEED_BOXES, score
+from captioning.files import make_folder, read_json, write_json
+from captioning.localisation import Masks
 from captioning.objects import (
     frequent_words,
     hallucination,
@@ -34,8 +35,9 @@ from captioning.objects import (
     load_objects,
     mean_precision,
     named_and_present,
+    stop_words,
 )
-from captioning.plots import draw_comparison, draw_correctness
+from captioning.plots import draw_comparison
 from captioning.predictions import image_ids, read_predictions, read_references
 from captioning.scoring import score_all, table, write_per_image
 from captioning.training import caption_batch, make_loader
@@ -70,10 +72,9 @@ def get_args_parser():
         "by default <data_folder>/corenlp")
     add("--bert_model", metavar="NAME_OR_FOLDER", help="model of BERTScore, by default roberta-large")
     add("--bert_layer", type=positive_int, help="its layer; by default bert-score's choice, or the last")
-    add("--explanations", nargs="+", choices=["correctness"], default=[], help="measures of explanations")
-    add("--methods", nargs="+", choices=["lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam",
-                                         "attention"], default=["lrp", "attention"], help="explanations to measure")
-    add("--max_images", type=positive_int, help="explain only so many pictures")
+    add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="measures of explanations")
+    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanations to measure")
+    add("--max_images", type=positive_int, help="explain only so many pictures, the first")
     add("--boxes", metavar="FILE", help="boxes of the pictures' objects; by default boxes_<dataset>.json")
     add("--object_words", metavar="FILE", help="words of the metric map; by default the paper's lists for Flickr30K "
         "and COCO, else all objects' words")
@@ -99,16 +100,20 @@ def open_data(args, model, from_features):
 
 def caption_split(args, model, vocabulary, data, device):
     """A sentence for every picture of the split."""
+    batches = processes.own([batch.tolist() for batch in torch.arange(len(data)).split(args.batch_size)])
+    loader = make_loader(data, batches, args.workers, device)
+    found = [caption_batch(model, batch["images"].to(device), vocabulary, False, device, **decoding_options(args))
+             for batch in tqdm(loader, desc="captioning", unit="batch", disable=processes.rank() > 0)]
+    return sum(processes.all_of(found), [])
+
+
+def decoding_options(args):
     options = {"method": args.decoding, "max_len": args.max_len}
     if args.decoding != "greedy":
         options["beam_size"] = args.beam_size
     if args.decoding == "diverse_beam_search":
         options["diversity"] = args.diversity
-    batches = [batch.tolist() for batch in torch.arange(len(data)).split(args.batch_size)]
-    captions = []
-    for batch in tqdm(make_loader(data, batches, args.workers, device), desc="captioning", unit="batch"):
-        captions += caption_batch(model, batch["images"].to(device), vocabulary, False, device, **options)
-    return captions
+    return options
 
 
 def read_captions(args):
@@ -134,51 +139,24 @@ def other_references(args, captions):
     return captions, [references[name] for name in captions]
 
 
-def correctness(args, model, vocabulary, data, captions, boxes, objects, device):
-    """{method: shares inside the box (words, thresholds)} and the boxes' shares of the picture (words,); None if no
-    caption names an object of its picture."""
-    size = checkpoint.image_size(model)
-    pictures = CaptionDataset(args.data_folder, args.dataset, args.split, image_size=size)
-    words = [caption.split() for caption in captions]
-    correct = [[(t, category) for t, category in objects.named(sentence) if category in entry.get("categories", {})]
-               for sentence, entry in zip(words, (boxes.get(name, {}) for name in data.names), strict=True)]
-    chosen = [i for i, found in enumerate(correct) if found][:args.max_images]
-    shares, areas = {method: [] for method in args.methods}, []
-    batches = [chosen[i:i + args.batch_size] for i in range(0, len(chosen), args.batch_size)]
-    for batch in tqdm(make_loader(pictures, batches, args.workers, device), desc="correctness", unit="batch"):
-        indices, images = batch["index"].tolist(), batch["images"].to(device)
-        rows, steps, corners = [], [], []
-        for b, i in enumerate(indices):
-            for t, category in correct[i]:
-                rows.append(b)
-                steps.append(t)
-                corners.append(word_boxes(boxes[data.names[i]], category))
-        corners = torch.nn.utils.rnn.pad_sequence(corners, batch_first=True, padding_value=float("nan")).to(device)
-        encoded = [torch.tensor(vocabulary.encode(words[i], len(words[i]))) for i in indices]
-        encoded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True).to(device)
-        for method in args.methods:
-            maps = pixel_maps(explained(model, images, encoded, method), method, (size, size))[rows, steps]
-            inside, area = share_inside(maps, corners.to(maps.dtype))
-            shares[method].append(inside.cpu())
-        areas.append(area.cpu())        # the boxes are the same for every method
-    if not areas:
-        return None
-    return {method: torch.cat(parts) for method, parts in shares.items()}, torch.cat(areas)
-
-
-def report_correctness(args, shares, areas):
-    """correctness_<split>.csv and .png; returns what metrics_<split>.json takes over."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "threshold", "share_inside_box", "box_share_of_picture", "words"])
-    means = {method: values.mean(0).tolist() for method, values in shares.items()}
-    for method, values in means.items():
-        writer.writerows([method, tau, f"{value:.4f}", f"{areas.mean():.4f}", len(areas)]
-                         for tau, value in zip(THRESHOLDS, values, strict=True))
-    write_text(Path(args.save_path) / f"correctness_{args.split}.csv", text.getvalue())
-    draw_correctness(Path(args.save_path) / f"correctness_{args.split}.png", THRESHOLDS, means, areas.mean().item())
-    found = {f"inside_box_{method}": values[0] for method, values in means.items()}
-    return found | {"box_share": areas.mean().item(), "explained_words": len(areas)}
+def score_explanations(args, model, vocabulary, data, captions, boxes, objects, masks, device):
+    """Tables and plots of --explanations; returns what metrics_<split>.json takes over."""
+    if not args.explanations:
+        return {}
+    pictures = CaptionDataset(args.data_folder, args.dataset, args.split, image_size=checkpoint.image_size(model))
+    options, size = decoding_options(args), args.batch_size
+    study = Study(model, vocabulary, tuple(args.methods), objects, boxes,
+                  set(frequent_words(args.dataset, objects, args.object_words)), stop_words(), masks,
+                  lambda features: decode(model, features, vocabulary, **options), args.seed)
+    if "ablation" in args.explanations and "attention" in args.methods:
+        print("attention gives the words read no relevance: word ablation leaves it out")
+    tables = score(study, pictures, captions[:args.max_images], args.explanations, size, args.workers, device,
+                   args.save_path, [args.split, options])
+    if not tables or not tables.get("correctness"):
+        return {}
+    table = tables["correctness"]
+    found = {f"inside_box_{method}": table[method, "0.0"].mean for method in args.methods}
+    return found | {"box_share": table["box", "0.0"].mean, "explained_words": table["box", "0.0"].count}
 
 
 def check_flags(args):
@@ -252,14 +230,25 @@ def open_boxes(args):
     """Boxes {file name: entry}, empty if there are none, and the data set's Objects."""
     path = Path(args.boxes or Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
     boxes = load_boxes(path) if args.boxes or path.exists() else {}
-    needs = "--explanations correctness" if args.explanations else "--metrics chair" if "chair" in (
-        args.metrics or ()) else None
+    needs = next((f"--explanations {name}" for name in args.explanations if name in NEED_BOXES),
+                 "--metrics chair" if "chair" in (args.metrics or ()) else None)
     if needs and not boxes:
         raise InputError(f"{path} is missing or empty: {needs} needs boxes, name them with --boxes")
     return boxes, load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
 
 
+def open_masks(args, data):
+    """The pictures' masks if --explanations needs them, else None."""
+    if "mask_mass" not in args.explanations:
+        return None
+    path = Path(args.data_folder, args.dataset, f"masks_{args.dataset}.hdf5")
+    if not path.exists():
+        raise InputError(f"{path} is missing: --explanations mask_mass needs a data set with masks, such as the demo")
+    return Masks(path, args.split, len(data))
+
+
 def main(args):
+    processes.start()
     print_settings(args)
     check_flags(args)
     if args.compare:
@@ -267,7 +256,7 @@ def main(args):
         return
     if args.references and args.predictions and args.dataset == "demo":
         args.dataset = "coco"       # whose object words count
-    device = pick_device(args.device)
+    device = processes.own_device(pick_device(args.device))
     set_seed(args.seed)
     save_path = make_folder(args.save_path)
     model, vocabulary, from_features = open_model(args, device) if args.weight else (None, None, False)
@@ -276,7 +265,12 @@ def main(args):
         captions, references = read_captions(args)
     else:
         data = open_data(args, model, from_features)
+        study = partial(score_explanations, args, model, vocabulary, data, boxes=boxes, objects=objects,
+                        masks=open_masks(args, data), device=device)
         sentences = caption_split(args, model, vocabulary, data, device)
+        if processes.rank():    # the first process does the rest
+            study(sentences)
+            return
         captions, references = dict(zip(data.names, sentences, strict=True)), data.references
         if args.references:
             captions, references = other_references(args, captions)
@@ -288,12 +282,8 @@ def main(args):
         print(f"warning: no {name}: {problem}", file=sys.stderr)
     if problems and not metrics:
         raise InputError("none of the scores could be had")
-    if "correctness" in args.explanations:
-        measured = correctness(args, model, vocabulary, data, sentences, boxes, objects, device)
-        if measured is None:
-            print("no caption names an object that is in its picture: there is no correctness to measure")
-        else:
-            metrics |= report_correctness(args, *measured)
+    if args.explanations:
+        metrics |= study(sentences)
     if args.per_image:
         write_per_image(save_path / f"per_image_{args.split}.csv", captions, each)
     write_json(save_path / f"metrics_{args.split}.json", metrics)

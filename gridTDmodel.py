@@ -145,6 +145,7 @@ class GridTDModel(nn.Module):
 
     # -- explanations of every word captions[:, t + 1] at every step t: explanation.Explanation -----------------
     # options: contrast, a word's id or ids (B, T): why this word and not that; chunk: words at once in the encoder
+    # steps (B, S): pixels of the words at these steps alone, (B, S, 3, H, W)
 
     def lrp(self, images, captions, eps=0.01, **options):
         """Layer-wise relevance propagation (method.md, sections 4 and 5)."""

@@ -5,6 +5,20 @@ from torch.nn import functional as F
 THRESHOLDS = [tau / 10 for tau in range(10)]
 
 
+def correctness(batch, rows, steps):
+    """The share of a word's positive relevance, divided by its maximum and without values ≤ τ, that lies inside its
+    object's box, the best box of the category; baseline, as method box: the largest box's share of the picture. For
+    object words whose object has a box.
+
+    rows, steps (n,) -> {(method, measure): (n,)}; the measures are τ, 0.0, 0.1, … 0.9.
+    """
+    boxes, found = batch.boxes(rows, steps), {}
+    for method in batch.study.methods:
+        shares, areas = share_inside(batch.maps(method, rows, steps), boxes)
+        found |= {(method, str(tau)): values for tau, values in zip(THRESHOLDS, shares.T, strict=True)}
+    return found | {("box", "0.0"): areas}
+
+
 def share_inside(maps, boxes, thresholds=THRESHOLDS):
     """maps (n, H, W) of relevance; boxes (n, m, 4), x0, y0, x1, y1 in shares of the picture, NaN where there is none.
 
@@ -14,10 +28,7 @@ def share_inside(maps, boxes, thresholds=THRESHOLDS):
     n, H, W = maps.shape
     maps = maps.clamp(min=0)
     maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-    y = (torch.arange(H, dtype=maps.dtype, device=maps.device) + 0.5) / H
-    x = (torch.arange(W, dtype=maps.dtype, device=maps.device) + 0.5) / W
-    x0, y0, x1, y1 = (side[..., None] for side in boxes.unbind(-1))                    # (n, m, 1)
-    in_rows, in_columns = ((y >= y0) & (y < y1)).to(maps.dtype), ((x >= x0) & (x < x1)).to(maps.dtype)
+    in_rows, in_columns = (part.to(maps.dtype) for part in rows_and_columns(boxes, H, W))
     shares = []
     for tau in thresholds:
         kept = torch.where(maps > tau, maps, 0)
@@ -27,6 +38,19 @@ def share_inside(maps, boxes, thresholds=THRESHOLDS):
     sides = boxes.clamp(0, 1)
     areas = (sides[..., 2] - sides[..., 0]) * (sides[..., 3] - sides[..., 1])          # (n, m), NaN without a box
     return shares.amax(1), areas.nan_to_num(0).amax(1)
+
+
+def rows_and_columns(boxes, H, W):
+    """boxes (n, m, 4) -> (n, m, H) and (n, m, W) bool: whose centres lie between a box's sides."""
+    y, x = ((torch.arange(side, dtype=boxes.dtype, device=boxes.device) + 0.5) / side for side in (H, W))
+    x0, y0, x1, y1 = (side[..., None] for side in boxes.unbind(-1))                    # (n, m, 1)
+    return (y >= y0) & (y < y1), (x >= x0) & (x < x1)
+
+
+def inside_boxes(boxes, size):
+    """boxes (n, m, 4) -> (n, m, H, W) bool, True inside each."""
+    in_rows, in_columns = rows_and_columns(boxes, *size)
+    return in_rows[..., None] & in_columns[..., None, :]
 
 
 def pixel_maps(explanation, method, size):

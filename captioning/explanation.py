@@ -85,22 +85,24 @@ def guided_backprop(model, images, captions, **options):
     return gradient(model, images, captions, Guided(), **options)
 
 
-def grad_cam(model, images, captions, contrast=None):
+def grad_cam(model, images, captions, contrast=None, steps=None):
     r, logits, targets, trace = _derivatives(model, images, captions, Gradient(), contrast=contrast, to_pixels=False)
-    pixels = None if images.dim() == 3 else _cam(r, images.shape[-2:])
+    pixels = None if images.dim() == 3 else _cam(r, images.shape[-2:], steps)
     return _explanation(captions, logits, targets, r.words.sum(-1), r.features, pixels, trace)
 
 
-def guided_grad_cam(model, images, captions, contrast=None, **options):
-    result = guided_backprop(model, images, captions, contrast=contrast, **options)
+def guided_grad_cam(model, images, captions, contrast=None, steps=None, **options):
+    result = guided_backprop(model, images, captions, contrast=contrast, steps=steps, **options)
     if result.pixels is not None:
-        result.pixels = result.pixels * grad_cam(model, images, captions, contrast).pixels
+        result.pixels = result.pixels * grad_cam(model, images, captions, contrast, steps).pixels
     return result
 
 
-def _cam(r, size):
+def _cam(r, size, steps=None):
     """ReLU(Σ_c weight_c f_c) upsampled to the image and divided by its maximum: (B, T, 1, H, W)."""
     weight = r.features.mean(2)                                                        # (B, T, C)
+    if steps is not None:
+        weight = weight.take_along_dim(steps[..., None], dim=1)                        # (B, S, C)
     cam = torch.einsum("btc,bkc->btk", weight, r.at_features).relu()
     cam = F.interpolate(cam.unflatten(2, r.grid), size=size, mode="bilinear", align_corners=False)
     return (cam / cam.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny))[:, :, None]
@@ -114,8 +116,9 @@ class _Derivatives(NamedTuple):
     grid: tuple | None               # (h, w) of the K regions
 
 
-def _derivatives(model, images, captions, rule, chunk=None, contrast=None, to_pixels=True):
-    """Derivatives of all words' logits under `rule`; `chunk` words at a time go through the encoder.
+def _derivatives(model, images, captions, rule, chunk=None, contrast=None, steps=None, to_pixels=True):
+    """Derivatives of all words' logits under `rule`; `chunk` words at a time go through the encoder, or, with steps
+    (B, S), only the words at these steps: pixels are then (B, S, 3, H, W).
 
     contrast: id of a word, or ids (B, T): the logits less that word's are explained, as one output with the difference
     of the two rows of W_o. By default one word at a time on a CPU, whose caches hold no more, and all at once
@@ -141,6 +144,8 @@ def _derivatives(model, images, captions, rule, chunk=None, contrast=None, to_pi
         r_pixels = None
         if maps is not None and to_pixels:
             r_maps = r_features.transpose(2, 3).unflatten(3, grid)                     # (T, B, C, h, w)
+            if steps is not None:
+                r_maps = r_maps[steps.T, torch.arange(len(images), device=steps.device)]
             r_pixels = through_encoder(maps, images, r_maps, chunk).transpose(0, 1)
         logits = model.output(trace.hidden[:, 0]).detach()
     r = _Derivatives(r_words[:, :, 0].transpose(0, 1), r_features.transpose(0, 1), r_pixels, features.detach(), grid)

@@ -160,6 +160,11 @@ def frequent_words(dataset, objects, path=None):
                                     if len(phrase) == 1 and category != NOTHING})
 
 
+def stop_words():
+    """The words of stop_words.txt."""
+    return set(tokenise(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8")))
+
+
 def mean_precision(captions, references, words):
     """{"map", "map_recall", "map_f1"}: means over `words` of precision, recall and F1 of "the caption has the word"
     against "a reference has it" (method.md, section 9). Precision is of words that are predicted at all, recall of

@@ -5,6 +5,8 @@ from PIL import Image
 from captioning.files import atomic_path
 
 SEQUENTIAL = ("attention", "grad_cam")      # methods whose maps are never negative
+METHOD_COLOURS = {"lrp": "C3", "gradient": "C0", "grad_cam": "C2", "guided_backprop": "C4", "guided_grad_cam": "C1",
+                  "attention": "C5", "sentinel": "C8"}
 
 
 def draw_heatmaps(path, image, words, maps, title, signed=True, boxes=None):
@@ -122,7 +124,7 @@ def draw_correctness(path, thresholds, shares, box_share):
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     axis = figure.subplots()
     for method, values in shares.items():
-        axis.plot(thresholds, values, marker="o", markersize=4, label=method)
+        axis.plot(thresholds, values, marker="o", markersize=4, label=method, color=_colour(method))
     axis.axhline(box_share, color="0.5", linestyle="--", label="the box's share of the picture")
     axis.set(xlabel="threshold τ", ylabel="share of relevance inside the box", ylim=(0, 1),
              title="correct object words")
@@ -152,6 +154,62 @@ def draw_comparison(path, runs):
         axis.margins(y=0.15)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=9)
     _save(figure, path)
+
+
+def draw_bars(path, panels):
+    """panels: {title: {method: Score}}, means with their standard errors."""
+    from matplotlib.figure import Figure
+    panels = {title: scores for title, scores in panels.items() if scores}
+    figure = Figure(figsize=(3.4 * len(panels) + 0.6, 3.4), layout="constrained")
+    for axis, (title, scores) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for place, (method, score) in enumerate(scores.items()):
+            axis.barh(place, score.mean, xerr=score.error, color=_colour(method), capsize=3)
+        axis.set_yticks(range(len(scores)), scores)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
+def draw_curves(path, panels, x, xlabel, ylabel):
+    """panels: {title: {method: a Score for every x}}; x: numbers, or names."""
+    from matplotlib.figure import Figure
+    names = isinstance(x[0], str)
+    figure = Figure(figsize=((7 if names else 4.4) * len(panels) + 1.4, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for method, scores in curves.items():
+            mean, error = (np.array([score[i] for score in scores]) for i in (0, 1))
+            axis.plot(x, mean, marker="o", markersize=3, label=method, color=_colour(method))
+            axis.fill_between(x, mean - error, mean + error, alpha=0.2, color=_colour(method), linewidth=0)
+        axis.set(title=title, xlabel=xlabel)
+        if names:
+            axis.set_xticks(range(len(x)), x, rotation=45, ha="right")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(ylabel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    _save(figure, path)
+
+
+def draw_roc(path, panels):
+    """panels: {statistic: {method: (false positive rates, true positive rates)}}."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(3 * len(panels) + 1.6, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for method, (false, true) in curves.items():
+            axis.plot(false, true, label=method, color=_colour(method), linewidth=1.3)
+        axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+        axis.set(title=title, xlabel="wrong words above the threshold", aspect="equal")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("right words above it")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    _save(figure, path)
+
+
+def _colour(method):
+    """The same for a method in every plot; grey for baselines."""
+    return METHOD_COLOURS.get(method, "0.6")
 
 
 def _save(figure, path):

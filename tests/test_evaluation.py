@@ -11,7 +11,7 @@ import torch
 
 import evaluation
 from aoamodel import AOAModel
-from captioning import checkpoint, decoding
+from captioning import checkpoint, decoding, explanation_scores
 from captioning.correctness import THRESHOLDS
 from captioning.dataset import CaptionDataset
 from captioning.errors import InputError
@@ -32,6 +32,7 @@ def weights(demo_data, tmp_path_factory):
                         ("aoa", AOAModel(**sizes, num_head=2, encoder="small")),
                         ("regions", AOAModel(**sizes, num_head=2, encoder=None, feature_dim=5))):
         checkpoint.save(folder / f"{name}.pth", model, vocabulary)
+    (folder / "empty.json").write_text("{}")
     return folder
 
 
@@ -105,8 +106,105 @@ def test_correctness_is_the_share_inside_the_box(demo_data, weights, tmp_path, m
     assert scores["box_share"] == pytest.approx(sum(areas) / len(areas), rel=1e-4)
     assert 0 < scores["inside_box_attention"] < 1
     rows = list(csv.DictReader((tmp_path / "correctness_test.csv").read_text().splitlines()))
-    assert [row["method"] for row in rows] == ["lrp"] * len(THRESHOLDS) + ["attention"] * len(THRESHOLDS)
+    assert [row["method"] for row in rows] == ["lrp"] * len(THRESHOLDS) + ["attention"] * len(THRESHOLDS) + ["box"]
+    assert [float(row["measure"]) for row in rows[:10]] == THRESHOLDS
+    assert float(rows[0]["mean"]) == pytest.approx(scores["inside_box_lrp"], rel=1e-5)
     assert (tmp_path / "correctness_test.png").stat().st_size > 1000
+
+
+EXPERIMENTS = ["ablation", "correctness", "tpfp", "deletion_insertion", "pointing_game", "mask_mass"]
+SCORING = ["--explanations", *EXPERIMENTS, "--methods", "lrp", "attention", "random", "--max_images", "4",
+           "--batch_size", "2", "--metrics", "bleu"]
+
+
+def contents(folder):
+    """{file name: content} of what was written, the part files aside."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def scored(demo_data, weights, tmp_path_factory):
+    """Four pictures scored in one go; `sanity`, the slowest, of one."""
+    folder = tmp_path_factory.mktemp("scored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "caption_split", say_references)
+        run(demo_data, folder, "--weight", weights / "gridtd.pth", *SCORING)
+        run(demo_data, folder / "sanity", "--weight", weights / "gridtd.pth", *SCORING, "--explanations", "sanity",
+            "--methods", "grad_cam", "--max_images", "1")
+    return folder
+
+
+def say_references(args, model, vocabulary, data, device):
+    """The first reference of each picture; of the first two pictures, one of another."""
+    return [texts[0] for texts in [*data.references[2:4], *data.references[2:]]]
+
+
+def test_every_experiment_writes_words_table_and_plot(scored):
+    for name in [*EXPERIMENTS, "sanity/sanity"]:
+        words, table = (list(csv.DictReader((scored / f"{name}{part}_test.csv").read_text().splitlines()))
+                        for part in ("_words", ""))
+        assert list(words[0]) == ["image", "step", "word", "method", "measure", "value"]
+        assert list(table[0]) == ["method", "measure", "mean", "standard_error", "count"]
+        assert (scored / f"{name}_test.png").stat().st_size > 3000
+        assert {row["image"] for row in words} <= {f"test_0000{i}.png" for i in range(4)}
+        assert len(words) == len({tuple(row.values())[:5] for row in words})
+        if name != "tpfp":
+            for row in table[::7]:
+                own = [float(word["value"]) for word in words
+                       if (word["method"], word["measure"]) == (row["method"], row["measure"])]
+                assert int(row["count"]) == len(own) and float(row["mean"]) == pytest.approx(sum(own) / len(own), 1e-5)
+    assert not {path.name for path in scored.iterdir() if ".tmp" in path.name}
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(demo_data, weights, tmp_path, monkeypatch, scored):
+    monkeypatch.setattr(evaluation, "caption_split", say_references)
+    measure, measured = explanation_scores.measure, []
+
+    def stop_later(experiment, batch):
+        measured.append((batch.names[0], experiment))
+        if len(measured) == 8:
+            raise KeyboardInterrupt
+        return measure(experiment, batch)
+    monkeypatch.setattr(explanation_scores, "measure", stop_later)
+    with pytest.raises(KeyboardInterrupt):
+        run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
+    assert not list(tmp_path.glob("ablation*"))
+    run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
+    assert len(measured) == 1 + 2 * len(EXPERIMENTS) and measured[7] == measured[8]
+    assert len(set(measured)) == len(measured) - 1
+    assert contents(tmp_path) == contents(scored)
+    run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
+    assert len(measured) == 1 + 2 * len(EXPERIMENTS)        # all is there
+    run(demo_data, tmp_path, "--weight", weights / "aoa.pth", *SCORING, "--methods", "random")
+    assert len(measured) == 1 + 4 * len(EXPERIMENTS)        # another model's is not
+
+
+def test_two_processes_give_the_same_to_the_last_digit(demo_data, weights, tmp_path):
+    """With the models' own captions, over which the processes share the work too."""
+    flags = ["evaluation.py", "--weight", str(weights / "aoa.pth"), "--data_folder", str(demo_data), "--workers", "0",
+             "--max_len", "12", "--device", "cpu", *SCORING, "--methods", "lrp", "random", "--save_path"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command, folder in (([sys.executable], tmp_path / "one"), (two, tmp_path / "two")):
+        result = subprocess.run([*command, *flags, str(folder)], cwd=ROOT, capture_output=True, text=True,
+                                env=environment)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("settings:") == 1
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one == two and len(list((tmp_path / "two").glob("parts_*/*.csv"))) == 2 * len(EXPERIMENTS)
+    assert any(name.startswith("ablation_words") for name in one)
+
+
+def test_masks_are_needed_for_mask_mass_alone(demo_data, weights, tmp_path):
+    data = tmp_path / "data" / "demo"
+    data.mkdir(parents=True)
+    for path in (demo_data / "demo").iterdir():
+        if path.name != "masks_demo.hdf5":
+            (data / path.name).symlink_to(path)
+    flags = ["--weight", weights / "gridtd.pth", "--metrics", "bleu", "--max_images", "1", "--explanations", "tpfp"]
+    run(tmp_path / "data", tmp_path / "out", *flags)
+    with pytest.raises(InputError, match="masks_demo.hdf5 is missing: --explanations mask_mass needs"):
+        run(tmp_path / "data", tmp_path / "out", *flags, "mask_mass")
 
 
 ONE = '{"image": "test_00000.png", "caption": "a dog"}'
@@ -139,6 +237,8 @@ def test_predictions_for_a_picture_of_another_split(demo_data, tmp_path):
     (["--weight", "{weights}/gridtd.pth", "--boxes", "no.json"], "no.json"),
     (["--weight", "{weights}/regions.pth", "--explanations", "correctness"], "region features"),
     (["--weight", "{weights}/regions.pth"], "bottom_up"),
+    (["--weight", "{weights}/gridtd.pth", "--boxes", "{weights}/empty.json", "--explanations", "tpfp", "pointing_game"],
+     "--explanations pointing_game needs boxes"),
 ])
 def test_bad_input_is_one_clear_sentence(demo_data, weights, tmp_path, flags, message):
     with pytest.raises(InputError, match=message) as caught:

@@ -1,10 +1,23 @@
 """Pictures of explanations: they are there, they show something, and colour means the sign."""
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from captioning.errors import InputError
-from captioning.plots import colours, draw_correctness, draw_heatmaps, draw_words, smooth, thumbnail
+from captioning.explanation_scores import Score
+from captioning.plots import (
+    colours,
+    draw_bars,
+    draw_correctness,
+    draw_curves,
+    draw_heatmaps,
+    draw_roc,
+    draw_words,
+    smooth,
+    thumbnail,
+)
 
 
 @pytest.fixture
@@ -130,6 +143,24 @@ def test_draw_correctness(tmp_path):
     both = pixels(tmp_path / "c.png")
     draw_correctness(tmp_path / "c.png", taus, {"lrp": [0.5] * 10}, 0.3)
     assert both.std() > 5 and (both != pixels(tmp_path / "c.png")).any()
+
+
+def test_plots_of_scores_show_each_method(tmp_path):
+    def draw(function, *arguments):
+        function(tmp_path / "x.png", *arguments)
+        return pixels(tmp_path / "x.png")
+
+    one, two = {"lrp": Score(0.7, 0.1, 9)}, {"lrp": Score(0.7, 0.1, 9), "random": Score(0.2, math.nan, 1)}
+    assert draw(draw_bars, {"a": two, "b": one, "empty": {}}).shape[1] > draw(draw_bars, {"a": one}).shape[1]
+    red, _ = reds_and_blues(tmp_path / "x.png")
+    assert red > 500        # lrp's colour
+    for x in ([0.0, 1.0], ["W_o", "conv1"]):
+        curves = {"lrp": [(0.0, 0.1, 9), (1.0, 0.1, 9)], "random": [(1.0, 0.1, 9), (0.0, 0.1, 9)]}
+        both = draw(draw_curves, {"deletion": curves}, x, "x", "y")
+        assert (both != draw(draw_curves, {"deletion": curves | {"random": curves["lrp"]}}, x, "x", "y")).any()
+    roc = {"lrp": ([0, 0, 1], [0, 1, 1]), "random": ([0, 1], [0, 1])}
+    other = draw(draw_roc, {"mean": roc, "maximum": roc | {"lrp": ([0, 1], [0, 1])}})
+    assert (other != draw(draw_roc, {"mean": roc, "maximum": roc})).any()
 
 
 def test_no_global_figures_and_nothing_half_written(tmp_path, photograph):

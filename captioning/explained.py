@@ -1,0 +1,195 @@
+"""A batch of pictures with their captions, and the explanations of its words, made when they are asked for."""
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from captioning import explanation
+from captioning.correctness import explained, pixel_maps, word_boxes
+from captioning.dataset import fingerprint
+from captioning.vocabulary import tokenise
+
+METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention", "random")
+WITHOUT_WORDS = ("attention",)      # methods that say nothing of the words read
+
+
+@dataclass
+class Study:
+    """What all pictures share; object words are those that `objects` names, frequent words where it names none."""
+    model: object
+    vocabulary: object
+    methods: tuple
+    objects: object                 # captioning.objects.Objects
+    boxes: dict                     # {file name: entry}
+    frequent: set                   # frequent object words
+    stop_words: set
+    masks: object = None            # captioning.localisation.Masks
+    decode: object = None           # features (B, K, C) -> captions (B, T), ids after <start>
+    seed: int = 1
+
+
+class Batch:
+    """B pictures: indices, names, images (B, 3, S, S), captions as lists of words, references as lists of sentences.
+
+    only: (B, T) bool, the words that may be studied; all by default. Step t is that of the word captions[t], T steps
+    with <end>. Every (B, T) mask below says of each step whether its word is of that kind.
+    """
+
+    def __init__(self, study, indices, names, images, words, references, only=None):
+        self.study, self.indices, self.names, self.images = study, indices, names, images
+        self.words, self.references, self.only = words, references, only
+        encode = study.vocabulary.encode
+        self.captions = pad_sequence([torch.tensor(encode(sentence, len(sentence))) for sentence in words],
+                                     batch_first=True).to(images.device)               # (B, T+1)
+        named = study.objects.named if study.objects.words else self._frequent
+        self.categories = [dict(named(sentence)) for sentence in words]
+        self._explanations, self._pixels = {}, {}
+
+    def _frequent(self, sentence):
+        return [(t, word) for t, word in enumerate(sentence) if word in self.study.frequent]
+
+    def _mask(self, is_wanted):
+        """(B, T): is_wanted(row, step, word)."""
+        mask = torch.zeros(len(self.words), self.captions.shape[1] - 1, dtype=torch.bool)
+        for b, sentence in enumerate(self.words):
+            mask[b, :len(sentence)] = torch.tensor([bool(is_wanted(b, t, word)) for t, word in enumerate(sentence)],
+                                                   dtype=torch.bool)
+        mask = mask.to(self.images.device)
+        return mask if self.only is None else mask & self.only
+
+    @cached_property
+    def object_words(self):
+        return self._mask(lambda b, t, _: t in self.categories[b])
+
+    @cached_property
+    def stop_words(self):
+        return self._mask(lambda b, t, word: word in self.study.stop_words)
+
+    @cached_property
+    def frequent_words(self):
+        return self._mask(lambda b, t, word: word in self.study.frequent)
+
+    @cached_property
+    def boxed_words(self):
+        """Object words whose object has a box in the picture."""
+        return self._mask(lambda b, t, _: self.categories[b].get(t) in self.study.boxes.get(
+            self.names[b], {}).get("categories", ()))
+
+    @cached_property
+    def masked_words(self):
+        """Object words whose object has a mask in the picture."""
+        return self._mask(lambda b, t, _: self.study.masks.has(self.indices[b], self.categories[b].get(t)))
+
+    def boxes(self, rows, steps):
+        """(n, m, 4) the boxes of the words' objects in shares of the picture, NaN where there are fewer than m."""
+        found = [word_boxes(self.study.boxes[self.names[b]], self.categories[b][t])
+                 for b, t in zip(rows.tolist(), steps.tolist(), strict=True)]
+        return pad_sequence(found, batch_first=True, padding_value=torch.nan).to(self.images)
+
+    def masks(self, rows, steps):
+        """(n, S, S) bool, True where the words' objects are."""
+        found = [self.study.masks.of(self.indices[b], self.categories[b][t], self.images.shape[-2:])
+                 for b, t in zip(rows.tolist(), steps.tolist(), strict=True)]
+        return torch.stack(found).to(self.images.device)
+
+    def right_words(self, rows, steps):
+        """(n,) bool: whether a reference has the word."""
+        there = [set().union(*map(tokenise, texts)) for texts in self.references]
+        return torch.tensor([self.words[b][t] in there[b] for b, t in zip(rows.tolist(), steps.tolist(), strict=True)],
+                            device=self.images.device)
+
+    @cached_property
+    def features(self):
+        """(B, K, C)"""
+        return encode(self.study.model, self.images)
+
+    @cached_property
+    def _trace(self):
+        return self.study.model.teacher_force(self.features, self.captions[:, None])
+
+    @cached_property
+    def log_p(self):
+        """(B, T) the words' log-probabilities."""
+        log_p = self.study.model.output(self._trace.hidden[:, 0]).log_softmax(-1)
+        return log_p.gather(2, self.captions[:, 1:, None]).squeeze(2)
+
+    @property
+    def beta(self):
+        """(B, T) the sentinel's share; None for models without."""
+        return None if self._trace.beta is None else self._trace.beta[:, 0, :, 0]
+
+    @cached_property
+    def _steps(self):
+        """(B, S) steps of the words whose maps can be asked for, and (B, T) each step's place among them."""
+        wanted = self.object_words | self.frequent_words
+        width = max(1, int(wanted.sum(1).max()))
+        return wanted.int().argsort(dim=1, descending=True, stable=True)[:, :width], wanted.cumsum(1) - 1
+
+    def maps(self, method, rows, steps):
+        """(n, S, S) the method's maps of the words at (rows, steps), object or frequent words; channels summed."""
+        if method not in self._pixels:
+            size = tuple(self.images.shape[-2:])
+            if method == "guided_grad_cam":     # of what is there already
+                guided, cam = (self._all_maps(name, size) for name in ("guided_backprop", "grad_cam"))
+                self._pixels[method] = guided * cam
+            else:
+                self._all_maps(method, size)
+        return self._pixels[method][rows, self._steps[1][rows, steps]]
+
+    def _all_maps(self, method, size):
+        """(B, S, H, W)"""
+        if method not in self._pixels:
+            chosen = self._steps[0]
+            if method == "random":
+                found = torch.stack([maps[own] for own, (_, maps) in zip(chosen, self._random, strict=True)])
+            else:
+                found = pixel_maps(self._explained(method), method, size)
+                if method == "attention":
+                    found = found.take_along_dim(chosen[..., None, None], dim=1)
+            self._pixels[method] = found
+        return self._pixels[method]
+
+    def relevance(self, method, rows, steps):
+        """(n, T) the relevance of the word read at each step i ≤ t, for the words at (rows, steps)."""
+        if method == "random":
+            return torch.stack([words for words, _ in self._random])[rows, steps]
+        return self._explained({"guided_grad_cam": "guided_backprop"}.get(method, method)).words[rows, steps]
+
+    def _explained(self, method):
+        method = "grad_cam" if method == "attention" else method        # attention comes with any of them
+        if method not in self._explanations:
+            found = explained(self.study.model, self.images, self.captions, method, steps=self._steps[0])
+            found.features = None       # large, and not needed
+            self._explanations[method] = found
+        return self._explanations[method]
+
+    @cached_property
+    def _random(self):
+        """[(words (T, T), maps (T, S, S))] of each picture, uniform noise that (seed, file name) alone decide."""
+        T, S = self.captions.shape[1] - 1, self.images.shape[-1]
+        noise = []
+        for name, sentence in zip(self.names, self.words, strict=True):
+            generator = torch.Generator().manual_seed(int(fingerprint([self.study.seed, name]), 16) % 2**63)
+            own = len(sentence) + 1
+            words, maps = torch.zeros(T, T), torch.zeros(T, S, S)
+            words[:own, :own] = torch.rand(own, own, generator=generator)
+            maps[:own] = torch.rand(own, S, S, generator=generator)
+            noise.append((words.to(self.images), maps.to(self.images)))
+        return noise
+
+
+def encode(model, images, at_once=64):
+    """images (n, 3, S, S) -> features (n, K, C), so many at once."""
+    return torch.cat([model.encode(explanation.fast_format(part)) for part in images.split(at_once)])
+
+
+def word_log_p(model, features, captions, steps, rows=None):
+    """Log-probability (n,) of the word captions[i, steps[i] + 1] after captions[i, :steps[i] + 1]; features (n, K, C),
+    or, with rows (n,), those of features (B, K, C) in these rows."""
+    context = model.start(features)
+    if rows is not None:
+        context = type(context)(*(part if part is None else part[rows] for part in context))
+    hidden = model.teacher_force(features, captions[:, None, :int(steps.max()) + 2], context=context).hidden
+    n = torch.arange(len(captions), device=captions.device)
+    return model.output(hidden[n, 0, steps]).log_softmax(-1)[n, captions[n, steps + 1]]

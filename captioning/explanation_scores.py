@@ -1,0 +1,238 @@
+"""Scores of explanations: the loop over pictures, its part files, tables and plots.
+
+The unit of work is a batch of pictures. Its rows go into part files, one for each experiment, that appear whole; what
+is there already is not measured again, by whichever process. Batches are the same with any number of processes, and so
+is every digit.
+"""
+import csv
+import io
+import math
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from captioning import plots, processes
+from captioning.ablation import patch_ablation, word_ablation
+from captioning.correctness import THRESHOLDS, correctness
+from captioning.dataset import fingerprint
+from captioning.explained import METHODS, Batch
+from captioning.faithfulness import FRACTIONS, deletion_insertion
+from captioning.features import weights_fingerprint
+from captioning.files import atomic_path, make_folder, write_text
+from captioning.localisation import mask_mass, pointing_game
+from captioning.sanity import sanity
+from captioning.tpfp import auc, roc_curve, tpfp
+from captioning.training import make_loader
+
+COLUMNS = ("image", "step", "word", "method", "measure", "value")
+TABLE = ("method", "measure", "mean", "standard_error", "count")
+
+
+class Score(NamedTuple):
+    """A line of a table."""
+    mean: float
+    error: float        # standard error
+    count: int
+
+
+def after(mask, first):
+    """mask (B, T) without the steps before `first`."""
+    return mask & (torch.arange(mask.shape[1], device=mask.device) >= first)
+
+
+def means(values):
+    """{(method, measure): Score} of the values {(method, measure): numbers}."""
+    return {key: mean_and_error(numbers) for key, numbers in values.items()}
+
+
+def mean_and_error(numbers):
+    n = len(numbers)
+    mean = math.fsum(numbers) / n
+    error = math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1) / n) if n > 1 else math.nan
+    return Score(mean, error, n)
+
+
+def areas(values):
+    """Of tpfp: {(method, statistic): Score}, the mean over pairs of a right and a wrong word that is the area under the
+    ROC curve, with its standard error."""
+    scores, right = scores_and_labels(values)
+    return {key: Score(*auc(own, right), len(right)) for key, own in scores.items()}
+
+
+def scores_and_labels(values):
+    """{(method, statistic): (words,)} and whether each word is right, (words,) bool."""
+    tensors = {key: torch.tensor(numbers, dtype=torch.float64) for key, numbers in values.items()}
+    return tensors, tensors.pop(("reference", "right")) > 0
+
+
+def draw_ablation(path, table, values):
+    titles = {"disappears": "20 patches grey: words that disappear", "patch_drop": "drop of those that stay",
+              "object_word_drop": "3 words deleted: drop of object words", "stop_word_drop": "drop of stop words"}
+    plots.draw_bars(path, {title: by_method(table, measure) for measure, title in titles.items()})
+
+
+def draw_correctness(path, table, values):
+    shares = {method: [table[method, str(tau)].mean for tau in THRESHOLDS] for method in by_method(table, "0.9")}
+    plots.draw_correctness(path, THRESHOLDS, shares, table["box", "0.0"].mean)
+
+
+def draw_tpfp(path, table, values):
+    scores, right = scores_and_labels(values)
+    if right.all() or not right.any():
+        print(f"tpfp: all {len(right)} words are {'right' if right.all() else 'wrong'}: there is no ROC curve")
+        return
+    plots.draw_roc(path, {name: {method: roc_curve(own, right) for (method, measured), own in scores.items()
+                                 if measured in (name, "1-beta")}
+                          for name in ("mean", "positive_mean", "absolute_mean", "maximum")})
+
+
+def draw_curves(path, table, values):
+    panels = {name: {method: [table[method, f"{name}_{x}"] for x in FRACTIONS] for method in by_method(table, name)}
+              for name in ("deletion", "insertion")}
+    plots.draw_curves(path, panels, FRACTIONS, "share of patches", "log-probability of the word")
+
+
+def draw_localisation(measure, title):
+    return lambda path, table, values: plots.draw_bars(path, {title: by_method(table, measure)})
+
+
+def draw_sanity(path, table, values):
+    layers = sorted({measure for _, measure in table})
+    panels = {"another model, another explanation": {method: [table[method, layer] for layer in layers]
+                                                     for method in by_method(table, layers[0])}}
+    plots.draw_curves(path, panels, [layer.split("_", 1)[1] for layer in layers], "randomised down to this layer",
+                      "rank correlation with the explanation")
+
+
+def by_method(table, measure):
+    """{method: Score} of one measure."""
+    return {method: score for (method, name), score in table.items() if name == measure}
+
+
+class Experiment(NamedTuple):
+    """parts: [(which words of a batch, (B, T) bool, and the function that measures them)]; table(values) -> Scores;
+    draw(path, table, values); shown: the measures that the screen shows."""
+    parts: tuple
+    draw: object
+    shown: tuple
+    table: object = means
+
+
+EXPERIMENTS = {
+    "ablation": Experiment(((lambda batch: after(batch.stop_words | batch.object_words, 6), word_ablation),
+                            (lambda batch: after(batch.object_words, 1), patch_ablation)), draw_ablation,
+                           ("disappears", "patch_drop", "object_word_drop", "stop_word_drop")),
+    "correctness": Experiment(((lambda batch: batch.boxed_words, correctness),), draw_correctness,
+                              ("0.0", "0.3", "0.6", "0.9")),
+    "tpfp": Experiment(((lambda batch: batch.frequent_words, tpfp),), draw_tpfp,
+                       ("mean", "positive_mean", "absolute_mean", "maximum", "quantile_0.5", "1-beta"), areas),
+    "deletion_insertion": Experiment(((lambda batch: after(batch.object_words, 1), deletion_insertion),), draw_curves,
+                                     ("deletion", "insertion")),
+    "pointing_game": Experiment(((lambda batch: batch.boxed_words, pointing_game),),
+                                draw_localisation("hit", "most relevant pixel inside the object's box"), ("hit",)),
+    "mask_mass": Experiment(((lambda batch: batch.masked_words, mask_mass),),
+                            draw_localisation("inside", "positive relevance on the object itself"), ("inside",)),
+    "sanity": Experiment(((lambda batch: after(batch.object_words, 1), sanity),), draw_sanity, ()),
+}
+NEED_BOXES = {"correctness", "pointing_game"}
+
+
+def score(study, pictures, captions, names, batch_size, workers, device, folder, flags):
+    """Runs the experiments `names` on the first len(captions) of `pictures`, a CaptionDataset with images. Writes, in
+    `folder`, <experiment>_words_<split>.csv, _<split>.csv and _<split>.png, <split> being flags[0]; flags: what else
+    the captions of changed pictures depend on. Returns {experiment: table} in the first process, else None."""
+    split = flags[0]
+    identity = fingerprint([weights_fingerprint(study.model), captions, pictures.names[:len(captions)], study.methods,
+                            study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
+                            sorted(study.frequent), flags])
+    parts = make_folder(Path(folder) / f"parts_{identity}")
+    batches = [list(range(i, min(i + batch_size, len(captions)))) for i in range(0, len(captions), batch_size)]
+    paths = {name: [parts / f"{name}_{batch[0]:06d}.csv" for batch in batches] for name in names}
+    measure_all(study, pictures, captions, names, batches, paths, workers, device)
+    processes.wait()
+    if processes.rank():
+        return None
+    return {name: conclude(name, paths[name], Path(folder), split) for name in names}
+
+
+def measure_all(study, pictures, captions, names, batches, paths, workers, device):
+    """Writes the part files {experiment: [path of each batch]} that are missing."""
+    mine = processes.own(list(range(len(batches))))
+    todo = [k for k in mine if not all(paths[name][k].exists() for name in names)]
+    loader = make_loader(pictures, [batches[k] for k in todo], workers, device) if todo else []
+    with tqdm(total=sum(len(batches[k]) for k in mine), initial=sum(len(batches[k]) for k in set(mine) - set(todo)),
+              desc="explanations", unit="image", disable=processes.rank() > 0) as bar:
+        for k, content in zip(todo, loader, strict=True):
+            indices = batches[k]
+            batch = Batch(study, indices, [pictures.names[i] for i in indices], content["images"].to(device),
+                          [captions[i].split() for i in indices], [pictures.references[i] for i in indices])
+            for name in names:
+                if not paths[name][k].exists():
+                    write_text(paths[name][k], as_csv(measure(EXPERIMENTS[name], batch)))
+            bar.update(len(indices))
+
+
+def measure(experiment, batch):
+    """Rows (image, step, word, method, measure, value) of a batch, word by word."""
+    lines = []
+    with torch.no_grad():
+        for choose, function in experiment.parts:
+            rows, steps = choose(batch).nonzero(as_tuple=True)
+            if not len(rows):
+                continue
+            found = function(batch, rows, steps)
+            values = torch.stack([part.double().cpu() for part in found.values()], 1).tolist()     # (n, measures)
+            for b, t, own in zip(rows.tolist(), steps.tolist(), values, strict=True):
+                word = batch.names[b], t, batch.words[b][t]
+                lines += [(*word, *key, f"{value:.9g}") for key, value in zip(found, own, strict=True)
+                          if not math.isnan(value)]
+    return lines
+
+
+def as_csv(lines):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def conclude(name, parts, folder, split):
+    """Joins the part files, writes table and plot, prints the table; returns {(method, measure): Score}."""
+    values = {}
+    with atomic_path(folder / f"{name}_words_{split}.csv") as temporary, open(temporary, "w", newline="",
+                                                                             encoding="utf-8") as file:
+        file.write(as_csv([COLUMNS]))
+        for part in parts:
+            text = part.read_text(encoding="utf-8")
+            file.write(text)
+            for *_, method, measured, value in csv.reader(io.StringIO(text)):
+                values.setdefault((method, measured), array("d")).append(float(value))
+    if not values:
+        print(f"{name}: no caption has a word that it could measure")
+        return {}
+    experiment = EXPERIMENTS[name]
+    values = dict(sorted(values.items(), key=lambda item: place(item[0][0])))
+    table = experiment.table(values)
+    lines = [(method, measured, f"{mean:.6g}", f"{error:.6g}", count)
+             for (method, measured), (mean, error, count) in table.items()]
+    write_text(folder / f"{name}_{split}.csv", as_csv([TABLE, *lines]))
+    experiment.draw(folder / f"{name}_{split}.png", table, values)
+    show(name, table, experiment.shown or sorted({measured for _, measured in table})[::4])
+    return table
+
+
+def place(method):
+    """Methods come as in METHODS, baselines of an experiment's own after them."""
+    return METHODS.index(method) if method in METHODS else len(METHODS)
+
+
+def show(name, table, measures):
+    """Prints a line for each method, a column for each of the measures."""
+    print(f"\n{name:18}" + "".join(f"{measured:>18}" for measured in measures))
+    for method in dict.fromkeys(method for method, _ in table):
+        cells = [f"{table[key].mean:.3f} ± {table[key].error:.3f}" if (key := (method, measured)) in table else ""
+                 for measured in measures]
+        print(f"{method:18}" + "".join(f"{cell:>18}" for cell in cells))
+    print(f"({max(score.count for score in table.values())} words)", flush=True)
