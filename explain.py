@@ -21,7 +21,7 @@ from captioning.cli import (
     print_settings,
     set_seed,
 )
-from captioning.correctness import explained, pixel_maps
+from captioning.correctness import explained, pixel_maps, region_relevance
 from captioning.dataset import CaptionDataset, features_path, fingerprint
 from captioning.errors import InputError, run_script
 from captioning.features import check_features, weights_fingerprint
@@ -29,7 +29,7 @@ from captioning.files import make_folder
 from captioning.images import preprocess, read_image
 from captioning.page import page_entry, sentence, write_page
 from captioning.plots import SEQUENTIAL, draw_heatmaps, draw_words
-from captioning.regions import methods_of_regions, region_relevance
+from captioning.regions import methods_of_regions
 from captioning.vocabulary import tokenise
 
 METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention")
