@@ -25,7 +25,7 @@ from captioning.dataset import CaptionDataset, features_path
 from captioning.decoding import decode
 from captioning.errors import InputError, run_script
 from captioning.explained import METHODS, Study
-from captioning.explanation_scores import EXPERIMENTS, NEED_BOXES, score
+from captioning.explanation_scores import EXPERIMENTS, NEED_BOXES, experiments_of_regions, score
 from captioning.files import make_folder, read_json, write_json
 from captioning.localisation import Masks
 from captioning.objects import (
@@ -39,6 +39,7 @@ from captioning.objects import (
 )
 from captioning.plots import draw_comparison
 from captioning.predictions import image_ids, read_predictions, read_references
+from captioning.regions import methods_of_regions
 from captioning.scoring import score_all, table, write_per_image
 from captioning.training import caption_batch, make_loader
 from pycocoevalcap.scores import SCORERS, spice
@@ -144,18 +145,18 @@ def open_pictures(args, model):
     return CaptionDataset(args.data_folder, args.dataset, args.split, image_size=checkpoint.image_size(model))
 
 
-def make_study(args, model, vocabulary, boxes, objects, masks):
+def make_study(args, model, vocabulary, boxes, objects, masks, read_boxes=None):
     frequent = set(frequent_words(args.dataset, objects, args.object_words))
     return Study(model, vocabulary, tuple(args.methods), objects, boxes, frequent, stop_words(), masks,
-                 lambda features: decode(model, features, vocabulary, **decoding_options(args)), args.seed)
+                 lambda features: decode(model, features, vocabulary, **decoding_options(args)), args.seed, read_boxes)
 
 
 def score_explanations(args, model, vocabulary, data, captions, boxes, objects, masks, device):
     """Tables and plots of --explanations; returns what metrics_<split>.json takes over."""
     if not args.explanations:
         return {}
-    pictures = open_pictures(args, model)
-    study = make_study(args, model, vocabulary, boxes, objects, masks)
+    pictures = data if model.encoder is None else open_pictures(args, model)
+    study = make_study(args, model, vocabulary, boxes, objects, masks, data.read_boxes)
     if "ablation" in args.explanations and "attention" in args.methods:
         print("attention gives the words read no relevance: word ablation leaves it out")
     tables = score(study, pictures, captions[:args.max_images], args.explanations, args.batch_size, args.workers,
@@ -228,8 +229,8 @@ def open_model(args, device):
     """(model, vocabulary, whether it was trained on stored features) of --weight."""
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
     if args.explanations and model.encoder is None:
-        raise InputError(f"{args.weight} works on region features, not on pictures: --explanations needs a model "
-                         "with a CNN encoder")
+        args.methods = methods_of_regions(args.methods, args.weight)
+        args.explanations = experiments_of_regions(args.explanations, args.weight)
     training = checkpoint.read(args.weight).get("training") or {}
     return model, vocabulary, training.get("from_features", False)
 

@@ -21,7 +21,7 @@ from captioning.cli import (
     print_settings,
     set_seed,
 )
-from captioning.correctness import explained, pixel_maps
+from captioning.correctness import explained, pixel_maps, region_relevance
 from captioning.dataset import CaptionDataset, features_path, fingerprint
 from captioning.errors import InputError, run_script
 from captioning.features import check_features, weights_fingerprint
@@ -29,6 +29,7 @@ from captioning.files import make_folder
 from captioning.images import preprocess, read_image
 from captioning.page import page_entry, sentence, write_page
 from captioning.plots import SEQUENTIAL, draw_heatmaps, draw_words
+from captioning.regions import methods_of_regions
 from captioning.vocabulary import tokenise
 
 METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention")
@@ -122,10 +123,7 @@ def open_regions(args, model):
     if args.images:
         raise InputError(f"{args.weight} works on region features, not on pixels: give --dataset NAME, whose features "
                          "preparedataset.py --features bottom_up stored")
-    on_pixels = [method for method in args.methods if method in ("grad_cam", "guided_grad_cam")]
-    if on_pixels:
-        raise InputError(f"{args.weight} works on region features, which have no pixel maps: leave {on_pixels[0]} out "
-                         "of --methods")
+    args.methods = methods_of_regions(args.methods, args.weight)
     data = CaptionDataset(args.data_folder, args.dataset, args.split,
                           features=features_path(args.data_folder, args.dataset, args.split, "bottom_up"))
     check_features(data, model)
@@ -155,10 +153,10 @@ def explain_batch(args, model, vocabulary, images):
             {"eps": args.eps} if method == "lrp" else {})
         found = explained(model, images, captions, method, **options, **own)
         parts = {f"{method}_pixels": pixel_maps(found, method, tuple(images.shape[-2:]))} if images.dim() == 4 else {}
-        if method == "attention" and images.dim() == 3:
-            parts["attention_regions"] = found.attention.mean(2) if found.attention.dim() == 4 else found.attention
-        elif method != "attention":
-            parts |= {f"{method}_regions": found.features.sum(-1), f"{method}_words": found.words}
+        if method != "attention" or images.dim() == 3:
+            parts[f"{method}_regions"] = region_relevance(found, method)
+        if method != "attention":
+            parts[f"{method}_words"] = found.words
         if method == "lrp":
             parts["conservation"] = found.conservation
         p = found.logits.softmax(-1)                                                   # (B, T, V)
@@ -255,12 +253,13 @@ def explain_all(args, model, vocabulary, pictures, regions, device):
                     bar.write(f"left out: {error}")
             results = []
             if sound:
-                images = regions.read_features([i for i, *_ in sound]) if regions else torch.stack(
+                rows = [i for i, *_ in sound]
+                images = regions.read_features(rows) if regions else torch.stack(
                     [preprocess(picture, size) for *_, picture in sound])
                 results = explain_batch(args, model, vocabulary, images.to(device))
-            for (i, path, folder, key, picture), arrays in zip(sound, results, strict=True):
                 if regions:
-                    arrays = only_regions_there(arrays, regions.region_boxes(i))
+                    results = map(only_regions_there, results, regions.read_boxes(rows), regions.region_counts(rows))
+            for (_, path, folder, key, picture), arrays in zip(sound, results, strict=True):
                 publish(folder, picture, arrays | {"identity": np.array(key)})
                 arrived = f"   (LRP: {arrays['conservation'].mean():.0%} of the logits reached words and picture)" \
                     if "conservation" in arrays else ""
@@ -269,10 +268,10 @@ def explain_all(args, model, vocabulary, pictures, regions, device):
     return broken
 
 
-def only_regions_there(arrays, boxes):
-    """The arrays without padded regions, and `boxes` (K, 4)."""
-    return {name: part[..., :len(boxes)] if name == "attention" or name.endswith("_regions") else part
-            for name, part in arrays.items()} | {"boxes": boxes}
+def only_regions_there(arrays, boxes, count):
+    """The arrays without padded regions, and so `boxes` (K, 4)."""
+    return {name: part[..., :count] if name == "attention" or name.endswith("_regions") else part
+            for name, part in arrays.items()} | {"boxes": boxes[:count].numpy()}
 
 
 def make_page(path, pictures):

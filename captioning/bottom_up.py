@@ -1,8 +1,6 @@
 """Features of regions, made elsewhere: a tsv, or a folder with a file for each picture (method.md, section 8)."""
 import base64
-import csv
 import os
-import sys
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from captioning.annotations import trailing_number
 from captioning.dataset import fingerprint, open_hdf5, reading
 from captioning.errors import InputError
 from captioning.features import FLOAT16_MAX, Store
+from captioning.files import write_text
 
 FEATURES, BOXES = ("image_features", "features", "feat", "x"), ("image_boxes", "boxes", "bbox")
 
@@ -22,38 +21,42 @@ def store(path, records, source, regions=36):
     """Features (N, regions, C) float16, boxes (N, regions, 4) float32, x0, y0, x1, y1 in pixels, and how many regions
     each picture has, to `path`; goes on where it stopped.
 
-    source: a tsv of bottom-up-attention or py-bottom-up-attention, or a folder of <file name>.hdf5, .npz or .npy (named
-    in full, without ending or by number), .npy without boxes. More regions than wanted: the surest, or the first, stay.
+    source: a tsv of bottom-up-attention or py-bottom-up-attention, a folder of such, or of <file name>.hdf5, .npz or
+    .npy (named in full, without ending or by number), .npy without boxes. More regions than wanted: the surest, or the
+    first, stay. Pictures without features are listed in <path>.missing.txt.
     """
-    read = _folder if Path(source).is_dir() else _tsv
-    first = next(read(source, records, regions), None)
+    index = _finder([record.name for record in records])
+    first = next(_regions(source, records, lambda name: index(name) is not None, regions), None)
     if first is None:
         raise InputError(f"{source} has no features of {records[0].name} or any other of these pictures: is it the "
                          "right file or folder?")
     C = first[1].shape[-1] if first[1].ndim else 0
     attributes = {"encoder": "bottom_up", "names": fingerprint([record.name for record in records]),
                   "source": str(Path(source).resolve())}
-    index = _finder([record.name for record in records])
     with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as store:
         missing = store.missing
-        found = read(source, [records[i] for i in sorted(missing)], regions) if missing else ()
-        for name, features, boxes in tqdm(found, desc=Path(path).name, unit="image"):
+        found = _regions(source, [records[i] for i in sorted(missing)], lambda name: index(name) in missing, regions)
+        for name, features, boxes in tqdm(found if missing else (), desc=Path(path).name, unit="image"):
             i = index(name)
-            if i not in missing:
-                continue
             if features.ndim != 2 or features.shape[1] != C or boxes.shape != (len(features), 4) or not len(features):
                 raise InputError(f"{source} has features {features.shape} and boxes {boxes.shape} for {name!r}: "
                                  f"(regions, {C}) and (regions, 4) are expected")
-            if not ((np.abs(features) <= FLOAT16_MAX).all() and np.isfinite(boxes).all()):
-                raise InputError(f"{source} has features of {name!r} that are no finite numbers: make them anew")
+            if not ((np.abs(features) <= FLOAT16_MAX).all() and np.isfinite(boxes).all() and features.any()):
+                raise InputError(f"{source} has features of {name!r} that are all zero or no finite numbers: make them "
+                                 "anew")
             store.write(i, *(_padded(values, regions)[None] for values in (features, boxes)),
                         [min(len(features), regions)])
             missing.remove(i)
             if not missing:
                 break
+        listed = Path(f"{path}.missing.txt")
+        listed.unlink(missing_ok=True)
         if missing:
-            raise InputError(f"{source} has no features of {records[min(missing)].name} (and {len(missing) - 1} "
-                             "other pictures): make them, or leave the pictures out of the captions")
+            names = [records[i].name for i in sorted(missing)]
+            write_text(listed, "\n".join(names) + "\n")
+            raise InputError(f"{source} has no features of {len(names)} of the {len(records)} pictures, of "
+                             f"{', '.join(names[:5])} for a start, all of them listed in {listed}: make them, or "
+                             "leave the pictures out of the captions")
 
 
 def _padded(values, regions):
@@ -87,7 +90,17 @@ def _finder(names):
     return find
 
 
-def _folder(folder, records, _):
+def _regions(source, records, is_wanted, regions):
+    """(name, features, boxes) of what the source calls pictures of those records."""
+    source = Path(source)
+    tables = sorted(path for path in source.iterdir() if ".tsv" in path.suffixes) if source.is_dir() else [source]
+    for path in tables:
+        yield from _tsv(path, is_wanted, regions)
+    if not tables:
+        yield from _folder(source, records)
+
+
+def _folder(folder, records):
     """(name, features, boxes) of those records that the folder has a file of."""
     for record in records:
         number = trailing_number(record.name)
@@ -120,22 +133,29 @@ def _from_numpy(path):
         raise InputError(f"{path} cannot be read ({error}): make it anew") from error
 
 
-def _tsv(path, records, regions):
-    """Rows of py-bottom-up-attention's or bottom-up-attention's tsv."""
+def _tsv(path, is_wanted, regions):
+    """Rows of py-bottom-up-attention's or bottom-up-attention's tsv whose names are wanted; others are not decoded."""
     new = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
            "features")
     old = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
-    csv.field_size_limit(sys.maxsize)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            for values in csv.reader(file, delimiter="\t"):
+        with open(path, "rb") as file:
+            for line in file:
+                values = line.rstrip(b"\r\n").split(b"\t")
                 row = dict(zip(new if len(values) == len(new) else old, values, strict=True))
-                boxes, features = (np.frombuffer(base64.b64decode(row[key]), np.float32).reshape(
-                    int(row["num_boxes"]), -1) for key in ("boxes", "features"))
+                name = values[0].decode()
+                if not is_wanted(name):
+                    continue
+                n = int(row["num_boxes"])
+                boxes, features = (_decoded(row[key]).reshape(n, -1) for key in ("boxes", "features"))
                 if "objects_conf" in row and len(features) > regions:
-                    surest = np.sort(np.argsort(-np.frombuffer(base64.b64decode(row["objects_conf"]), np.float32),
-                                                kind="stable")[:regions])
+                    surest = np.sort(np.argsort(-_decoded(row["objects_conf"]), kind="stable")[:regions])
                     boxes, features = boxes[surest], features[surest]
-                yield row.get("img_id", row.get("image_id")), features, boxes
-    except (OSError, ValueError, LookupError, csv.Error) as error:
+                yield name, features, boxes
+    except (OSError, ValueError) as error:
         raise InputError(f"the features {path} cannot be read ({error}): give a tsv of bottom-up-attention") from error
+
+
+def _decoded(text):
+    """float32 numbers of base64 text."""
+    return np.frombuffer(base64.b64decode(text), np.float32)

@@ -8,15 +8,20 @@ THRESHOLDS = [tau / 10 for tau in range(10)]
 def correctness(batch, rows, steps):
     """The share of a word's positive relevance, divided by its maximum and without values ≤ τ, that lies inside its
     object's box, the best box of the category; baseline, as method box: the largest box's share of the picture. For
-    object words whose object has a box.
+    object words whose object has a box. For region features, relevance weighs how much of a region lies inside the box;
+    method even: all regions alike.
 
     rows, steps (n,) -> {(method, measure): (n,)}; the measures are τ, 0.0, 0.1, … 0.9.
     """
-    boxes, found = batch.boxes(rows, steps), {}
+    boxes, found, overlap = batch.boxes(rows, steps), {}, None
+    if batch.on_regions:
+        overlap = overlaps(batch.region_boxes(rows), boxes)
+        found["even", "0.0"] = share_of_regions(batch.region_there[rows], overlap)[:, 0]
     for method in batch.study.methods:
-        shares, areas = share_inside(batch.maps(method, rows, steps), boxes)
+        maps = batch.maps(method, rows, steps)
+        shares = share_inside(maps, boxes)[0] if overlap is None else share_of_regions(maps, overlap)
         found |= {(method, str(tau)): values for tau, values in zip(THRESHOLDS, shares.T, strict=True)}
-    return found | {("box", "0.0"): areas}
+    return found | {("box", "0.0"): box_share(boxes)}
 
 
 def share_inside(maps, boxes, thresholds=THRESHOLDS):
@@ -35,9 +40,31 @@ def share_inside(maps, boxes, thresholds=THRESHOLDS):
         in_box = torch.einsum("nmh,nhw,nmw->nm", in_rows, kept, in_columns)
         shares.append(in_box / kept.sum((1, 2)).clamp(min=torch.finfo(maps.dtype).tiny)[:, None])
     shares = torch.stack(shares, -1)                                                   # (n, m, thresholds)
-    sides = boxes.clamp(0, 1)
-    areas = (sides[..., 2] - sides[..., 0]) * (sides[..., 3] - sides[..., 1])          # (n, m), NaN without a box
-    return shares.amax(1), areas.nan_to_num(0).amax(1)
+    return shares.amax(1), box_share(boxes)
+
+
+def box_share(boxes):
+    """(n,) the largest of the boxes' (n, m, 4) shares of the picture."""
+    return overlaps(boxes.new_tensor([[[0, 0, 1, 1]]]), boxes).amax((1, 2))
+
+
+def overlaps(regions, boxes):
+    """The share (n, m, K) of each region (n, K, 4) that lies inside each box (n, m, 4), both x0, y0, x1, y1 in shares
+    of the picture, NaN where there is no box; 0 there, and for regions without area."""
+    regions, boxes = regions[:, None], boxes.clamp(0, 1)[:, :, None]                   # (n, 1, K, 4), (n, m, 1, 4)
+    sides = torch.minimum(regions[..., 2:], boxes[..., 2:]) - torch.maximum(regions[..., :2], boxes[..., :2])
+    areas = (regions[..., 2:] - regions[..., :2]).clamp(min=0).prod(-1)                # (n, 1, K)
+    return (sides.clamp(min=0).prod(-1) / areas).nan_to_num(0, 0, 0)
+
+
+def share_of_regions(relevance, overlap, thresholds=THRESHOLDS):
+    """relevance (n, K) of regions, overlap (n, m, K) with boxes -> the share inside the best box, for every threshold
+    (n, thresholds). As in `share_inside`, positive relevance is divided by its maximum and values ≤ τ are left out."""
+    tiny = torch.finfo(relevance.dtype).tiny
+    relevance = relevance.clamp(min=0)
+    relevance = relevance / relevance.amax(1, keepdim=True).clamp(min=tiny)
+    kept = torch.where(relevance > relevance.new_tensor(thresholds)[:, None, None], relevance, 0)  # (thresholds, n, K)
+    return torch.einsum("nmk,tnk->ntm", overlap, kept).amax(2) / kept.sum(2).T.clamp(min=tiny)
 
 
 def rows_and_columns(boxes, H, W):
@@ -63,6 +90,13 @@ def pixel_maps(explanation, method, size):
     side = round(attention.shape[-1] ** 0.5)
     grid = attention.unflatten(-1, (side, -1))
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+
+
+def region_relevance(explanation, method):
+    """(B, T, K) of any method: relevance summed over channels, or attention (mean over heads)."""
+    if method != "attention":
+        return explanation.features.sum(-1)
+    return explanation.attention.mean(2) if explanation.attention.dim() == 4 else explanation.attention
 
 
 def explained(model, images, captions, method, **options):

@@ -180,16 +180,28 @@ class CaptionDataset(Dataset):
 
     def read_features(self, indices):
         """(B, K, C) float32, in one read."""
+        return self._read("features", indices)
+
+    def read_boxes(self, indices):
+        """(B, K, 4) float32 of the regions of pictures with bottom-up features, x0, y0, x1, y1 in their pixels, zeros
+        after their last; InputError if what the features were made of had no boxes."""
+        boxes = self._read("boxes", indices)
+        without = (~boxes.any(2).any(1)).nonzero().flatten().tolist()
+        if without:
+            raise InputError(f"{self.features} has no boxes of {self.names[indices[without[0]]]}: make it anew from "
+                             "features with boxes, in .hdf5, .npz or tsv files")
+        return boxes
+
+    def region_counts(self, indices):
+        """(B,) how many regions the pictures have, of at most K."""
+        return self._read("counts", indices).int()
+
+    def _read(self, name, indices):
         if self._reader != os.getpid():     # each worker opens the file for itself, also after a fork
             self._file, self._reader = open_hdf5(self.features, ("features",)), os.getpid()
         order, inverse = np.unique(np.asarray(indices), return_inverse=True)
         with reading(self.features):
-            return torch.from_numpy(self._file["features"][order][inverse].astype(np.float32))
-
-    def region_boxes(self, index):
-        """(n, 4) float32 of the regions of a picture with bottom-up features, x0, y0, x1, y1 in its pixels."""
-        with open_hdf5(self.features, ("boxes", "counts")) as file, reading(self.features):
-            return file["boxes"][index][:file["counts"][index]]
+            return torch.from_numpy(self._file[name][order][inverse].astype(np.float32))
 
     @property
     def feature_dim(self):

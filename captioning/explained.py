@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from captioning import explanation
-from captioning.correctness import explained, pixel_maps, word_boxes
+from captioning.correctness import explained, pixel_maps, region_relevance, word_boxes
 from captioning.dataset import fingerprint
 from captioning.vocabulary import tokenise
 
@@ -27,10 +27,12 @@ class Study:
     masks: object = None            # captioning.localisation.Masks
     decode: object = None           # features (B, K, C) -> captions (B, T), ids after <start>
     seed: int = 1
+    read_boxes: object = None       # indices -> boxes (B, K, 4) of their regions in pixels, for region features
 
 
 class Batch:
-    """B pictures: indices, names, images (B, 3, S, S), captions as lists of words, references as lists of sentences.
+    """B pictures: indices, names, images (B, 3, S, S) or region features (B, K, C), captions as lists of words,
+    references as lists of sentences.
 
     only: (B, T) bool, the words that may be studied; all by default. Step t is that of the word captions[t], T steps
     with <end>. Every (B, T) mask below says of each step whether its word is of that kind.
@@ -87,6 +89,20 @@ class Batch:
                  for b, t in zip(rows.tolist(), steps.tolist(), strict=True)]
         return pad_sequence(found, batch_first=True, padding_value=torch.nan).to(self.images)
 
+    @property
+    def on_regions(self):
+        return self.images.dim() == 3
+
+    @cached_property
+    def region_there(self):
+        """(B, K), 1 for regions and 0 for padding."""
+        return (self.images != 0).any(-1).to(self.images.dtype)
+
+    def region_boxes(self, rows):
+        """(n, K, 4) the boxes of the pictures' regions in shares of the picture."""
+        sides = torch.tensor([self.study.boxes[self.names[b]]["shape"] * 2 for b in rows.tolist()])
+        return (self.study.read_boxes(self.indices)[rows.cpu()] / sides[:, None]).to(self.images)
+
     def masks(self, rows, steps):
         """(n, S, S) bool, True where the words' objects are."""
         found = [self.study.masks.of(self.indices[b], self.categories[b][t], self.images.shape[-2:])
@@ -127,7 +143,10 @@ class Batch:
         return wanted.int().argsort(dim=1, descending=True, stable=True)[:, :width], wanted.cumsum(1) - 1
 
     def maps(self, method, rows, steps):
-        """(n, S, S) the method's maps of the words at (rows, steps), object or frequent words; channels summed."""
+        """(n, S, S) the method's maps of the words at (rows, steps), object or frequent words; channels summed. Of
+        regions (n, K)."""
+        if self.on_regions:
+            return self._region_relevance(method)[rows, steps]
         if method not in self._pixels:
             size = tuple(self.images.shape[-2:])
             if method == "guided_grad_cam":     # of what is there already
@@ -136,6 +155,12 @@ class Batch:
             else:
                 self._all_maps(method, size)
         return self._pixels[method][rows, self._steps[1][rows, steps]]
+
+    def _region_relevance(self, method):
+        """(B, T, K)"""
+        if method == "random":
+            return torch.stack([maps for _, maps in self._random]) * self.region_there[:, None]
+        return region_relevance(self._explained(method), method)
 
     def _all_maps(self, method, size):
         """(B, S, H, W)"""
@@ -160,21 +185,23 @@ class Batch:
         method = "grad_cam" if method == "attention" else method        # attention comes with any of them
         if method not in self._explanations:
             found = explained(self.study.model, self.images, self.captions, method, steps=self._steps[0])
-            found.features = None       # large, and not needed
+            # large, and not needed but for regions' sums
+            found.features = found.features.sum(-1, keepdim=True) if self.on_regions else None
             self._explanations[method] = found
         return self._explanations[method]
 
     @cached_property
     def _random(self):
-        """[(words (T, T), maps (T, S, S))] of each picture, uniform noise that (seed, file name) alone decide."""
-        T, S = self.captions.shape[1] - 1, self.images.shape[-1]
+        """[(words (T, T), maps (T, S, S), or (T, K) of regions)] of each picture, uniform noise that (seed, file name)
+        alone decide."""
+        T, size = self.captions.shape[1] - 1, self.images.shape[1:2] if self.on_regions else self.images.shape[2:]
         noise = []
         for name, sentence in zip(self.names, self.words, strict=True):
             generator = torch.Generator().manual_seed(int(fingerprint([self.study.seed, name]), 16) % 2**63)
             own = len(sentence) + 1
-            words, maps = torch.zeros(T, T), torch.zeros(T, S, S)
+            words, maps = torch.zeros(T, T), torch.zeros(T, *size)
             words[:own, :own] = torch.rand(own, own, generator=generator)
-            maps[:own] = torch.rand(own, S, S, generator=generator)
+            maps[:own] = torch.rand(own, *size, generator=generator)
             noise.append((words.to(self.images), maps.to(self.images)))
         return noise
 

@@ -24,6 +24,7 @@ from captioning.faithfulness import FRACTIONS, deletion_insertion
 from captioning.features import weights_fingerprint
 from captioning.files import atomic_path, make_folder, write_text
 from captioning.localisation import mask_mass, pointing_game
+from captioning.regions import say_what_lacks
 from captioning.sanity import sanity
 from captioning.tpfp import auc, roc_curve, tpfp
 from captioning.training import make_loader
@@ -139,6 +140,16 @@ EXPERIMENTS = {
     "sanity": Experiment(((lambda batch: after(batch.object_words, 1), sanity),), draw_sanity, ()),
 }
 NEED_BOXES = {"correctness", "pointing_game"}
+NEED_PIXELS = {patch_ablation, tpfp, deletion_insertion, pointing_game, mask_mass, sanity}     # parts of experiments
+
+
+def experiments_of_regions(names, weight):
+    """Those of the experiments that need no pixels; says in one sentence what is left out."""
+    left = [name for name in names if any(part not in NEED_PIXELS for _, part in EXPERIMENTS[name].parts)]
+    missing = [part.__name__ for name in names for _, part in EXPERIMENTS[name].parts if part in NEED_PIXELS]
+    if missing:
+        say_what_lacks(missing, weight)
+    return left
 
 
 def score(study, pictures, captions, names, batch_size, workers, device, folder, flags):
@@ -182,7 +193,7 @@ def measure(experiment, batch):
     with torch.no_grad():
         for choose, function in experiment.parts:
             rows, steps = choose(batch).nonzero(as_tuple=True)
-            if not len(rows):
+            if not len(rows) or (batch.on_regions and function in NEED_PIXELS):
                 continue
             found = function(batch, rows, steps)
             values = torch.stack([part.double().cpu() for part in found.values()], 1).tolist()     # (n, measures)

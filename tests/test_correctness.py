@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from aoamodel import AOAModel
-from captioning.correctness import THRESHOLDS, explained, pixel_maps, share_inside, word_boxes
+from captioning.correctness import (
+    THRESHOLDS,
+    explained,
+    overlaps,
+    pixel_maps,
+    share_inside,
+    share_of_regions,
+    word_boxes,
+)
 from gridTDmodel import GridTDModel
 
 
@@ -115,3 +123,54 @@ def test_every_method_gives_maps_of_the_pictures_size(model_class, options):
         assert maps.shape == (2, 3, 112, 112) and maps.isfinite().all()
         assert maps[0].any() and not maps[1, 2].any()                   # padding stays empty
         assert method == "lrp" or (maps >= 0).all()
+
+
+# -- regions -------------------------------------------------------------------------------------------------------
+
+def literal_of_regions(relevance, regions, boxes, tau):
+    """One word: relevance (K,), regions (K, 4), boxes of one category (m, 4)."""
+    positive = [max(0.0, value) for value in relevance.tolist()]
+    kept = [value / max(positive) if value / max(positive) > tau else 0.0 for value in positive]
+    best = 0.0
+    for a0, b0, a1, b1 in boxes.tolist():
+        inside = 0.0
+        for value, (x0, y0, x1, y1) in zip(kept, regions.tolist(), strict=True):
+            width, height = min(x1, a1) - max(x0, a0), min(y1, b1) - max(y0, b0)
+            if width > 0 and height > 0:
+                inside += value * width * height / ((x1 - x0) * (y1 - y0))
+        best = max(best, inside / sum(kept))
+    return best
+
+
+def test_share_of_regions_is_the_literal_loop():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(5, 20, 2, 2, generator=generator, dtype=torch.float64).sort(2).values.flatten(2)
+    relevance = torch.randn(5, 20, generator=generator, dtype=torch.float64)
+    relevance[1, 14:], corners[1, 14:] = 0, 0                           # padding
+    boxes = torch.rand(5, 2, 2, 2, generator=generator, dtype=torch.float64).sort(2).values.flatten(2)
+    boxes[2, 1] = torch.nan
+    shares = share_of_regions(relevance, overlaps(corners, boxes))
+    for i in range(5):
+        for j, tau in enumerate(THRESHOLDS):
+            expected = literal_of_regions(relevance[i], corners[i], boxes[i, :1 if i == 2 else 2], tau)
+            assert shares[i, j].item() == pytest.approx(expected, abs=1e-12)
+    assert len(shares.unique()) > 15 and not overlaps(corners, boxes)[2, 1].any()
+
+
+def test_regions_and_the_pixels_that_they_cover_agree():
+    """Relevance of a region spread evenly over its pixels lies inside the box just as much."""
+    regions = torch.tensor([[[0, 0, 4, 6], [3, 2, 9, 8], [5, 5, 10, 10]]]).double() / 10
+    relevance = torch.tensor([[3.0, 1.0, 2.0]]).double()
+    box = torch.tensor([[[0.2, 0.1, 0.7, 0.9]]]).double()
+    heat = torch.zeros(1, 10, 10).double()
+    for (x0, y0, x1, y1), value in zip((regions[0] * 10).int().tolist(), relevance[0], strict=True):
+        heat[0, y0:y1, x0:x1] += value / ((x1 - x0) * (y1 - y0))
+    expected = share_inside(heat, box)[0][:, 0]
+    torch.testing.assert_close(share_of_regions(relevance, overlaps(regions, box))[:, 0], expected)
+
+
+def test_regions_without_relevance_or_area_score_zero():
+    box = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+    point = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.1, 0.1, 0.2, 0.2]]])
+    assert overlaps(point, box).tolist() == [[[0, 1]]]
+    assert not share_of_regions(-torch.ones(1, 2), overlaps(point, box)).any()

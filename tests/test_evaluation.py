@@ -243,7 +243,7 @@ def test_predictions_for_a_picture_of_another_split(demo_data, tmp_path):
     (["--predictions", "p.json", "--explanations", "correctness"], "needs --weight"),
     (["--weight", "{weights}/gridtd.pth", "--dataset", "nothing"], "nothing"),
     (["--weight", "{weights}/gridtd.pth", "--boxes", "no.json"], "no.json"),
-    (["--weight", "{weights}/regions.pth", "--explanations", "correctness"], "region features"),
+    (["--weight", "{weights}/regions.pth", "--explanations", "correctness", "--methods", "grad_cam"], "region feature"),
     (["--weight", "{weights}/regions.pth"], "bottom_up"),
     (["--weight", "{weights}/gridtd.pth", "--boxes", "{weights}/empty.json", "--explanations", "tpfp", "pointing_game"],
      "--explanations pointing_game needs boxes"),

@@ -257,10 +257,22 @@ def test_tsv_of_the_older_form(tmp_path):
 
 def test_tsv_interrupted_goes_on(tmp_path):
     records = named("1.jpg", "2.jpg", "3.jpg")
-    with pytest.raises(InputError, match=r"no features of 1\.jpg \(and 1 other"):
+    with pytest.raises(InputError, match=r"no features of 2 of the 3 pictures, of 1\.jpg, 2\.jpg for a start"):
         from_tsv(tmp_path, records, [tsv_row("3", 36, 300)])
+    assert (tmp_path / "out.hdf5.missing.txt").read_text() == "1.jpg\n2.jpg\n"
     found = from_tsv(tmp_path, records, [tsv_row("2", 36, 200), tsv_row("1", 36, 100)])
     assert found["features"][:, 0, 0].tolist() == [100, 200, 300]
+    assert not (tmp_path / "out.hdf5.missing.txt").exists()
+
+
+def test_a_folder_of_tsv_files(tmp_path):
+    """As such features are published: karpathy_train_….tsv.0 and .1; or train2014_obj36.tsv and val2014_obj36.tsv"""
+    (tmp_path / "in").mkdir()
+    for name, some in (("a.tsv.0", ["1", "5"]), ("a.tsv.1", ["3"]), ("b.tsv", ["2"])):
+        rows = [tsv_row(number, 36, 100 * int(number)) for number in some]
+        (tmp_path / "in" / name).write_text("".join(row + "\n" for row in rows))
+    bottom_up.store(tmp_path / "out.hdf5", named("1.jpg", "2.jpg", "3.jpg"), tmp_path / "in")
+    assert arrays(tmp_path / "out.hdf5")["features"][:, 0, 0].tolist() == [100, 200, 300]
 
 
 @pytest.mark.parametrize("row", [
@@ -268,7 +280,7 @@ def test_tsv_interrupted_goes_on(tmp_path):
     tsv_row("1", 36, 0)[:-40],                                  # cut off
     tsv_row("1", 36, 0).replace("\t36\t", "\t35\t"),
     tsv_row("1", 36, 0).replace("\t36\t", "\tmany\t"),
-    tsv_row("1", 36, float("nan")), tsv_row("1", 36, 1e6),
+    tsv_row("1", 36, float("nan")), tsv_row("1", 36, 1e6), tsv_row("1", 1, 0),
     "\t".join(["1", "6", "4", "36", encoded(np.ones((36, 3))), encoded(np.ones((36, 100)))]),
 ])
 def test_wrong_tsv(tmp_path, row):

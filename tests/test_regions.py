@@ -1,4 +1,5 @@
 """Bottom-up features from end to end: masking, explanations drawn as boxes, and the page in a browser."""
+import csv
 import json
 import re
 import subprocess
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_correctness import literal_of_regions
 from test_lrp import make
 from test_page import CHROMIUM
 
+import evaluation
 import explain
 from aoamodel import AOAModel
 from captioning import bottom_up, checkpoint
@@ -101,13 +104,59 @@ def test_explanations_of_a_split(weights, data, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--images", "."], "works on region features.*give --dataset"),
-    (["--dataset", "demo", "--methods", "grad_cam"], "no pixel maps: leave grad_cam out"),
+    (["--dataset", "demo", "--methods", "grad_cam"], "no pixel maps: name other --methods than grad_cam"),
     (["--dataset", "demo", "--split", "train"], "features_bottom_up_train_demo.hdf5.*preparedataset.py"),
 ])
 def test_what_regions_cannot_do_is_said(weights, data, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
         explain.main(explain.get_args_parser().parse_args(
             ["--weight", str(weights), "--data_folder", str(data), "--save_path", str(tmp_path), *flags]))
+
+
+def test_what_needs_pixels_is_left_out_and_said(weights, data, tmp_path, capsys):
+    (arrays,) = run(weights, data, tmp_path, "--max_images", "1", "--methods", "grad_cam", "lrp",
+                    "guided_grad_cam").values()
+    assert arrays["methods"].tolist() == ["lrp"]
+    said = capsys.readouterr().out
+    assert said.count("works on region features, which have no pixel maps: grad_cam, guided_grad_cam left out\n") == 1
+
+
+def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsys):
+    """Correctness, word by word, by the definition; what needs pixels is left out"""
+    split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test", "bottom_up"))
+    captions = [texts[0] for texts in split.references]
+    monkeypatch.setattr(evaluation, "caption_split", lambda *_: captions)
+    evaluation.main(evaluation.get_args_parser().parse_args(
+        ["--weight", str(weights), "--data_folder", str(data), "--workers", "0", "--device", "cpu", "--save_path",
+         str(tmp_path), "--metrics", "bleu", "--batch_size", "3", "--explanations", "correctness", "tpfp", "ablation",
+         "--methods", "lrp", "attention", "random", "grad_cam"]))
+    said = capsys.readouterr().out
+    assert "no pixel maps: grad_cam left out" in said and "no pixel maps: tpfp, patch_ablation left out" in said
+    model, vocabulary = checkpoint.load(weights)
+    boxes, words_of = (json.loads((data / "demo" / f"{name}_demo.json").read_text()) for name in ("boxes", "objects"))
+    expected = {"lrp": [], "attention": [], "even": []}
+    for i, caption in enumerate(captions):
+        words, entry, n = caption.split(), boxes[split.names[i]], COUNTS[i]
+        found = model.lrp(split.read_features([i]), torch.tensor([vocabulary.encode(words, len(words))]))
+        attention = found.attention[0].mean(1) if found.attention.dim() == 4 else found.attention[0]
+        regions = split.read_boxes([i])[0][:n].double() / 112
+        for t, word in enumerate(words):
+            if word in words_of["words"]:
+                own = torch.tensor(entry["bbox"][str(entry["categories"][words_of["words"][word]])]).double() / 112
+                for name, relevance in (("lrp", found.features[0, t].sum(-1)), ("attention", attention[t]),
+                                        ("even", torch.ones(5))):
+                    positive = relevance[:n].clamp(min=0).sum() > 0
+                    expected[name].append(literal_of_regions(relevance[:n], regions, own, 0) if positive else 0)
+    metrics = json.loads((tmp_path / "metrics_test.json").read_text())
+    table, ablation = (list(csv.DictReader((tmp_path / f"{name}_test.csv").read_text().splitlines()))
+                       for name in ("correctness", "ablation"))
+    table = {(row["method"], row["measure"]): row for row in table}
+    assert int(table["lrp", "0.0"]["count"]) == len(expected["lrp"]) == metrics["explained_words"] > 5
+    for name, values in expected.items():
+        assert float(table[name, "0.0"]["mean"]) == pytest.approx(np.mean(values), rel=1e-4)
+    assert metrics["inside_box_lrp"] == pytest.approx(np.mean(expected["lrp"]), rel=1e-4)
+    assert ("random", "0.5") in table and (tmp_path / "correctness_test.png").exists()
+    assert {row["measure"] for row in ablation} == {"stop_word_drop", "object_word_drop"}
 
 
 def test_features_of_another_width_are_refused(data, tmp_path):
