@@ -75,7 +75,8 @@ def get_args_parser():
     add("--bert_layer", type=positive_int, help="its layer; by default bert-score's choice, or the last")
     add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="measures of explanations")
     add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanations to measure")
-    add("--max_images", type=positive_int, help="explain only so many pictures, the first")
+    add("--max_images", type=positive_int, help="explain only so many pictures, the first of "
+        "whose words any can be measured")
     add("--boxes", metavar="FILE", help="boxes of the pictures' objects; by default boxes_<dataset>.json")
     add("--object_words", metavar="FILE", help="words of the metric map; by default the paper's lists for Flickr30K "
         "and COCO, else all objects' words")
@@ -159,7 +160,7 @@ def score_explanations(args, model, vocabulary, data, captions, boxes, objects, 
     study = make_study(args, model, vocabulary, boxes, objects, masks, data.read_boxes)
     if "ablation" in args.explanations and "attention" in args.methods:
         print("attention gives the words read no relevance: word ablation leaves it out")
-    tables = score(study, pictures, captions[:args.max_images], args.explanations, args.batch_size, args.workers,
+    tables = score(study, pictures, captions, args.explanations, args.max_images, args.batch_size, args.workers,
                    device, args.save_path, [args.split, decoding_options(args)])
     if not tables or not tables.get("correctness"):
         return {}

@@ -152,22 +152,30 @@ def experiments_of_regions(names, weight):
     return left
 
 
-def score(study, pictures, captions, names, batch_size, workers, device, folder, flags):
-    """Runs the experiments `names` on the first len(captions) of `pictures`, a CaptionDataset with images. Writes, in
-    `folder`, <experiment>_words_<split>.csv, _<split>.csv and _<split>.png, <split> being flags[0]; flags: what else
-    the captions of changed pictures depend on. Returns {experiment: table} in the first process, else None."""
+def score(study, pictures, captions, names, limit, batch_size, workers, device, folder, flags):
+    """Runs the experiments `names` on pictures, a CaptionDataset with images, and their captions: on the first `limit`
+    pictures, or all, of which any experiment has a word to measure. Writes <experiment>_words_<split>.csv,
+    <experiment>_<split>.csv and .png in `folder`; flags: the split, and what else the captions of changed pictures
+    depend on. Returns {experiment: table} in the first process, else None."""
     split = flags[0]
-    identity = fingerprint([weights_fingerprint(study.model), captions, pictures.names[:len(captions)], study.methods,
-                            study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
+    chosen = [i for i, caption in enumerate(captions) if has_words(study, pictures, i, caption, names)][:limit]
+    identity = fingerprint([weights_fingerprint(study.model), [(pictures.names[i], captions[i]) for i in chosen],
+                            study.methods, study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
                             sorted(study.frequent), flags])
     parts = make_folder(Path(folder) / f"parts_{identity}")
-    batches = [list(range(i, min(i + batch_size, len(captions)))) for i in range(0, len(captions), batch_size)]
+    batches = [chosen[i:i + batch_size] for i in range(0, len(chosen), batch_size)]
     paths = {name: [parts / f"{name}_{batch[0]:06d}.csv" for batch in batches] for name in names}
     measure_all(study, pictures, captions, names, batches, paths, workers, device)
     processes.wait()
     if processes.rank():
         return None
     return {name: conclude(name, paths[name], Path(folder), split) for name in names}
+
+
+def has_words(study, pictures, i, caption, names):
+    """Whether any of the experiments `names` has a word of picture i to measure."""
+    batch = Batch(study, [i], [pictures.names[i]], torch.empty(1, 3, 1, 1), [caption.split()], [pictures.references[i]])
+    return any(choose(batch).any() for name in names for choose, _ in EXPERIMENTS[name].parts)
 
 
 def measure_all(study, pictures, captions, names, batches, paths, workers, device):
