@@ -19,7 +19,7 @@ from captioning.files import atomic_path, read_json
 from captioning.images import preprocess, read_image
 from captioning.objects import load_boxes, load_objects
 from captioning.plots import colours
-from evaluation import read_predictions
+from captioning.predictions import read_predictions
 
 METRICS = ("cider", "bleu_4", "chair_i", "chair_s", "companions_invented")
 
@@ -86,7 +86,7 @@ def main(args):
     objects = load_objects(args.data_folder, args.dataset, boxes)
     folders = [Path(args.before), Path(args.after)]
     metrics = [read_json(folder / "metrics_test.json", METRICS) for folder in folders]
-    captions = [read_predictions(folder / "predictions_test.json", data.names) for folder in folders]
+    captions = [list(read_predictions(folder / "predictions_test.json", data.names, {}).values()) for folder in folders]
     cases, cured, new = choose(lacking(data, boxes, objects), captions, objects, args.pictures)
     if not cases:
         raise InputError(f"no test picture of {args.dataset} lacks the companion of an object: take the demo data")

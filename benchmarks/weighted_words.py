@@ -15,7 +15,7 @@ from captioning.dataset import CaptionDataset
 from captioning.errors import run_script
 from captioning.lrp_inference import weighted_hidden
 from captioning.objects import load_boxes, load_objects
-from evaluation import read_predictions
+from captioning.predictions import read_predictions
 
 
 def get_args_parser():
@@ -51,7 +51,7 @@ def main(args):
     model, vocabulary = checkpoint.load(Path(args.run) / "checkpoint_last.pth")
     data = CaptionDataset(args.data_folder, args.dataset, "test", image_size=checkpoint.image_size(model))
     boxes = load_boxes(Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
-    captions = read_predictions(Path(args.run) / "predictions_test.json", data.names)
+    captions = list(read_predictions(Path(args.run) / "predictions_test.json", data.names, {}).values())
     named = object_words(captions, data.names, boxes, load_objects(args.data_folder, args.dataset, boxes))
     encoded = [torch.tensor(vocabulary.encode(caption.split(), len(caption))) for caption in captions]
     encoded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)

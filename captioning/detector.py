@@ -15,14 +15,16 @@ from captioning.encoders import read_weights
 from captioning.errors import InputError
 from captioning.features import FLOAT16_MAX, Store, file_size, weights_fingerprint
 
-DETECTORS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn")
+DETECTORS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
 PROPOSALS = 300     # a photograph, before the suppression of overlapping ones
 OVERLAP = 0.7       # of two regions at most: intersection over union
 
 
 def build(name, weights=None):
     """The detector `name` with COCO's weights from torchvision, or from a file with torchvision's names."""
-    model = detection.__dict__[name](weights=None, weights_backbone=None, rpn_post_nms_top_n_test=PROPOSALS)
+    # no proposal is too unsure: every photograph has regions
+    model = detection.__dict__[name](weights=None, weights_backbone=None, rpn_post_nms_top_n_test=PROPOSALS,
+                                     rpn_score_thresh=0.0)
     if weights is None:
         from torchvision import models
         try:

@@ -53,10 +53,12 @@ def _draw_boxes(axis, boxes, values, signed):
     from matplotlib.patches import Rectangle
     scaled = np.asarray(values, float) / (np.abs(values).max() or 1.0)
     for k in np.argsort(np.abs(scaled)):
-        (x0, y0, x1, y1), strength = boxes[k], abs(scaled[k])
+        (x0, y0, x1, y1), strength = boxes[k], float(abs(scaled[k]))
         colour = ("#d62728" if scaled[k] > 0 else "#1f58dc") if signed else "#f0b400"
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, linewidth=0.3 + 2.7 * strength,
-                                 edgecolor=to_rgba(colour, strength), facecolor=to_rgba(colour, 0.18 * strength)))
+        # powers, or 36 middling regions over each other hide the photograph and the strongest
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, linewidth=0.3 + 2.2 * strength,
+                                 edgecolor=to_rgba(colour, strength ** 1.5),
+                                 facecolor=to_rgba(colour, 0.12 * strength ** 4)))
 
 
 def colours(heat, signed):

@@ -9,25 +9,32 @@ import preparedataset
 from captioning import detector
 from captioning.errors import InputError
 
-NAME = "fasterrcnn_mobilenet_v3_large_fpn"
+NAME, V2 = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn_v2"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def random_weights(path, name=NAME):
     """A file of weights at random, with class scores that differ"""
     torch.manual_seed(0)
-    model = detection.__dict__[NAME](weights=None, weights_backbone=None)
+    model = detection.__dict__[name](weights=None, weights_backbone=None)
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
-    path = tmp_path_factory.mktemp("detector") / "weights.pth"
     torch.save(model.state_dict(), path)
     return path
 
 
 @pytest.fixture(scope="module")
-def small(weights):
-    model = detector.build(NAME, weights)
-    model.transform.min_size, model.transform.max_size = (96,), 128
+def weights(tmp_path_factory):
+    return random_weights(tmp_path_factory.mktemp("detector") / "weights.pth")
+
+
+def build_small(name, path, side=96):
+    model = detector.build(name, path)
+    model.transform.min_size, model.transform.max_size = (side,), 128
     return model
+
+
+@pytest.fixture(scope="module")
+def small(weights):
+    return build_small(NAME, weights)
 
 
 def photographs(*sizes):
@@ -59,6 +66,34 @@ def test_regions_are_the_surest_that_do_not_overlap(small):
 
 
 @torch.inference_mode()
+def test_the_detector_of_the_configs(tmp_path):
+    model = build_small(V2, random_weights(tmp_path / "v2.pth", V2))
+    features, boxes, counts = detector.best_regions(model, photographs((60, 90)), 36)
+    assert features.shape == (1, 36, 1024) and counts.tolist() == [36] and features.isfinite().all()
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+    assert boxes.amax((0, 1))[2:].tolist() == pytest.approx([90, 60], abs=20)
+
+
+@torch.inference_mode()
+def test_a_photograph_without_objects_has_regions_too(weights, tmp_path):
+    state = torch.load(weights, weights_only=True)
+    for name in state:
+        if name.startswith("rpn.head.cls_logits"):
+            state[name].fill_(-9 if name.endswith("bias") else 0)
+    torch.save(state, tmp_path / "unsure.pth")
+    model = build_small(NAME, tmp_path / "unsure.pth")
+    assert detector.best_regions(model, [torch.full((3, 60, 90), 0.5)], 10)[2].item() == 10
+
+
+def test_names_of_frozen_batch_norms_load(weights, tmp_path):
+    """torchvision's own weights were trained with frozen batch-norms, which count no batches"""
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")},
+               tmp_path / "frozen.pth")
+    assert len(detector.build(NAME, tmp_path / "frozen.pth").state_dict()) == len(state)
+
+
+@torch.inference_mode()
 def test_fewer_regions_are_padded(small):
     features, boxes, counts = detector.best_regions(small, photographs((60, 90)), 400)
     n = counts.item()
@@ -67,26 +102,43 @@ def test_fewer_regions_are_padded(small):
 
 
 def test_a_data_set_with_regions_found_here(weights, tmp_path, monkeypatch):
+    """Interrupted, it goes on where it stopped"""
     monkeypatch.setattr(detector, "PROPOSALS", 20)
-    build = detector.build
+    build, best_regions, seen = detector.build, detector.best_regions, []
 
     def small_build(*arguments):
         model = build(*arguments)
         model.transform.min_size = (64,)
         return model
+
+    def counting(model, photographs, regions):
+        seen.append(len(photographs))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return best_regions(model, photographs, regions)
     monkeypatch.setattr(detector, "build", small_build)
-    flags = ["--dataset", "demo", "--output_folder", str(tmp_path), "--demo_size", "4", "2", "2", "--workers", "0",
+    monkeypatch.setattr(detector, "best_regions", counting)
+
+    def prepare(folder):
+        preparedataset.main(preparedataset.get_args_parser().parse_args(
+            ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "4", "2", "2", "--workers", "0",
              "--features", "bottom_up", "--detector", NAME, "--detector_weights", str(weights), "--regions", "10",
-             "--device", "cpu", "--batch_size", "3"]
-    preparedataset.main(preparedataset.get_args_parser().parse_args(flags))
-    with h5py.File(tmp_path / "demo" / "features_bottom_up_train_demo.hdf5") as file:
+             "--device", "cpu", "--batch_size", "3"]))
+        return [folder / "demo" / f"features_bottom_up_{split}_demo.hdf5" for split in ("train", "val", "test")]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path)
+    paths = prepare(tmp_path)
+    assert seen == [3, 1, 1, 2, 2], "the first three photographs are not looked at again"
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in prepare(tmp_path / "at once")]
+    with h5py.File(paths[0]) as file:
         assert file["features"].shape == (4, 10, 1024) and file["boxes"].shape == (4, 10, 4)
+        assert (file["features"].dtype, file["boxes"].dtype) == ("float16", "float32")
         assert (file["counts"][:] > 0).all() and file["features"][:].any(-1)[:, 0].all()
 
 
 def test_weights_of_another_detector_are_refused(tmp_path, weights):
-    with pytest.raises(InputError, match="do not fit fasterrcnn_resnet50_fpn.*--detector"):
-        detector.build("fasterrcnn_resnet50_fpn", weights)
+    with pytest.raises(InputError, match="do not fit fasterrcnn_resnet50_fpn_v2.*--detector"):
+        detector.build(V2, weights)
     with pytest.raises(InputError, match="detector weights .*missing.pth cannot be read"):
         detector.build(NAME, tmp_path / "missing.pth")
 

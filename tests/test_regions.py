@@ -1,5 +1,6 @@
 """Bottom-up features from end to end: masking, explanations drawn as boxes, and the page in a browser."""
 import csv
+import html
 import json
 import re
 import subprocess
@@ -186,6 +187,15 @@ addEventListener("load", () => {
   rects()[0].dispatchEvent(new MouseEvent("mouseleave"))
   log.back = colours()
   rects()[1].focus()
+  rects()[1].blur()
+  log.walk = !$("walk").hidden
+  const key = name => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }))
+  const chosen = () => rects().filter(r => r.classList.contains("chosen")).map(r => Number(r.dataset.region))
+  log.walked = ["r", "r", "r", "r"].map(name => { key(name); return chosen() })
+  log.said = $("detail").innerText
+  key("Escape")
+  log.escaped = [chosen().length, $("stage").classList.contains("on"), $("detail").innerText]
+  rects()[1].focus()
   log.focused = rects()[1].classList.contains("chosen")
   log.heatHidden = $("heat").hidden
   dispatchEvent(new Event("beforeprint"))
@@ -205,7 +215,7 @@ def test_page_in_a_browser(weights, data, tmp_path):
     shown = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,900",
                             "--virtual-time-budget=3000", "--dump-dom", page.as_uri()], capture_output=True, text=True,
                            timeout=120).stdout
-    result = json.loads(re.search(r'<pre id="log">(.*?)</pre>', shown, re.DOTALL)[1].replace("&quot;", '"'))
+    result = json.loads(html.unescape(re.search(r'<pre id="log">(.*?)</pre>', shown, re.DOTALL)[1]))
     log = result["log"]
     assert not result["errors"] and log["count"] == COUNTS[0] and log["on"] and log["heatHidden"]
     assert not any(log["before"]) and log["chosen"] and log["focused"]
@@ -217,4 +227,11 @@ def test_page_in_a_browser(weights, data, tmp_path):
     signs = np.sign(np.round(arrays["lrp_regions"][:, int(log["region"])] / np.abs(arrays["lrp_regions"]).max(1), 3))
     assert ["--for" in colour for colour in log["supported"]] == [False, *(signs > 0).tolist()]
     assert ["--against" in colour for colour in log["supported"]] == [False, *(signs < 0).tolist()]
+    ranks = np.argsort(-np.abs(values), kind="stable")
+    assert log["walk"] and log["walked"] == [[k] for k in [*ranks.tolist(), ranks[0]]][:4]
+    own = arrays["lrp_regions"][:, ranks[0]] / np.abs(arrays["lrp_regions"]).max(1)
+    t = np.argmax(np.abs(np.round(own, 3)))
+    assert log["said"].startswith(f"Region {ranks[0] + 1}") and arrays["words"][t + 1] in log["said"]
+    assert f"{'for' if own[t] > 0 else 'against'} 100.0\u00a0%" in log["said"]
+    assert log["escaped"][:2] == [0, False] and "Point at a word" in log["escaped"][2]
     assert log["back"] != log["supported"] and log["printed"] == len(arrays["words"][1:]) * COUNTS[0]
