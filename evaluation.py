@@ -267,6 +267,8 @@ def main(args):
     if args.references and args.predictions and args.dataset == "demo":
         args.dataset = "coco"       # whose object words count
     device = processes.own_device(pick_device(args.device))
+    if args.explanations:
+        torch.set_num_threads(1)    # or the last digit would depend on the cores: torchrun uses them all
     set_seed(args.seed)
     save_path = make_folder(args.save_path)
     model, vocabulary, from_features = open_model(args, device) if args.weight else (None, None, False)

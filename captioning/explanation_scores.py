@@ -204,7 +204,7 @@ def measure(experiment, batch):
             if not len(rows) or (batch.on_regions and function in NEED_PIXELS):
                 continue
             found = function(batch, rows, steps)
-            values = torch.stack([part.double().cpu() for part in found.values()], 1).tolist()     # (n, measures)
+            values = torch.stack([part.cpu().double() for part in found.values()], 1).tolist()     # (n, measures)
             for b, t, own in zip(rows.tolist(), steps.tolist(), values, strict=True):
                 word = batch.names[b], t, batch.words[b][t]
                 lines += [(*word, *key, f"{value:.9g}") for key, value in zip(found, own, strict=True)

@@ -55,7 +55,7 @@ def randomise(layer, generator):
 
 def rank_correlation(a, b):
     """a, b (n, S, S) -> Spearman's correlation (n,), equal values sharing their rank; 0 where a map is constant."""
-    a, b = (average_ranks(maps.flatten(1).double()) for maps in (a, b))
+    a, b = (average_ranks(maps.flatten(1).cpu().double()) for maps in (a, b))
     a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
     scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
     return torch.where(scale > 0, (a * b).sum(1) / scale.clamp(min=1e-300), 0)

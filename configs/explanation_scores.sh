@@ -28,13 +28,13 @@ python train.py \
 
 for model in demo demo_aoa; do
     python evaluation.py \
-        --weight output/$model/checkpoint_last.pth \
+        --weight output/$model/checkpoint_best.pth \
         --dataset demo \
         --explanations ablation correctness tpfp deletion_insertion pointing_game mask_mass \
         --methods lrp gradient grad_cam guided_backprop guided_grad_cam attention random \
         --save_path output/$model/scores
     python evaluation.py \
-        --weight output/$model/checkpoint_last.pth \
+        --weight output/$model/checkpoint_best.pth \
         --dataset demo \
         --explanations sanity \
         --methods lrp gradient grad_cam guided_backprop guided_grad_cam attention random \
