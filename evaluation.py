@@ -165,7 +165,8 @@ def score_explanations(args, model, vocabulary, data, captions, boxes, objects, 
     if not tables or not tables.get("correctness"):
         return {}
     table = tables["correctness"]
-    found = {f"inside_box_{method}": table[method, "0.0"].mean for method in args.methods}
+    methods = [*args.methods, *(["even"] if ("even", "0.0") in table else [])]
+    found = {f"inside_box_{method}": table[method, "0.0"].mean for method in methods}
     return found | {"box_share": table["box", "0.0"].mean, "explained_words": table["box", "0.0"].count}
 
 

@@ -155,7 +155,8 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
     assert int(table["lrp", "0.0"]["count"]) == len(expected["lrp"]) == metrics["explained_words"] > 5
     for name, values in expected.items():
         assert float(table[name, "0.0"]["mean"]) == pytest.approx(np.mean(values), rel=1e-4)
-    assert metrics["inside_box_lrp"] == pytest.approx(np.mean(expected["lrp"]), rel=1e-4)
+    for name, values in expected.items():
+        assert metrics[f"inside_box_{name}"] == pytest.approx(np.mean(values), rel=1e-4)
     assert ("random", "0.5") in table and (tmp_path / "correctness_test.png").exists()
     assert {row["measure"] for row in ablation} == {"stop_word_drop", "object_word_drop"}
 
