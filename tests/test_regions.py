@@ -187,8 +187,8 @@ addEventListener("load", () => {
   log.supported = colours()
   rects()[0].dispatchEvent(new MouseEvent("mouseleave"))
   log.back = colours()
-  rects()[1].focus()
-  rects()[1].blur()
+  rects()[1].dispatchEvent(new FocusEvent("focus"))
+  rects()[1].dispatchEvent(new FocusEvent("blur"))
   log.walk = !$("walk").hidden
   const key = name => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }))
   const chosen = () => rects().filter(r => r.classList.contains("chosen")).map(r => Number(r.dataset.region))
@@ -196,7 +196,7 @@ addEventListener("load", () => {
   log.said = $("detail").innerText
   key("Escape")
   log.escaped = [chosen().length, $("stage").classList.contains("on"), $("detail").innerText]
-  rects()[1].focus()
+  rects()[1].dispatchEvent(new FocusEvent("focus"))      // a window behind others gets no focus of its own
   log.focused = rects()[1].classList.contains("chosen")
   log.heatHidden = $("heat").hidden
   dispatchEvent(new Event("beforeprint"))
@@ -214,8 +214,8 @@ def test_page_in_a_browser(weights, data, tmp_path):
     page = tmp_path / "index.html"
     page.write_text(page.read_text().replace("</html>", WALK + "</html>"))
     shown = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,900",
-                            "--virtual-time-budget=3000", "--dump-dom", page.as_uri()], capture_output=True, text=True,
-                           timeout=120).stdout
+                            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
+                            page.as_uri()], capture_output=True, text=True, timeout=120).stdout
     result = json.loads(html.unescape(re.search(r'<pre id="log">(.*?)</pre>', shown, re.DOTALL)[1]))
     log = result["log"]
     assert not result["errors"] and log["count"] == COUNTS[0] and log["on"] and log["heatHidden"]
