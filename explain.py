@@ -253,12 +253,13 @@ def explain_all(args, model, vocabulary, pictures, regions, device):
                     bar.write(f"left out: {error}")
             results = []
             if sound:
-                rows = [i for i, *_ in sound]
-                images = regions.read_features(rows) if regions else torch.stack(
-                    [preprocess(picture, size) for *_, picture in sound])
+                if regions:
+                    images, boxes, counts = read_regions(regions, sound)
+                else:
+                    images = torch.stack([preprocess(picture, size) for *_, picture in sound])
                 results = explain_batch(args, model, vocabulary, images.to(device))
                 if regions:
-                    results = map(only_regions_there, results, regions.read_boxes(rows), regions.region_counts(rows))
+                    results = map(only_regions_there, results, boxes, counts)
             for (_, path, folder, key, picture), arrays in zip(sound, results, strict=True):
                 publish(folder, picture, arrays | {"identity": np.array(key)})
                 arrived = f"   (LRP: {arrays['conservation'].mean():.0%} of the logits reached words and picture)" \
@@ -266,6 +267,18 @@ def explain_all(args, model, vocabulary, pictures, regions, device):
                 bar.write(f"{path.name}: {sentence(arrays['words'].tolist())}{arrived}")
             bar.update(len(batch))
     return broken
+
+
+def read_regions(regions, sound):
+    """Features (B, K, C), boxes (B, K, 4) and counts (B,) of the pictures [(index, path, …, picture)]; InputError if
+    boxes lie beyond their photograph."""
+    rows = [i for i, *_ in sound]
+    boxes, sides = regions.read_boxes(rows), torch.tensor([picture.shape[:0:-1] for *_, picture in sound])  # W, H
+    beyond = (boxes[..., 2:] > 1.05 * sides[:, None]).any(2).any(1).nonzero().flatten().tolist()
+    if beyond:
+        raise InputError(f"{regions.features} has regions beyond the photograph {sound[beyond[0]][1]}: give it the "
+                         "size that it had when its features were made")
+    return regions.read_features(rows), boxes, regions.region_counts(rows)
 
 
 def only_regions_there(arrays, boxes, count):

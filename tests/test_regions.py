@@ -161,6 +161,28 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
     assert {row["measure"] for row in ablation} == {"stop_word_drop", "object_word_drop"}
 
 
+def test_photographs_of_another_size_are_noticed(weights, data, tmp_path, monkeypatch):
+    read_image = explain.read_image
+    monkeypatch.setattr(explain, "read_image", lambda path: read_image(path)[:, ::2, ::2])
+    with pytest.raises(InputError, match="regions beyond the photograph .*test_0000"):
+        run(weights, data, tmp_path)
+
+
+def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
+    """They come from .npy files; captioning does without boxes"""
+    folder = tmp_path / "npy"
+    folder.mkdir()
+    with h5py.File(split_path(data, "demo", "val")) as file:
+        names = file["names"].asstr()[:].tolist()
+    for name in names:
+        np.save(folder / f"{name}.npy", np.random.default_rng(0).random((4, 6)))
+    path = features_path(data, "demo", "val", "bottom_up")
+    bottom_up.store(path, [Record(name, name, "val", [], []) for name in names], folder)
+    with pytest.raises(InputError, match=r"no boxes of val_00000\.png.*features with boxes"):
+        run(weights, data, tmp_path / "out", "--split", "val")
+    path.unlink()
+
+
 def test_features_of_another_width_are_refused(data, tmp_path):
     words = read(data / "demo" / "wordmap_demo.json")
     checkpoint.save(tmp_path / "x.pth", GridTDModel(len(words), 8, 16, 5, encoder=None, feature_dim=7), words)
