@@ -1,11 +1,12 @@
-"""AOAModel: multi-head attention with a fully connected predictor (method.md, section 3), and its explanations."""
+"""AOAModel: multi-head attention with a fully connected predictor (docs/method.md, section 3), and its explanations."""
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from captioning import encoders, explanation, lrp_inference, published
-from captioning.relevance import PLAIN, lstm_cell
+from captioning import published
+from captioning.explanation import attribution, encoders, lrp_inference
+from captioning.explanation.rules import PLAIN, lstm_cell
 
 
 class Context(NamedTuple):
@@ -51,14 +52,14 @@ class AOAModel(nn.Module):
 
     def encode(self, images, rule=PLAIN):
         """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) pass as they are."""
-        return explanation.encode(self, images, rule)
+        return attribution.encode(self, images, rule)
 
     def start(self, features, rule=PLAIN):
         """features (B, K, C) -> Context. Without an encoder, regions that are all zero are padding."""
         mask = None if self.encoder is not None else (features != 0).any(-1)
         v = rule.rectify(self.W_v(features))                                           # (B, K, d)
-        v_mean = rule.stabilise(explanation.region_mean(v, mask))
-        k = self.W_K(rule.gate(v)).unflatten(-1, (self.num_head, -1)).permute(0, 2, 3, 1)
+        v_mean = rule.stabilise(attribution.region_mean(v, mask))
+        k = self.W_K(rule.constant(v)).unflatten(-1, (self.num_head, -1)).permute(0, 2, 3, 1)
         u = rule.stabilise(self.W_U(v)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)
         return Context(v_mean, k, u, None if mask is None else mask[:, None, None])
 
@@ -69,14 +70,14 @@ class AOAModel(nn.Module):
     def recur(self, gates, state, rule=PLAIN):
         """One LSTM step of (B, N) hypotheses; gates (B, N, 4d): the input's share, biases included."""
         h, m = state
-        return lstm_cell(gates + rule.gates(h, self.lstm.weight_hh_l0), m, rule)
+        return lstm_cell(gates + rule.lstm_linear(h, self.lstm.weight_hh_l0), m, rule)
 
     def input_share(self, embeddings, v_mean, rule=PLAIN):
         """embeddings (..., e), v̄ (B, d) -> their share of the gates (..., 4d), biases included."""
         e = self.config["embed_dim"]
-        from_v = rule.gates(v_mean, self.lstm.weight_ih_l0[:, e:]) + self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0
+        from_v = rule.lstm_linear(v_mean, self.lstm.weight_ih_l0[:, e:]) + self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0
         from_v = from_v.view(len(v_mean), *[1] * (embeddings.dim() - 2), -1)
-        return rule.gates(embeddings, self.lstm.weight_ih_l0[:, :e]) + from_v
+        return rule.lstm_linear(embeddings, self.lstm.weight_ih_l0[:, :e]) + from_v
 
     def hidden_states(self, embeddings, v_mean, rule):
         """h (B, N, T, d) of all steps: one fused LSTM call, or step by step under a rule that changes derivatives."""
@@ -92,15 +93,15 @@ class AOAModel(nn.Module):
 
     def attend(self, h, context, rule=PLAIN):
         """h (B, S, d), any S queries an image -> ĉ (B, S, d), α (B, S, M, K)."""
-        q = self.W_Q(rule.gate(h)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)  # (B, M, S, d/M)
+        q = self.W_Q(rule.constant(h)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)  # (B, M, S, d/M)
         z = q @ context.k / q.shape[-1] ** 0.5                                         # (B, M, S, K)
         if context.mask is not None:
             z = z.masked_fill(~context.mask, -torch.inf)
         alpha = z.softmax(-1)
-        c = (self.attention_dropout(rule.gate(alpha)) @ context.u).transpose(1, 2)     # (B, S, M, d/M)
-        c = rule.heads(rule.stabilise(c)).flatten(2)
-        gate = torch.sigmoid(self.W_G(rule.gate(h)))
-        return rule.gate(gate) * rule.stabilise(self.W_L(c)), alpha.transpose(1, 2)
+        c = (self.attention_dropout(rule.constant(alpha)) @ context.u).transpose(1, 2)     # (B, S, M, d/M)
+        c = rule.select_heads(rule.stabilise(c)).flatten(2)
+        gate = torch.sigmoid(self.W_G(rule.constant(h)))
+        return rule.constant(gate) * rule.stabilise(self.W_L(c)), alpha.transpose(1, 2)
 
     def region_logits(self, features):
         """features (B, K, C) -> logits (B, K, V): what the output layer says of each u_k alone, gates open."""
@@ -118,52 +119,59 @@ class AOAModel(nn.Module):
         return predict(c_hat, state[0]) if predict else self.output(c_hat + state[0]), state, alpha
 
     def teacher_force(self, features, captions, rule=PLAIN, context=None):
-        """All steps of captions (B, N, T+1), each reading captions[..., t] -> explanation.Trace."""
+        """All steps of captions (B, N, T+1), each reading captions[..., t] -> attribution.Trace."""
         context = context or self.start(features, rule)
         embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
         h = self.hidden_states(embeddings, context.v_mean, rule)                       # (B, N, T, d)
         c_hat, alpha = self.attend(h.flatten(1, 2), context, rule)                     # all steps at once
         c_hat, alpha = (part.unflatten(1, h.shape[1:3]) for part in (c_hat, alpha))
-        return explanation.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, None)
+        return attribution.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, None)
 
     def forward(self, images, captions):
         """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
         <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
-        return explanation.forward(self, images, captions)
+        return attribution.forward(self, images, captions)
 
     def lrp_inference(self, images, captions, stop_words, eps=0.01):
-        """Logits p and weighted logits p̃ (method.md, section 7), each as `forward` gives them; stop_words: ids, special
-        tokens among them, whose weights stay 1."""
+        """Logits p and weighted logits p̃ (docs/method.md, section 7), each of the shape that `forward` returns.
+
+        stop_words: set of ids, special tokens included, whose weights stay 1."""
         return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
 
-    # -- explanations of every word captions[:, t + 1] at every step t: explanation.Explanation -----------------
-    # options: contrast, a word's id or ids (B, T): why this word and not that; chunk: words at once in the encoder
-    # steps (B, S): pixels of the words at these steps alone, (B, S, 3, H, W)
+    # -- explanations of every word captions[:, t + 1] at every step t ------------------------------------------
+    # Each returns an attribution.Explanation. Options: contrast, a word's id or ids (B, T), explains why each word and
+    # not that one; steps (B, S), explains the words at these steps alone; chunk, words at once through the encoder;
+    # pixels=False stops at the encoder's output.
 
     def lrp(self, images, captions, eps=0.01, head=None, **options):
-        """Layer-wise relevance propagation (method.md, sections 4 and 5); head: one head alone propagates."""
+        """Layer-wise relevance propagation (docs/method.md, sections 4 and 5); head: index of the one attention head
+        that propagates relevance, all by default. ValueError if there is no such head."""
         if head is not None and not 0 <= head < self.num_head:
             raise ValueError(f"head {head} is not one of this model's 0 … {self.num_head - 1}")
-        return explanation.lrp(self, images, captions, eps=eps, head=head, **options)
+        return attribution.lrp(self, images, captions, eps=eps, head=head, **options)
 
     def gradient(self, images, captions, **options):
-        """The gradient of each word's logit."""
-        return explanation.gradient(self, images, captions, **options)
+        """The gradient of each word's logit (section 6)."""
+        return attribution.gradient(self, images, captions, **options)
 
     def grad_cam(self, images, captions, **options):
         """Grad-CAM at the encoder's output (Selvaraju et al. 2017); pixels (B, T, 1, H, W)."""
-        return explanation.grad_cam(self, images, captions, **options)
+        return attribution.grad_cam(self, images, captions, **options)
 
     def guided_backprop(self, images, captions, **options):
         """Guided backpropagation (Springenberg et al. 2015)."""
-        return explanation.guided_backprop(self, images, captions, **options)
+        return attribution.guided_backprop(self, images, captions, **options)
 
     def guided_grad_cam(self, images, captions, **options):
         """Guided backpropagation ⊙ upsampled Grad-CAM."""
-        return explanation.guided_grad_cam(self, images, captions, **options)
+        return attribution.guided_grad_cam(self, images, captions, **options)
+
+    def attention(self, images, captions, **options):
+        """The attention weights alone, the baseline of all other methods; words, features and pixels are None."""
+        return attribution.attention(self, images, captions, **options)
 
     def load_published(self, state_dict):
-        """Loads weights under the names of the published checkpoints (method.md, section 10)."""
+        """Loads weights under the names of the published checkpoints (docs/method.md, section 10)."""
         published.load(self, state_dict, PUBLISHED_NAMES)
 
 

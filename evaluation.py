@@ -8,41 +8,27 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bert.score import bert_score
+from bert.bertscore import bert_score
 from captioning import checkpoint, processes
-from captioning.cli import (
-    Parser,
-    add_device,
-    add_seed,
-    natural,
-    non_negative,
-    pick_device,
-    positive_int,
-    print_settings,
-    set_seed,
-)
-from captioning.dataset import CaptionDataset, features_path
-from captioning.decoding import decode
+from captioning.cli import Parser, add_device, add_seed, natural, non_negative, positive_int, print_settings, set_seed
+from captioning.data.boxes import load_boxes
+from captioning.data.dataset import CaptionDataset, features_path
+from captioning.data.loader import make_loader
+from captioning.data.predictions import image_ids, read_predictions, read_references
+from captioning.decoding import caption_batch, decode
+from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.explained import METHODS, Study
-from captioning.explanation_scores import EXPERIMENTS, NEED_BOXES, experiments_of_regions, score
+from captioning.experiments.batch import METHODS, Study
+from captioning.experiments.localisation import Masks
+from captioning.experiments.registry import EXPERIMENTS, NEED_BOXES, experiments_for_regions
+from captioning.experiments.runner import score
+from captioning.explanation.methods import methods_for_regions
 from captioning.files import make_folder, read_json, write_json
-from captioning.localisation import Masks
-from captioning.objects import (
-    frequent_words,
-    hallucination,
-    load_boxes,
-    load_objects,
-    mean_precision,
-    named_and_present,
-    stop_words,
-)
-from captioning.plots import draw_comparison
-from captioning.predictions import image_ids, read_predictions, read_references
-from captioning.regions import methods_of_regions
-from captioning.scoring import score_all, table, write_per_image
-from captioning.training import caption_batch, make_loader
-from pycocoevalcap.scores import SCORERS, spice
+from captioning.metrics.object_metrics import hallucination, mean_precision, named_and_present
+from captioning.metrics.object_words import frequent_words, load_objects, stop_words
+from captioning.metrics.score_table import score_all, table, write_per_image
+from captioning.report.plots import draw_comparison
+from pycocoevalcap.caption_metrics import SCORERS, spice
 from pycocoevalcap.spice_jar import find_corenlp
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "bert", "map", "chair")
@@ -231,8 +217,8 @@ def open_model(args, device):
     """(model, vocabulary, whether it was trained on stored features) of --weight."""
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
     if args.explanations and model.encoder is None:
-        args.methods = methods_of_regions(args.methods, args.weight)
-        args.explanations = experiments_of_regions(args.explanations, args.weight)
+        args.methods = methods_for_regions(args.methods, args.weight)
+        args.explanations = experiments_for_regions(args.explanations, args.weight)
     training = checkpoint.read(args.weight).get("training") or {}
     return model, vocabulary, training.get("from_features", False)
 

@@ -11,28 +11,18 @@ import torch
 from tqdm import tqdm
 
 from captioning import checkpoint, decoding
-from captioning.cli import (
-    Parser,
-    add_device,
-    add_seed,
-    non_negative,
-    pick_device,
-    positive_int,
-    print_settings,
-    set_seed,
-)
-from captioning.correctness import explained, pixel_maps, region_relevance
-from captioning.dataset import CaptionDataset, features_path, fingerprint
+from captioning.cli import Parser, add_device, add_seed, non_negative, positive_int, print_settings, set_seed
+from captioning.data.dataset import CaptionDataset, features_path
+from captioning.data.feature_store import check_features, weights_fingerprint
+from captioning.data.images import preprocess, read_image
+from captioning.data.vocabulary import tokenise
+from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.features import check_features, weights_fingerprint
-from captioning.files import make_folder
-from captioning.images import preprocess, read_image
-from captioning.page import page_entry, sentence, write_page
-from captioning.plots import SEQUENTIAL, draw_heatmaps, draw_words
-from captioning.regions import methods_of_regions
-from captioning.vocabulary import tokenise
+from captioning.explanation.methods import METHODS, NON_NEGATIVE, methods_for_regions, pixel_maps, region_relevance
+from captioning.files import fingerprint, make_folder
+from captioning.report.page import page_entry, sentence, write_page
+from captioning.report.plots import draw_heatmaps, draw_words
 
-METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
@@ -123,7 +113,7 @@ def open_regions(args, model):
     if args.images:
         raise InputError(f"{args.weight} works on region features, not on pixels: give --dataset NAME, whose features "
                          "preparedataset.py --features bottom_up stored")
-    args.methods = methods_of_regions(args.methods, args.weight)
+    args.methods = methods_for_regions(args.methods, args.weight)
     data = CaptionDataset(args.data_folder, args.dataset, args.split,
                           features=features_path(args.data_folder, args.dataset, args.split, "bottom_up"))
     check_features(data, model)
@@ -149,9 +139,8 @@ def explain_batch(args, model, vocabulary, images):
     results = [given | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
     options = {} if args.contrast is None else {"contrast": contrast_word(args.contrast, vocabulary)}
     for method in args.methods:
-        own = ({} if method in ("attention", "grad_cam") else {"chunk": args.chunk}) | (
-            {"eps": args.eps} if method == "lrp" else {})
-        found = explained(model, images, captions, method, **options, **own)
+        own = {"eps": args.eps} if method == "lrp" else {}
+        found = getattr(model, method)(images, captions, chunk=args.chunk, **options, **own)
         parts = {f"{method}_pixels": pixel_maps(found, method, tuple(images.shape[-2:]))} if images.dim() == 4 else {}
         if method != "attention" or images.dim() == 3:
             parts[f"{method}_regions"] = region_relevance(found, method)
@@ -199,7 +188,7 @@ def write(folder, picture, arrays):
         title = f"{sentence(words)}{rather}   [{method}]"
         maps = arrays[f"{method}_regions" if "boxes" in arrays else f"{method}_pixels"]
         draw_heatmaps(folder / f"{method}.png", photograph(picture), words[1:], maps, title,
-                      signed=method not in SEQUENTIAL, boxes=arrays.get("boxes"))
+                      signed=method not in NON_NEGATIVE, boxes=arrays.get("boxes"))
         if method != "attention":
             draw_words(folder / f"words_{method}.png", words[:-1], words[1:], arrays[f"{method}_words"], title)
     np.savez_compressed(folder / "explanation.npz", **arrays)

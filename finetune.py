@@ -8,15 +8,18 @@ from pathlib import Path
 from torch import nn
 
 import train
-from captioning import checkpoint, vocabulary
-from captioning.cli import non_negative, pick_device, positive_int, print_settings, set_seed
+from captioning import checkpoint
+from captioning.cli import non_negative, positive_int, print_settings, set_seed
+from captioning.data import vocabulary
+from captioning.data.feature_store import check_features
+from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.features import check_features
+from captioning.explanation.lrp_inference import lrp_loss, stop_mask
 from captioning.files import make_folder
-from captioning.lrp_inference import lrp_loss, stop_mask
-from captioning.reward import CiderD, frequencies_path
-from captioning.scst import SCST
-from captioning.training import fit, teacher_forced_loss
+from captioning.training.loop import fit
+from captioning.training.losses import teacher_forced_loss
+from captioning.training.reward import CiderD, frequencies_path
+from captioning.training.scst import SCST
 
 SIZES = ("embed_dim", "hidden_dim", "attention_dim", "num_head")        # of the model: they cannot change
 KEPT = ("dataset", "data_folder", "model_type", "encoder", *SIZES, "finetune_encoder", "from_pixels", "dropout",
@@ -37,7 +40,7 @@ def get_args_parser():
     modes.add_argument("--ce_tune", action="store_true", help="the control: cross-entropy, as in training")
     add("--lrp_weight", type=non_negative, default=1.0, help="λ, weight of LRP-inference's cross-entropy")
     add("--stop_words", metavar="FILE", help="words that LRP-inference leaves as they are, separated by white space; "
-        "by default captioning/stop_words.txt")
+        "by default captioning/metrics/stop_words.txt")
     add("--baseline", choices=["greedy", "mean"], default="greedy", help="what a sample's reward is compared with: "
         "that of the greedy caption, or of the picture's other samples")
     add("--samples", type=positive_int, default=1, help="captions drawn of each picture")
@@ -102,7 +105,7 @@ def make_loss(args, model, words, data):
     """(fit's loss_function, what it measures beside the loss)"""
     stop = None
     if args.lrp_tune or args.lrp_cider_tune:
-        path = args.stop_words or Path(__file__).parent / "captioning" / "stop_words.txt"
+        path = args.stop_words or Path(__file__).parent / "captioning" / "metrics" / "stop_words.txt"
         stop = stop_mask(model, stop_word_ids(path, words))
     if args.ce_tune or args.lrp_tune:
         criterion = None if args.ce_tune else partial(lrp_loss, stop=stop, weight=args.lrp_weight)

@@ -1,12 +1,14 @@
-"""GridTDModel: Ada-LSTM, adaptive attention with an LSTM predictor (method.md, section 2), and its explanations."""
+"""GridTDModel: Ada-LSTM, adaptive attention with an LSTM predictor (docs/method.md, section 2), and its explanations.
+"""
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captioning import encoders, explanation, lrp_inference, published
-from captioning.relevance import PLAIN, lstm_cell
+from captioning import published
+from captioning.explanation import attribution, encoders, lrp_inference
+from captioning.explanation.rules import PLAIN, lstm_cell
 
 
 class Context(NamedTuple):
@@ -55,16 +57,16 @@ class GridTDModel(nn.Module):
 
     def encode(self, images, rule=PLAIN):
         """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) pass as they are."""
-        return explanation.encode(self, images, rule)
+        return attribution.encode(self, images, rule)
 
     def start(self, features, rule=PLAIN):
         """features (B, K, C) -> Context. Without an encoder, regions that are all zero are padding."""
         mask = None if self.encoder is not None else (features != 0).any(-1)
         d, e = self.config["hidden_dim"], self.config["embed_dim"]
         v = rule.rectify(self.W_v(features))                                           # (B, K, d)
-        f_mean = rule.stabilise(explanation.region_mean(features, mask))               # (B, C)
+        f_mean = rule.stabilise(attribution.region_mean(features, mask))               # (B, C)
         g = rule.rectify(self.W_g(f_mean))                                             # (B, e)
-        gates = rule.gates(g, self.lstm1.weight_ih[:, d:d + e]) + self.lstm1.bias_ih + self.lstm1.bias_hh
+        gates = rule.lstm_linear(g, self.lstm1.weight_ih[:, d:d + e]) + self.lstm1.bias_ih + self.lstm1.bias_hh
         sentinel = F.linear(g, self.W_x.weight[:, d:d + e], self.W_x.bias + self.W_h.bias)
         return Context(v, self.W_a(v), gates[:, None], sentinel[:, None], None if mask is None else mask[:, None])
 
@@ -75,24 +77,25 @@ class GridTDModel(nn.Module):
     def embedding_share(self, embeddings, rule=PLAIN):
         """embeddings (..., e) -> their share of LSTM1's gates (..., 4d) and of the sentinel's gate (..., d)."""
         from_e = self.config["hidden_dim"] + self.config["embed_dim"]
-        return (rule.gates(embeddings, self.lstm1.weight_ih[:, from_e:]),
+        return (rule.lstm_linear(embeddings, self.lstm1.weight_ih[:, from_e:]),
                 F.linear(embeddings, self.W_x.weight[:, from_e:]))
 
     def recur(self, word_gates, word_sentinel, state, context, rule=PLAIN):
         """One step for (B, N) hypotheses -> ĉ (B, N, d), state, α (B, N, K), β (B, N, 1); ĉ + h2 goes to `output`."""
         h1, c1, h2, c2 = state
         d = h1.shape[-1]
-        gates = (word_gates + context.gates + rule.gates(h2, self.lstm1.weight_ih[:, :d])
-                 + rule.gates(h1, self.lstm1.weight_hh))
+        gates = (word_gates + context.gates + rule.lstm_linear(h2, self.lstm1.weight_ih[:, :d])
+                 + rule.lstm_linear(h1, self.lstm1.weight_hh))
         sentinel_gate = torch.sigmoid(word_sentinel + context.sentinel + F.linear(h2, self.W_x.weight[:, :d])
                                       + F.linear(h1, self.W_h.weight))
         h1, c1 = lstm_cell(gates, c1, rule)
-        s = rule.gate(sentinel_gate) * rule.tanh(c1)
-        alpha, beta = self.attend(rule.gate(h1), rule.gate(s), context)
-        c = rule.stabilise(rule.gate(alpha) @ context.v)                               # (B, N, d)
-        c_hat = rule.stabilise(rule.gate(beta) * s + rule.gate(1 - beta) * c)
-        gates = (rule.gates(c_hat, self.lstm2.weight_ih[:, :d]) + rule.gates(h1, self.lstm2.weight_ih[:, d:])
-                 + rule.gates(h2, self.lstm2.weight_hh) + self.lstm2.bias_ih + self.lstm2.bias_hh)
+        s = rule.constant(sentinel_gate) * rule.tanh(c1)
+        alpha, beta = self.attend(rule.constant(h1), rule.constant(s), context)
+        c = rule.stabilise(rule.constant(alpha) @ context.v)                               # (B, N, d)
+        c_hat = rule.stabilise(rule.constant(beta) * s + rule.constant(1 - beta) * c)
+        gates = (rule.lstm_linear(c_hat, self.lstm2.weight_ih[:, :d])
+                 + rule.lstm_linear(h1, self.lstm2.weight_ih[:, d:])
+                 + rule.lstm_linear(h2, self.lstm2.weight_hh) + self.lstm2.bias_ih + self.lstm2.bias_hh)
         h2, c2 = lstm_cell(gates, c2, rule)
         return c_hat, (h1, c1, h2, c2), alpha, beta
 
@@ -121,7 +124,7 @@ class GridTDModel(nn.Module):
         return predict(c_hat, state[2]) if predict else self.output(c_hat + state[2]), state, alpha
 
     def teacher_force(self, features, captions, rule=PLAIN, context=None):
-        """All steps of captions (B, N, T+1), each reading captions[..., t] -> explanation.Trace."""
+        """All steps of captions (B, N, T+1), each reading captions[..., t] -> attribution.Trace."""
         context = context or self.start(features, rule)
         state = self.initial_state(*captions.shape[:2])
         embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
@@ -131,44 +134,50 @@ class GridTDModel(nn.Module):
             c_hat, state, alpha, beta = self.recur(word_gates, word_sentinel, state, context, rule)
             steps.append((c_hat, state[2], alpha, beta))
         c_hat, h, alpha, beta = (torch.stack(parts, dim=2) for parts in zip(*steps, strict=True))
-        return explanation.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, beta)
+        return attribution.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, beta)
 
     def forward(self, images, captions):
         """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
         <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
-        return explanation.forward(self, images, captions)
+        return attribution.forward(self, images, captions)
 
     def lrp_inference(self, images, captions, stop_words, eps=0.01):
-        """Logits p and weighted logits p̃ (method.md, section 7), each as `forward` gives them; stop_words: ids, special
-        tokens among them, whose weights stay 1."""
+        """Logits p and weighted logits p̃ (docs/method.md, section 7), each of the shape that `forward` returns.
+
+        stop_words: set of ids, special tokens included, whose weights stay 1."""
         return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
 
-    # -- explanations of every word captions[:, t + 1] at every step t: explanation.Explanation -----------------
-    # options: contrast, a word's id or ids (B, T): why this word and not that; chunk: words at once in the encoder
-    # steps (B, S): pixels of the words at these steps alone, (B, S, 3, H, W)
+    # -- explanations of every word captions[:, t + 1] at every step t ------------------------------------------
+    # Each returns an attribution.Explanation. Options: contrast, a word's id or ids (B, T), explains why each word and
+    # not that one; steps (B, S), explains the words at these steps alone; chunk, words at once through the encoder;
+    # pixels=False stops at the encoder's output.
 
     def lrp(self, images, captions, eps=0.01, **options):
-        """Layer-wise relevance propagation (method.md, sections 4 and 5)."""
-        return explanation.lrp(self, images, captions, eps=eps, **options)
+        """Layer-wise relevance propagation (docs/method.md, sections 4 and 5)."""
+        return attribution.lrp(self, images, captions, eps=eps, **options)
 
     def gradient(self, images, captions, **options):
-        """The gradient of each word's logit."""
-        return explanation.gradient(self, images, captions, **options)
+        """The gradient of each word's logit (section 6)."""
+        return attribution.gradient(self, images, captions, **options)
 
     def grad_cam(self, images, captions, **options):
         """Grad-CAM at the encoder's output (Selvaraju et al. 2017); pixels (B, T, 1, H, W)."""
-        return explanation.grad_cam(self, images, captions, **options)
+        return attribution.grad_cam(self, images, captions, **options)
 
     def guided_backprop(self, images, captions, **options):
         """Guided backpropagation (Springenberg et al. 2015)."""
-        return explanation.guided_backprop(self, images, captions, **options)
+        return attribution.guided_backprop(self, images, captions, **options)
 
     def guided_grad_cam(self, images, captions, **options):
         """Guided backpropagation ⊙ upsampled Grad-CAM."""
-        return explanation.guided_grad_cam(self, images, captions, **options)
+        return attribution.guided_grad_cam(self, images, captions, **options)
+
+    def attention(self, images, captions, **options):
+        """The attention weights alone, the baseline of all other methods; words, features and pixels are None."""
+        return attribution.attention(self, images, captions, **options)
 
     def load_published(self, state_dict):
-        """Loads weights under the names of the published checkpoints (method.md, section 10)."""
+        """Loads weights under the names of the published checkpoints (docs/method.md, section 10)."""
         published.load(self, state_dict, PUBLISHED_NAMES)
         self.query_per_region = self.config["query_per_region"] = True
 

@@ -2,21 +2,16 @@
 import os
 from pathlib import Path
 
-from captioning import annotations, bottom_up, dataset, detector, encoders, features, reward, vocabulary
-from captioning.cli import (
-    Parser,
-    add_device,
-    add_seed,
-    fraction,
-    number,
-    pick_device,
-    positive_int,
-    print_settings,
-    set_seed,
-)
+from captioning.cli import Parser, add_device, add_seed, fraction, number, positive_int, print_settings, set_seed
+from captioning.data import annotations, bottom_up, dataset, detector, vocabulary
+from captioning.data.cnn_features import store_cnn
+from captioning.data.demo.generate import generate
+from captioning.data.images import are_sound
+from captioning.device import pick_device
 from captioning.errors import InputError, run_script
+from captioning.explanation import encoders
 from captioning.files import make_folder, write_json
-from captioning.images import are_sound
+from captioning.training import reward
 
 MIN_WORD_FREQ = {"demo": 1, "flickr30k": 3, "karpathy": 3, "coco2014": 4, "coco2017": 4}
 MAX_LEN = {"demo": 30, "flickr30k": 50, "karpathy": 50, "coco2014": 30, "coco2017": 30}
@@ -90,9 +85,8 @@ def check(args):
 def read_records(args, folder):
     """Records and boxes of the data set; the demo's are made here."""
     if args.dataset == "demo":
-        from captioning import demo
         args.image_folder = str(folder / "images")
-        return demo.generate(folder, args.demo_size, args.seed, args.bias, args.test_bias, args.image_size,
+        return generate(folder, args.demo_size, args.seed, args.bias, args.test_bias, args.image_size,
                              args.workers), None
     if args.karpathy_json:
         records = annotations.read_karpathy(args.karpathy_json)
@@ -122,7 +116,7 @@ def without_broken(records, args):
 def store_features(args, device, encoder, split, records):
     if args.features == "cnn":
         path = dataset.features_path(args.output_folder, args.dataset, split, args.encoder)
-        features.store_cnn(path, records, args.image_folder, encoder, args.encoder, encoders.IMAGE_SIZE[args.encoder],
+        store_cnn(path, records, args.image_folder, encoder, args.encoder, encoders.IMAGE_SIZE[args.encoder],
                            args.batch_size, args.workers, device)
     elif args.features == "bottom_up":
         path = dataset.features_path(args.output_folder, args.dataset, split, "bottom_up")

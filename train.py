@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from captioning import encoders
 from captioning.checkpoint import model_class
 from captioning.cli import (
     Parser,
@@ -13,17 +12,19 @@ from captioning.cli import (
     fraction,
     natural,
     non_negative,
-    pick_device,
     positive,
     positive_int,
     print_settings,
     set_seed,
 )
-from captioning.dataset import CaptionDataset, features_path
+from captioning.data.dataset import CaptionDataset, features_path
+from captioning.data.feature_store import check_features
+from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.features import check_features
+from captioning.explanation import encoders
 from captioning.files import make_folder
-from captioning.training import fit, teacher_forced_loss
+from captioning.training.loop import fit
+from captioning.training.losses import teacher_forced_loss
 
 
 def get_args_parser():

@@ -13,13 +13,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captioning import checkpoint
 from captioning.cli import Parser, positive_int
-from captioning.dataset import CaptionDataset
+from captioning.data.boxes import load_boxes
+from captioning.data.dataset import CaptionDataset
+from captioning.data.images import preprocess, read_image
+from captioning.data.predictions import read_predictions
 from captioning.errors import InputError, run_script
 from captioning.files import atomic_path, read_json
-from captioning.images import preprocess, read_image
-from captioning.objects import load_boxes, load_objects
-from captioning.plots import colours
-from captioning.predictions import read_predictions
+from captioning.metrics.object_words import load_objects
+from captioning.report.plots import colours
 
 METRICS = ("cider", "bleu_4", "chair_i", "chair_s", "companions_invented")
 

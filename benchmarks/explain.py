@@ -15,9 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from aoamodel import AOAModel
-from captioning import encoders, explanation
-from captioning.cli import Parser, add_device, pick_device, positive_int
-from captioning.relevance import LRP
+from captioning.cli import Parser, add_device, positive_int
+from captioning.device import pick_device
+from captioning.explanation import attribution, encoders
+from captioning.explanation.rules import LRP
 from gridTDmodel import GridTDModel
 
 MODELS = {"gridtd": GridTDModel, "aoa": AOAModel}
@@ -135,10 +136,10 @@ def encoder(args, device):
 
 
 def ours(layers, images, weights):
-    pixels = explanation.fast_format(images).clone().requires_grad_()
+    pixels = attribution.fast_format(images).clone().requires_grad_()
     features, _ = encoders.run(layers, pixels, LRP())
     r = weights[:, None].expand(-1, *features.shape)
-    return explanation.through_encoder(features, pixels, r, None)
+    return attribution.through_encoder(features, pixels, r, None)
 
 
 def zennit(layers, images, weights):

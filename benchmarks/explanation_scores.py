@@ -13,10 +13,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluation
 from captioning import checkpoint
-from captioning.cli import Parser, add_device, pick_device, positive_int
+from captioning.cli import Parser, add_device, positive_int
+from captioning.device import pick_device
 from captioning.errors import run_script
-from captioning.explained import METHODS, Batch
-from captioning.explanation_scores import EXPERIMENTS, measure
+from captioning.experiments.batch import METHODS, Batch
+from captioning.experiments.registry import EXPERIMENTS
+from captioning.experiments.runner import measure
 
 NAMES = [name for name in EXPERIMENTS if name != "sanity"]
 

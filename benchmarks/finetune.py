@@ -15,12 +15,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.explain import MODELS, measure, report
-from captioning.cli import Parser, add_device, pick_device, positive_int
-from captioning.lrp_inference import lrp_loss
-from captioning.reward import CiderD, write_frequencies
-from captioning.scst import SCST
-from captioning.training import make_optimizer, teacher_forced_loss, train_step
-from captioning.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioning.cli import Parser, add_device, positive_int
+from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioning.device import pick_device
+from captioning.explanation.lrp_inference import lrp_loss
+from captioning.training.loop import make_optimizer, train_step
+from captioning.training.losses import teacher_forced_loss
+from captioning.training.reward import CiderD, write_frequencies
+from captioning.training.scst import SCST
 
 V, B, T, K, C, REFERENCES = 9586, 64, 20, 196, 512, 5
 STOP_SHARE = 0.5        # of predicted words; of COCO's captions 51 % are stop words or <end>

@@ -11,11 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captioning import checkpoint
 from captioning.cli import Parser, positive_int
-from captioning.dataset import CaptionDataset
+from captioning.data.boxes import load_boxes
+from captioning.data.dataset import CaptionDataset
+from captioning.data.predictions import read_predictions
 from captioning.errors import run_script
-from captioning.lrp_inference import weighted_hidden
-from captioning.objects import load_boxes, load_objects
-from captioning.predictions import read_predictions
+from captioning.explanation.lrp_inference import weighted_hidden
+from captioning.metrics.object_words import load_objects
 
 
 def get_args_parser():

@@ -1,1 +1,1 @@
-"""BERTScore of captions, by the package bert-score (bert/requirements.txt): `bert.score.bert_score`."""
+"""BERTScore of captions, by the package bert-score (bert/requirements.txt): `bert.bertscore.bert_score`."""

@@ -1,1 +1,12 @@
-"""What the two models and the scripts share, one concern a file."""
+"""What the two captioning models and several scripts share.
+
+Modules of this folder serve all others: command line (`cli`), errors, files, devices, processes, decoding and
+checkpoints. Sub-packages, from the lowest to the highest; each may import those before it, and never a script:
+
+    data         annotations, vocabulary, images, stored features, demo scenes
+    explanation  relevance rules, encoders, explanations of both models, LRP-inference
+    metrics      object words, CHAIR, tables of scores
+    training     the training loop, losses, self-critical training
+    report       plots and the HTML page
+    experiments  measures of explanations
+"""

@@ -3,11 +3,11 @@ import io
 
 import torch
 
-from captioning.encoders import IMAGE_SIZE
+from captioning.data.vocabulary import Vocabulary
+from captioning.data.vocabulary import read as read_wordmap
 from captioning.errors import InputError
+from captioning.explanation.encoders import IMAGE_SIZE
 from captioning.files import atomic_path
-from captioning.vocabulary import Vocabulary
-from captioning.vocabulary import read as read_wordmap
 
 
 def model_class(model_type):

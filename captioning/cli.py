@@ -6,8 +6,6 @@ import random
 import numpy as np
 import torch
 
-from captioning.errors import InputError
-
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose errors are one sentence with exit status 2."""
@@ -55,17 +53,6 @@ def add_device(parser):
 
 def add_seed(parser):
     parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=1, help="of every random choice")
-
-
-def pick_device(name):
-    """torch.device for --device; InputError for an accelerator that this machine does not have."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
-        raise InputError(f"--device {name} was asked for, but this machine has none that PyTorch can use: "
-                         "use --device cpu or auto")
-    return torch.device(name)
 
 
 def set_seed(seed):

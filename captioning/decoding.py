@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from captioning.device import amp_dtype
 from captioning.errors import InputError
 
 METHODS = ("greedy", "beam_search", "diverse_beam_search", "sample")
@@ -161,3 +162,11 @@ def _filtered(logits, top_k, top_p):
         outside = ordered.cumsum(-1) - ordered >= top_p                                # the most likely always stays
         logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
     return logits
+
+
+def caption_batch(model, images, vocabulary, amp, device, method="greedy", **options):
+    """Sentences for images (B, 3, S, S) or features (B, K, C)."""
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, amp_dtype(device), enabled=amp):
+        tokens = decode(model, model.encode(images), vocabulary, method, **{"max_len": 50} | options)
+    return [" ".join(vocabulary.decode(ids)) for ids in tokens.tolist()]

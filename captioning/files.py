@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and names that stay inside their folder."""
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -74,3 +75,8 @@ def safe_name(name, source):
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
         raise InputError(f"{source} holds the file name {name!r}, which leaves the image folder: correct the file")
     return name
+
+
+def fingerprint(value):
+    """A short hash of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,7 +3,6 @@ import datetime
 import os
 import sys
 
-import torch
 from torch import distributed
 
 
@@ -15,14 +14,6 @@ def start():
     distributed.init_process_group("gloo", timeout=datetime.timedelta(days=30))
     if rank():
         sys.stdout = open(os.devnull, "w")      # noqa: SIM115
-
-
-def own_device(device):
-    """This process's: each its own GPU, where there are some."""
-    if count() > 1 and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    return device
 
 
 def rank():

@@ -4,14 +4,14 @@ import pickle
 
 import pytest
 import torch
-from test_models import published_state
+from helpers import published_state
 from torch import nn
 
 from aoamodel import AOAModel
 from captioning import checkpoint
+from captioning.data.vocabulary import Vocabulary
 from captioning.errors import InputError
 from captioning.files import write_json
-from captioning.vocabulary import Vocabulary
 from gridTDmodel import GridTDModel
 
 VOCABULARY = Vocabulary({word: i for i, word in enumerate(["<pad>", "a", "dog", "<unk>", "<start>", "<end>"])})

@@ -7,8 +7,8 @@ import torch
 
 from aoamodel import AOAModel
 from captioning import decoding
+from captioning.data.vocabulary import Vocabulary
 from captioning.errors import InputError
-from captioning.vocabulary import Vocabulary
 from gridTDmodel import GridTDModel
 
 WORDS = ["<pad>", "a", "b", "c", "<unk>", "<start>", "<end>"]

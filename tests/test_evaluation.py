@@ -11,13 +11,14 @@ import torch
 
 import evaluation
 from aoamodel import AOAModel
-from captioning import checkpoint, decoding, explanation_scores
-from captioning.correctness import THRESHOLDS
-from captioning.dataset import CaptionDataset
+from captioning import checkpoint, decoding
+from captioning.data.dataset import CaptionDataset
 from captioning.errors import InputError
+from captioning.experiments import runner
+from captioning.experiments.correctness import THRESHOLDS
 from gridTDmodel import GridTDModel
 from pycocoevalcap import java, spice_jar
-from pycocoevalcap.scores import scores
+from pycocoevalcap.caption_metrics import scores
 
 ROOT = Path(__file__).parents[1]
 
@@ -161,14 +162,14 @@ def test_every_experiment_writes_words_table_and_plot(scored):
 
 def test_an_interrupted_run_goes_on_where_it_stopped(demo_data, weights, tmp_path, monkeypatch, scored):
     monkeypatch.setattr(evaluation, "caption_split", say_references)
-    measure, measured = explanation_scores.measure, []
+    measure, measured = runner.measure, []
 
     def stop_later(experiment, batch):
         measured.append((batch.names[0], experiment))
         if len(measured) == 8:
             raise KeyboardInterrupt
         return measure(experiment, batch)
-    monkeypatch.setattr(explanation_scores, "measure", stop_later)
+    monkeypatch.setattr(runner, "measure", stop_later)
     with pytest.raises(KeyboardInterrupt):
         run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
     assert not list(tmp_path.glob("ablation*"))

@@ -12,9 +12,9 @@ from PIL import Image
 import explain
 from aoamodel import AOAModel
 from captioning import checkpoint, decoding
+from captioning.data.images import preprocess, read_image
+from captioning.data.vocabulary import build
 from captioning.errors import InputError
-from captioning.images import preprocess, read_image
-from captioning.vocabulary import build
 from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]

@@ -11,17 +11,17 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from test_training import run as train_run
-from test_training import same
+from helpers import same, train_run
 
 import finetune
 import preparedataset
 from aoamodel import AOAModel
 from captioning import checkpoint
-from captioning.dataset import features_path, fingerprint, split_path
+from captioning.data.dataset import features_path, split_path
+from captioning.data.vocabulary import read
 from captioning.errors import InputError
-from captioning.reward import frequencies_path
-from captioning.vocabulary import read
+from captioning.files import fingerprint
+from captioning.training.reward import frequencies_path
 
 ROOT = Path(__file__).parents[1]
 MODES = ("--ce_tune", "--lrp_tune", "--cider_tune", "--lrp_cider_tune")

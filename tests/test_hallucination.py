@@ -3,13 +3,13 @@ import json
 
 import numpy as np
 import pytest
+from helpers import train_run
 from PIL import Image
-from test_training import run as train_run
 
 import evaluation
 from benchmarks import before_after, hallucination
 from captioning.errors import InputError
-from captioning.objects import Objects
+from captioning.metrics.object_words import Objects
 
 
 def write_runs(folder, models=("gridtd", "aoa"), seeds=(1, 2, 3)):

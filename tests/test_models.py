@@ -1,11 +1,12 @@
 """Both models: one set of equations serves training, decoding and explanation."""
 import pytest
 import torch
+from helpers import published_state
 from torch import nn
 
 from aoamodel import AOAModel
 from captioning.errors import InputError
-from captioning.relevance import Gradient
+from captioning.explanation.rules import Gradient
 from gridTDmodel import GridTDModel
 
 V, B, T = 17, 3, 6
@@ -100,28 +101,6 @@ def test_first_image_weights_learn(model):
     loss.backward()
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert missing == []
-
-
-PUBLISHED = {
-    GridTDModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.", "W_g.": "global_img_feature_proj.",
-                  "lstm1.": "AdaLSTM.lstm_cell.", "W_x.": "AdaLSTM.x_gate.", "W_h.": "AdaLSTM.h_gate.",
-                  "W_a.": "AdaAttention.W_v_proj.", "W_s.": "AdaAttention.W_s_proj.",
-                  "W_q.": "AdaAttention.W_g_proj.", "w_a.": "AdaAttention.w_h.", "lstm2.": "LanguageLSTM.",
-                  "embedding.": "embedding.", "W_o.": "fc."},
-    AOAModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.", "embedding.": "embedding.",
-               "lstm.": "LanguageLSTM.", "W_K.": "decoder_k_proj.", "W_U.": "decoder_v_proj.",
-               "W_Q.": "decoder_multihead_attention.q_proj.", "W_G.": "decoder_aoa_linear_gate.",
-               "W_L.": "decoder_aoa_linear.", "W_o.": "fc."}}
-
-
-def published_state(model):
-    """The model's weights under published names: an LSTMCell, W_v as a 1×1 convolution."""
-    state = {}
-    for key, value in model.state_dict().items():
-        prefix = next(prefix for prefix in PUBLISHED[type(model)] if key.startswith(prefix))
-        name = PUBLISHED[type(model)][prefix] + key.removeprefix(prefix).removesuffix("_l0")
-        state[name] = value[..., None, None] if key == "W_v.weight" else value
-    return state
 
 
 def test_load_published(model):

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 import preparedataset
-from captioning import encoders
-from captioning.dataset import CaptionDataset, features_path
+from captioning.data.dataset import CaptionDataset, features_path
+from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
+from captioning.explanation import encoders
 from captioning.files import read_json
-from captioning.vocabulary import tokenise
 
 ROOT = Path(__file__).parents[1]
 SPLIT = ["train", "train", "restval", "train", "val", "val", "test"]

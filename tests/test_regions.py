@@ -9,19 +9,18 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers import CHROMIUM, literal_of_regions, make
 from PIL import Image
-from test_correctness import literal_of_regions
-from test_lrp import make
-from test_page import CHROMIUM
 
 import evaluation
 import explain
 from aoamodel import AOAModel
-from captioning import bottom_up, checkpoint
-from captioning.annotations import Record
-from captioning.dataset import CaptionDataset, features_path, split_path
+from captioning import checkpoint
+from captioning.data import bottom_up
+from captioning.data.annotations import Record
+from captioning.data.dataset import CaptionDataset, features_path, split_path
+from captioning.data.vocabulary import read
 from captioning.errors import InputError
-from captioning.vocabulary import read
 from gridTDmodel import GridTDModel
 
 MODELS = [GridTDModel, AOAModel]

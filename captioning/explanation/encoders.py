@@ -1,0 +1,182 @@
+"""Image encoders: plain sequences of convolution, batch-norm, ReLU, pooling and residual blocks.
+
+Each maps images (B, 3, S, S), normalised as in captioning.images, to features (B, C, h, w). `run` is the one forward
+pass: with an explanation rule it is also what relevance and gradients travel back through.
+"""
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from captioning.errors import InputError
+from captioning.explanation.rules import PLAIN
+
+IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
+
+
+class Residual(nn.Module):
+    """body(x) + shortcut(x)."""
+
+    def __init__(self, body, shortcut):
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x):
+        return self.body(x) + self.shortcut(x)
+
+
+def run(layers, x, rule=PLAIN, signed=True):
+    """The encoder's forward pass under a rule; signed: whether x may be negative. Returns (output, its signedness).
+
+    Under a rule that explains, a batch-norm is folded into the convolution before it. A convolution and the ReLU after
+    it are one operation.
+    """
+    layers = list(layers)
+    while layers:
+        layer = layers.pop(0)
+        if isinstance(layer, nn.Sequential):
+            x, signed = run(layer, x, rule, signed)
+        elif isinstance(layer, Residual):
+            x = rule.stabilise(run(layer.body, x, rule, signed)[0] + run(layer.shortcut, x, rule, signed)[0])
+            signed = True
+        elif isinstance(layer, nn.Conv2d):
+            if not rule.fused and layers and isinstance(layers[0], nn.BatchNorm2d):
+                layer = _fold(layer, layers.pop(0))
+            rectified = bool(layers) and isinstance(layers[0], nn.ReLU)
+            layers = layers[rectified:]
+            x, signed = rule.conv(x, layer, signed, rectified), not rectified
+        elif isinstance(layer, nn.BatchNorm2d):
+            x = layer(x)
+        elif isinstance(layer, nn.ReLU):
+            x, signed = rule.relu(x), False
+        elif isinstance(layer, nn.AvgPool2d):
+            x = rule.stabilise(layer(x))
+        elif isinstance(layer, nn.MaxPool2d):
+            x = layer(x)
+        else:
+            raise TypeError(f"an encoder is made of Conv2d, BatchNorm2d, ReLU, MaxPool2d, AvgPool2d and Residual, not "
+                            f"{type(layer).__name__}")
+    return x, signed
+
+
+def architecture(name):
+    """The encoder `name`, weights at random."""
+    if name == "small":
+        return _small()
+    _check(name)
+    return _plain_sequence(_torchvision(name))
+
+
+def _torchvision(name):
+    """torchvision's model with random weights; VGG without its classifier, whose 124 million weights nobody needs."""
+    from torchvision import models
+    if not name.startswith("vgg"):
+        return models.get_model(name)
+    model = nn.Module()
+    model.features = models.vgg.make_layers(models.vgg.cfgs[{"vgg16": "D", "vgg19": "E"}[name]])
+    for layer in model.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def build(name, weights=None):
+    """The encoder `name` with weights: a file with torchvision's names, or, if None, ImageNet's from torchvision.
+
+    The encoder "small" is made to be trained and starts at random without a file.
+    """
+    _check(name)
+    if name == "small":
+        encoder = _small()
+        if weights is not None:
+            _load(encoder, read_weights(weights), weights)
+        return encoder
+    model = _torchvision(name)
+    if weights is None:
+        from torchvision import models
+        try:
+            state = models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}): name a local file with "
+                             "--encoder_weights") from error
+    else:
+        state = read_weights(weights)
+    prefix = ("features.",) if name.startswith("vgg") else ("conv1.", "bn1.", "layer")
+    _load(model, {key: value for key, value in state.items() if key.startswith(prefix)}, weights or name, prefix)
+    return _plain_sequence(model)
+
+
+def feature_dim(encoder):
+    """Channels C of the encoder's output: those of its last convolution."""
+    return [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
+
+
+def _check(name):
+    if name not in IMAGE_SIZE:
+        raise InputError(f"there is no encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
+
+
+def read_weights(path, what="encoder"):
+    """The state_dict in a file; InputError if it holds none. what: of which network, for the message."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = " ".join(str(error).split())[:160] or "it is damaged"
+        raise InputError(f"the {what} weights {path} cannot be read ({reason}): give a state_dict saved with "
+                         "torch.save") from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
+                                              for key, value in state.items()):
+        raise InputError(f"the {what} weights {path} must hold a state_dict, names to tensors")
+    return state
+
+
+def _load(model, state, source, prefix=("",)):
+    """Loads `state` into those parameters and buffers of `model` whose names start with `prefix`: all must be there."""
+    wanted = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+    for key, value in wanted.items():
+        if key not in state and not key.endswith("num_batches_tracked"):
+            raise InputError(f"the encoder weights {source} lack '{key}': are they of another encoder?")
+        if key in state and state[key].shape != value.shape:
+            raise InputError(f"the encoder weights {source} have {tuple(state[key].shape)} for '{key}' instead of "
+                             f"{tuple(value.shape)}: are they of another encoder?")
+    model.load_state_dict({key: state[key].float() for key in wanted if key in state}, strict=False)
+
+
+def _plain_sequence(model):
+    """torchvision's VGG without its last max-pool, or ResNet without its head, as a sequence for `run`."""
+    if hasattr(model, "features"):
+        layers = list(model.features)[:-1]
+        return nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in layers))
+    model.eval()
+    stem = [_fold(model.conv1, model.bn1), nn.ReLU(), model.maxpool]
+    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+    return nn.Sequential(*stem, *(layer for stage in stages for block in stage for layer in _bottleneck(block)))
+
+
+def _bottleneck(block):
+    body = nn.Sequential(_fold(block.conv1, block.bn1), nn.ReLU(), _fold(block.conv2, block.bn2), nn.ReLU(),
+                         _fold(block.conv3, block.bn3))
+    shortcut = nn.Sequential(_fold(*block.downsample)) if block.downsample else nn.Sequential()
+    return Residual(body, shortcut), nn.ReLU()
+
+
+def _fold(conv, norm):
+    """Batch-norm with its running statistics as part of the convolution before it."""
+    with torch.no_grad():
+        return nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
+
+
+def _small():
+    """Five convolutions with batch-norm: 112×112 pixels to 128 channels at 7×7, for CPUs. A region sees 67 pixels."""
+    layers, width = [], 3
+    for channels in (32, "pool", 64, 96, "pool", 128, 128, "pool"):
+        if channels == "pool":
+            layers.append(nn.MaxPool2d(2))
+            continue
+        kernel, stride = (3, 1) if layers else (5, 2)
+        layers += [nn.Conv2d(width, channels, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels),
+                   nn.ReLU()]
+        nn.init.kaiming_normal_(layers[-3].weight, nonlinearity="relu")
+        width = channels
+    return nn.Sequential(*layers)

@@ -1,0 +1,196 @@
+"""Karpathy's and COCO's annotations: what is read, the split rule, boxes, and one sentence for what is wrong."""
+import copy
+import json
+
+import pytest
+
+from captioning.data import annotations
+from captioning.data.annotations import read_coco, read_karpathy
+from captioning.data.boxes import read_boxes
+from captioning.errors import InputError
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def karpathy():
+    return {"images": [
+        {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "A Dog.", "tokens": ["a", "dog"]}]},
+        {"filename": "2.jpg", "split": "restval", "filepath": "val2014", "sentences": [{"raw": "It's a cat!"}]},
+        {"filename": "3.jpg", "split": "val", "sentences": [{"tokens": ["a", "T-shirt"]}, {"raw": "  …  "}]},
+        {"filename": "4.jpg", "split": "test", "sentences": [{"raw": "Two\nbirds", "tokens": []}]}]}
+
+
+def coco(part, ids, captions=2):
+    images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 40, "height": 20} for i in ids]
+    sentences = [{"image_id": i, "caption": f"Caption {n} of {i}."} for n in range(captions) for i in ids]
+    return {"images": images, "annotations": sentences}
+
+
+def write_coco(folder, train=range(1, 24), val=range(100, 103), year=2017):
+    write(folder / f"captions_train{year}.json", coco("train", train))
+    write(folder / f"captions_val{year}.json", coco("val", val))
+    return folder
+
+
+def instances():
+    return {"images": [{"id": 100, "file_name": f"{100:012d}.jpg", "width": 40, "height": 20},
+                       {"id": 101, "file_name": f"{101:012d}.jpg", "width": 10, "height": 448},
+                       {"id": 999, "file_name": "elsewhere.jpg", "width": 10, "height": 10}],
+            "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}],
+            "annotations": [{"image_id": 100, "category_id": 18, "bbox": [1.5, 2, 10.25, 5], "iscrowd": 0},
+                            {"image_id": 100, "category_id": 18, "bbox": [0, 0, 4, 4]},
+                            {"image_id": 100, "category_id": 3, "bbox": [0, 0, 40, 20], "iscrowd": 1},
+                            {"image_id": 999, "category_id": 3, "bbox": [0, 0, 4, 4]}]}
+
+
+def test_karpathy(tmp_path):
+    records = read_karpathy(write(tmp_path / "k.json", karpathy()))
+    assert [record.split for record in records] == ["train", "train", "val", "test"]
+    assert [record.path for record in records] == ["1.jpg", "val2014/2.jpg", "3.jpg", "4.jpg"]
+    assert [record.name for record in records] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+    assert [record.tokens for record in records] == [
+        [["a", "dog"]], [["it", "s", "a", "cat"]], [["a", "t", "shirt"]], [["two", "birds"]]]
+    assert records[2].raw == ["a T-shirt"], "a sentence without a word is no caption"
+
+
+def test_coco_splits_by_id(tmp_path):
+    shuffled = [*range(23, 0, -1)]
+    records = read_coco(write_coco(tmp_path, shuffled), 2017)
+    split = {name: [r.name for r in records if r.split == name] for name in annotations.SPLITS}
+    assert [len(names) for names in split.values()] == [22, 1, 3]      # 22 = 23 · 110 / 115
+    assert split["train"] == [f"{i:012d}.jpg" for i in range(1, 23)] and split["val"] == [f"{23:012d}.jpg"]
+    assert records[0].path == "train2017/000000000001.jpg" and records[-1].path == "val2017/000000000102.jpg"
+    assert records[0].raw == ["Caption 0 of 1.", "Caption 1 of 1."]
+    assert records[0].tokens == [["caption", "0", "of", "1"], ["caption", "1", "of", "1"]]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(118_287, [110_000, 5_000, 1]), (115_000, [110_000, 5_000, 1]),
+                                                 (114_999, [109_999, 5_000, 1]), (112, [107, 5, 1])])
+def test_sizes_of_the_coco_split(tmp_path, monkeypatch, count, expected):
+    files = {"train": coco("train", range(count), 1), "val": coco("val", [999_999], 1)}
+    monkeypatch.setattr(annotations, "read_json", lambda path, keys: files["train" if "train" in path.name else "val"])
+    splits = [record.split for record in read_coco(tmp_path, 2017)]
+    assert [splits.count(split) for split in annotations.SPLITS] == expected
+
+
+def test_boxes_have_the_published_layout(tmp_path):
+    records = read_coco(write_coco(tmp_path), 2017)
+    write(tmp_path / "instances_val2017.json", instances())
+    boxes = read_boxes(tmp_path, records)
+    assert boxes == {
+        f"{100:012d}.jpg": {"categories": {"dog": 18}, "bbox": {"18": [[1.5, 2, 11.75, 7], [0, 0, 4, 4]]},
+                            "shape": [40, 20], "resize_ratio": [5.6, 11.2]},
+        f"{101:012d}.jpg": {"categories": {}, "bbox": {}, "shape": [10, 448], "resize_ratio": [22.4, 0.5]}}
+
+
+def changed(value, path, new):
+    """`value` with what lies at `path` replaced by `new`, or removed if new is KeyError."""
+    value = copy.deepcopy(value)
+    *above, last = path
+    place = value
+    for key in above:
+        place = place[key]
+    if new is KeyError:
+        del place[last]
+    else:
+        place[last] = new
+    return value
+
+
+@pytest.mark.parametrize(("path", "new", "named"), [
+    (("images",), KeyError, "no key 'images'"),
+    (("images",), 5, "list of images"),
+    (("images",), [], "train split"),
+    (("images", 0), 7, "number 0 of its images"),
+    (("images", 3), KeyError, "test split"),
+    (("images", 1, "filename"), KeyError, "'filename'"),
+    (("images", 1, "filename"), "../secret.jpg", "../secret.jpg"),
+    (("images", 1, "filename"), "/etc/passwd", "/etc/passwd"),
+    (("images", 1, "filename"), "C:\\x.jpg", "leaves the image folder"),
+    (("images", 1, "filename"), "a\nb.jpg", "not printable"),
+    (("images", 1, "filename"), "1.jpg", "'1.jpg' twice"),
+    (("images", 1, "filepath"), "..", "leaves the image folder"),
+    (("images", 1, "filepath"), 5, "'filepath'"),
+    (("images", 1, "split"), "training", "'training'"),
+    (("images", 1, "sentences"), KeyError, "'sentences'"),
+    (("images", 1, "sentences"), [], "no caption with words for '2.jpg'"),
+    (("images", 1, "sentences"), ["a cat"], "number 0 of its sentences of '2.jpg'"),
+    (("images", 1, "sentences", 0, "raw"), 5, "'raw'"),
+    (("images", 1, "sentences", 0, "raw"), "\ud800", "'raw'"),
+    (("images", 1, "sentences", 0, "raw"), KeyError, "no caption with words for '2.jpg'"),
+    (("images", 0, "sentences", 0, "tokens"), "a dog", "'tokens'"),
+    (("images", 0, "sentences", 0, "tokens"), [1, 2], "'tokens' of '1.jpg'"),
+])
+def test_wrong_karpathy_files(tmp_path, path, new, named):
+    file = write(tmp_path / "k.json", changed(karpathy(), path, new))
+    with pytest.raises(InputError) as error:
+        read_karpathy(file)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "nonsense", '{"images": [' + "[" * 100_000, "1" * 5000])
+def test_no_json(tmp_path, text):
+    with pytest.raises(InputError, match=r"k\.json"):
+        read_karpathy(write(tmp_path / "k.json", text))
+
+
+@pytest.mark.parametrize(("path", "new", "named"), [
+    (("annotations",), KeyError, "no key 'annotations'"),
+    (("annotations", 0, "image_id"), 5555, "image id 5555"),
+    (("annotations", 0, "image_id"), True, "'image_id'"),
+    (("annotations", 0, "caption"), None, "'caption'"),
+    (("images", 0, "id"), "7", "'id'"),
+    (("images", 0, "id"), 2, "the same id"),
+    (("images", 0, "file_name"), f"{2:012d}.jpg", "twice"),
+    (("images", 0, "file_name"), "../x.jpg", "leaves the image folder"),
+    (("annotations",), [], "no caption with words"),
+])
+def test_wrong_coco_captions(tmp_path, path, new, named):
+    write_coco(tmp_path)
+    write(tmp_path / "captions_train2017.json", changed(coco("train", range(1, 24)), path, new))
+    with pytest.raises(InputError, match=named):
+        read_coco(tmp_path, 2017)
+
+
+def test_missing_coco_file(tmp_path):
+    write(tmp_path / "captions_train2017.json", coco("train", range(9)))
+    with pytest.raises(InputError, match=r"captions_val2017\.json"):
+        read_coco(tmp_path, 2017)
+
+
+@pytest.mark.parametrize(("path", "new", "named"), [
+    (("categories",), KeyError, "no key 'categories'"),
+    (("categories", 0, "name"), 5, "'name'"),
+    (("images", 0, "width"), 0, "0×20 pixels"),
+    (("images", 0, "width"), 10**400, "pixels"),
+    (("images", 0, "height"), "20", "'height'"),
+    (("annotations", 0, "category_id"), 77, "image id 100"),
+    (("annotations", 0, "bbox"), [1, 2, 3], "four numbers"),
+    (("annotations", 0, "bbox"), [1, 2, -3, 4], "four numbers"),
+    (("annotations", 0, "bbox"), [1, 2, float("nan"), 4], "four numbers"),
+    (("annotations", 0, "bbox"), [1, 2, 10**400, 4], "four numbers"),
+    (("annotations", 0, "bbox"), [1, 2, "3", 4], "four numbers"),
+])
+def test_wrong_instances(tmp_path, path, new, named):
+    records = read_coco(write_coco(tmp_path), 2017)
+    write(tmp_path / "instances_val2017.json", changed(instances(), path, new))
+    with pytest.raises(InputError, match=named):
+        read_boxes(tmp_path, records)
+
+
+def test_real_coco(shared_data):
+    folder = shared_data / "coco_sample" / "annotations"
+    records = read_coco(folder, 2017)
+    splits = [record.split for record in records]
+    assert [splits.count(split) for split in annotations.SPLITS] == [107, 5, 64]
+    assert all((shared_data / "coco_sample" / record.path).exists() for record in records)
+    boxes = read_boxes(folder, records)
+    assert set(boxes) == {record.name for record in records}
+    for entry in boxes.values():
+        w, h = entry["shape"]
+        assert set(entry["bbox"]) == {str(i) for i in entry["categories"].values()}
+        for x0, y0, x1, y1 in (box for some in entry["bbox"].values() for box in some):
+            assert 0 <= x0 <= x1 <= w + 1 and 0 <= y0 <= y1 <= h + 1

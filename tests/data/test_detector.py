@@ -1,0 +1,150 @@
+"""Region features of photographs: against torchvision's own pass through a detector, and in preparing data."""
+import h5py
+import pytest
+import torch
+from torchvision import ops
+from torchvision.models import detection
+
+import preparedataset
+from captioning.data import detector
+from captioning.errors import InputError
+
+NAME, V2 = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn_v2"
+
+
+def random_weights(path, name=NAME):
+    """A file of weights at random, with class scores that differ"""
+    torch.manual_seed(0)
+    model = detection.__dict__[name](weights=None, weights_backbone=None)
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return random_weights(tmp_path_factory.mktemp("detector") / "weights.pth")
+
+
+def build_small(name, path, side=96):
+    model = detector.build(name, path)
+    model.transform.min_size, model.transform.max_size = (side,), 128
+    return model
+
+
+@pytest.fixture(scope="module")
+def small(weights):
+    return build_small(NAME, weights)
+
+
+def photographs(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(3, *size, generator=generator) for size in sizes]
+
+
+@torch.inference_mode()
+def test_regions_are_the_surest_that_do_not_overlap(small):
+    photos = photographs((60, 90), (100, 70))
+    features, boxes, counts = detector.best_regions(small, photos, 12)
+    assert features.shape == (2, 12, 1024) and boxes.shape == (2, 12, 4) and counts.tolist() == [12, 12]
+    for photo, own_features, own_boxes in zip(photos, features, boxes, strict=True):
+        H, W = photo.shape[1:]
+        assert (own_boxes >= 0).all() and (own_boxes[:, 2] <= W + 1e-3).all() and (own_boxes[:, 3] <= H + 1e-3).all()
+        assert own_boxes[:, 2].max() > W / 2        # in the photograph's pixels, not the detector's
+        overlap = ops.box_iou(own_boxes, own_boxes).fill_diagonal_(0)
+        assert overlap.max() <= detector.OVERLAP + 1e-4
+        logits, _ = small.roi_heads.box_predictor(own_features)
+        scores = logits.softmax(-1)[:, 1:].amax(-1)
+        assert (scores.diff() <= 1e-6).all()
+        # the features are the box head's of these very regions
+        resized, _ = small.transform([photo])
+        h, w = resized.image_sizes[0]
+        scaled = own_boxes * torch.tensor([w / W, h / H] * 2)
+        maps = small.backbone(resized.tensors)
+        again = small.roi_heads.box_head(small.roi_heads.box_roi_pool(maps, [scaled], [(h, w)]))
+        torch.testing.assert_close(again, own_features, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_the_detector_of_the_configs(tmp_path):
+    model = build_small(V2, random_weights(tmp_path / "v2.pth", V2))
+    features, boxes, counts = detector.best_regions(model, photographs((60, 90)), 36)
+    assert features.shape == (1, 36, 1024) and counts.tolist() == [36] and features.isfinite().all()
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+    assert boxes.amax((0, 1))[2:].tolist() == pytest.approx([90, 60], abs=20)
+
+
+@torch.inference_mode()
+def test_a_photograph_without_objects_has_regions_too(weights, tmp_path):
+    state = torch.load(weights, weights_only=True)
+    for name in state:
+        if name.startswith("rpn.head.cls_logits"):
+            state[name].fill_(-9 if name.endswith("bias") else 0)
+    torch.save(state, tmp_path / "unsure.pth")
+    model = build_small(NAME, tmp_path / "unsure.pth")
+    assert detector.best_regions(model, [torch.full((3, 60, 90), 0.5)], 10)[2].item() == 10
+
+
+def test_names_of_frozen_batch_norms_load(weights, tmp_path):
+    """torchvision's own weights were trained with frozen batch-norms, which count no batches"""
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")},
+               tmp_path / "frozen.pth")
+    assert len(detector.build(NAME, tmp_path / "frozen.pth").state_dict()) == len(state)
+
+
+@torch.inference_mode()
+def test_fewer_regions_are_padded(small):
+    features, boxes, counts = detector.best_regions(small, photographs((60, 90)), 400)
+    n = counts.item()
+    assert 0 < n < 400 and (features[0, :n].abs().sum(-1) > 0).all()
+    assert not features[0, n:].any() and not boxes[0, n:].any()
+
+
+def test_a_data_set_with_regions_found_here(weights, tmp_path, monkeypatch):
+    """Interrupted, it goes on where it stopped"""
+    monkeypatch.setattr(detector, "PROPOSALS", 20)
+    build, best_regions, seen = detector.build, detector.best_regions, []
+
+    def small_build(*arguments):
+        model = build(*arguments)
+        model.transform.min_size = (64,)
+        return model
+
+    def counting(model, photographs, regions):
+        seen.append(len(photographs))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return best_regions(model, photographs, regions)
+    monkeypatch.setattr(detector, "build", small_build)
+    monkeypatch.setattr(detector, "best_regions", counting)
+
+    def prepare(folder):
+        preparedataset.main(preparedataset.get_args_parser().parse_args(
+            ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "4", "2", "2", "--workers", "0",
+             "--features", "bottom_up", "--detector", NAME, "--detector_weights", str(weights), "--regions", "10",
+             "--device", "cpu", "--batch_size", "3"]))
+        return [folder / "demo" / f"features_bottom_up_{split}_demo.hdf5" for split in ("train", "val", "test")]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path)
+    paths = prepare(tmp_path)
+    assert seen == [3, 1, 1, 2, 2], "the first three photographs are not looked at again"
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in prepare(tmp_path / "at once")]
+    with h5py.File(paths[0]) as file:
+        assert file["features"].shape == (4, 10, 1024) and file["boxes"].shape == (4, 10, 4)
+        assert (file["features"].dtype, file["boxes"].dtype) == ("float16", "float32")
+        assert (file["counts"][:] > 0).all() and file["features"][:].any(-1)[:, 0].all()
+
+
+def test_weights_of_another_detector_are_refused(tmp_path, weights):
+    with pytest.raises(InputError, match="do not fit fasterrcnn_resnet50_fpn_v2.*--detector"):
+        detector.build(V2, weights)
+    with pytest.raises(InputError, match="detector weights .*missing.pth cannot be read"):
+        detector.build(NAME, tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize("extra", [(), ("--bottom_up", ".", "--detector", NAME)])
+def test_regions_come_from_one_place(tmp_path, extra):
+    with pytest.raises(InputError, match="either --bottom_up FOLDER_OR_TSV.* or --detector"):
+        preparedataset.main(preparedataset.get_args_parser().parse_args(
+            ["--dataset", "demo", "--output_folder", str(tmp_path), "--features", "bottom_up", *extra]))

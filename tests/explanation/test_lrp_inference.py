@@ -1,0 +1,151 @@
+"""LRP-inference: its weights are the first stage of model.lrp, and the loss is the one that the equations state."""
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from helpers import CAPTIONS, make, max_pooled, pictures, regions
+from torch.nn import functional as F
+
+from aoamodel import AOAModel
+from captioning.explanation import lrp_inference
+from captioning.explanation.rules import LRP
+from gridTDmodel import GridTDModel
+
+MODELS = [GridTDModel, AOAModel]
+SPECIAL = {0, 1, 2}
+
+
+def trace_of(model, features, captions=CAPTIONS, rule=None):
+    options = {} if rule is None else {"rule": rule}
+    return model.teacher_force(features, captions[:, None], **options)
+
+
+def literal_weights(model, c, h, word, eps=0.01):
+    """ω of one step by the oracle's ε-rules, from the logit on"""
+    y, rows, bias = c + h, model.W_o.weight[word].tolist(), model.W_o.bias[word].item()
+    logit = sum(w * x for w, x in zip(rows, y.tolist(), strict=True)) + bias
+    omegas = []
+    for part in (c.tolist(), h.tolist()):
+        r = []
+        for i, x in enumerate(part):
+            at_y = oracle.share(rows[i] * y[i].item(), logit, eps) * logit
+            r.append(oracle.share(x, y[i].item(), eps) * at_y)
+        largest = max(map(abs, r))
+        omegas.append([1 + value / largest for value in r])
+    return omegas
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_are_those_of_literal_loops(model_type, seed):
+    model = make(model_type, seed=seed)
+    trace = trace_of(model, regions(seed))
+    words = model.W_o(trace.hidden).argmax(-1)                                         # (B, 1, T)
+    stop = torch.zeros(len(model.W_o.bias), dtype=torch.bool)
+    found = lrp_inference.weights(model, trace.c_hat, trace.h, words, stop)
+    for b, t in np.ndindex(words.shape[0], words.shape[2]):
+        expected = literal_weights(model, trace.c_hat[b, 0, t], trace.h[b, 0, t], words[b, 0, t])
+        for omega, literal in zip(found, expected, strict=True):
+            np.testing.assert_allclose(omega[b, 0, t].numpy(), literal, rtol=0, atol=1e-9)
+    for omega in found:
+        assert omega.min() >= 0 and omega.max() <= 2 and not omega.requires_grad
+        # the most relevant entry has weight 0 or 2
+        torch.testing.assert_close((omega - 1).abs().amax(-1), torch.ones_like(words, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_weights_are_the_first_stage_of_lrp(model_type):
+    """R(ĉ) and R(h) as model.lrp's derivatives give them for the words predicted"""
+    model, features, eps = make(model_type), regions(), 0.03
+    rule = LRP(eps)
+    model.requires_grad_(False)
+    trace = trace_of(model, features, rule=rule)
+    words = model.W_o(trace.hidden).argmax(-1)
+    logits = rule.stabilise((model.W_o.weight[words] * trace.hidden).sum(-1) + model.W_o.bias[words])
+    c_hat, h = trace.c_hat.detach().requires_grad_(), trace.h.detach().requires_grad_()
+    targets = rule.stabilise((model.W_o.weight[words] * rule.stabilise(c_hat + h)).sum(-1) + model.W_o.bias[words])
+    torch.testing.assert_close(targets, logits)
+    found = lrp_inference.weights(model, c_hat, h, words, torch.zeros(len(model.W_o.bias), dtype=torch.bool), eps)
+    for part, omega, r in zip((c_hat, h), found, torch.autograd.grad(targets.sum(), (c_hat, h)), strict=True):
+        relevance = part.detach() * r
+        torch.testing.assert_close(omega - 1, relevance / relevance.abs().amax(-1, keepdim=True), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("encoder", [None, max_pooled])
+def test_stop_words_keep_their_logits(model_type, encoder):
+    model, images = make(model_type, encoder), pictures() if encoder else regions()
+    if encoder:     # or it says one word all the time
+        model.W_o.bias.data.zero_()
+    plain = model(images, CAPTIONS)
+    said = plain.argmax(-1)
+    stop = {*SPECIAL, said[0, 0].item()}
+    logits, weighted = model.lrp_inference(images, CAPTIONS, stop)
+    torch.testing.assert_close(logits, plain)
+    kept = torch.isin(said, torch.tensor(sorted(stop)))
+    assert kept.any() and not kept.all()
+    torch.testing.assert_close(weighted[kept], logits[kept])
+    assert ((weighted - logits)[~kept].abs().amax(-1) > 1e-6).all()
+    everything = model.lrp_inference(images, CAPTIONS, set(range(len(model.W_o.bias))))
+    torch.testing.assert_close(everything[1], plain)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_batches_and_captions_of_an_image_are_items(model_type):
+    model, images = make(model_type), regions()
+    captions = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)                            # (B, 2, T + 1)
+    for n, both in enumerate(zip(*model.lrp_inference(images, captions, SPECIAL), strict=True)):
+        for b, logits in enumerate(both):
+            assert logits.shape == (2, 5, len(model.W_o.bias)), n
+            for caption, own in zip(captions[n], logits, strict=True):
+                alone = model.lrp_inference(images[n:n + 1], caption[None], SPECIAL)[b][0]
+                torch.testing.assert_close(own, alone)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_no_gradient_flows_into_the_weights(model_type):
+    """The gradient of p̃ is that with ω given as numbers"""
+    model, features = make(model_type), regions()
+    stop = lrp_inference.stop_mask(model, SPECIAL)
+    _, weighted = model.lrp_inference(features, CAPTIONS, stop)
+    found = torch.autograd.grad(weighted.square().sum(), list(model.parameters()), allow_unused=True)
+    trace = trace_of(model, features)
+    words = model.W_o(trace.hidden).argmax(-1)
+    omega_c, omega_h = (torch.tensor(omega.tolist(), dtype=torch.float64)
+                        for omega in lrp_inference.weights(model, trace.c_hat, trace.h, words, stop))
+    expected = torch.autograd.grad(model.W_o(omega_c * trace.c_hat + omega_h * trace.h).square().sum(),
+                                   list(model.parameters()), allow_unused=True)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in found)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_loss_is_both_cross_entropies(model_type):
+    """Though it computes p̃ only where it differs from p, value and gradient are those of the two full products"""
+    model, features = make(model_type), regions()
+    captions = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)
+    said = model(features, captions).argmax(-1)
+    stop = lrp_inference.stop_mask(model, {*SPECIAL, said[0, 0, 0].item()})
+    loss, right, words = lrp_inference.lrp_loss(model, model.teacher_force(features, captions), captions, stop, 0.7)
+    targets = captions[..., 1:]
+    logits, weighted = model.lrp_inference(features, captions, stop)
+    p, p_weighted = (F.cross_entropy(x.flatten(0, -2), targets.flatten(), ignore_index=0) for x in (logits, weighted))
+    torch.testing.assert_close(loss, p + 0.7 * p_weighted, check_dtype=False)
+    assert words == (targets != 0).sum() and right == ((said == targets) & (targets != 0)).sum()
+    parameters = list(model.parameters())
+    for one, other in zip(torch.autograd.grad(loss, parameters, allow_unused=True),
+                          torch.autograd.grad(p + 0.7 * p_weighted, parameters, allow_unused=True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_dropout_drops_the_same_units_of_both(model_type):
+    model = make(model_type)
+    model.dropout.train()
+    logits, weighted = model.lrp_inference(regions(), CAPTIONS, set(range(len(model.W_o.bias))))
+    torch.testing.assert_close(logits, weighted)
+    assert not torch.allclose(logits, model(regions(), CAPTIONS))
+    assert math.isfinite(logits.sum().item())

@@ -1,0 +1,109 @@
+"""Builders that several test modules share."""
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import train
+from aoamodel import AOAModel
+from captioning import checkpoint
+from gridTDmodel import GridTDModel
+
+V, T = 12, 5
+
+
+CAPTIONS = torch.tensor([[1, 7, 3, 3, 9, 2], [1, 4, 11, 2, 0, 0], [1, 5, 0, 0, 0, 0]])
+
+
+def max_pooled():
+    """8×8 pixels to 4×4 regions"""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1),
+                         nn.ReLU())
+
+
+def make(model_type, encoder=None, seed=0, biased=True, **options):
+    """A model whose gates, attention and biases are far from their small initial values"""
+    torch.manual_seed(seed)
+    own = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
+    model = model_type(V, 4, 6, encoder=encoder and encoder(), **({"feature_dim": 7} | own | options)).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" in name:
+                parameter.normal_(0, 0.4 if biased else 0)
+            elif not name.startswith("embedding"):
+                parameter.mul_(2)
+    return model
+
+
+def pictures(seed=0):
+    return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def regions(seed=0):
+    """Three sets of 6 regions, of both signs; the second has only 4 of them, the third lacks one in between"""
+    features = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    features[1, 4:], features[2, 2] = 0, 0
+    return features
+
+
+PUBLISHED = {
+    GridTDModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.", "W_g.": "global_img_feature_proj.",
+                  "lstm1.": "AdaLSTM.lstm_cell.", "W_x.": "AdaLSTM.x_gate.", "W_h.": "AdaLSTM.h_gate.",
+                  "W_a.": "AdaAttention.W_v_proj.", "W_s.": "AdaAttention.W_s_proj.",
+                  "W_q.": "AdaAttention.W_g_proj.", "w_a.": "AdaAttention.w_h.", "lstm2.": "LanguageLSTM.",
+                  "embedding.": "embedding.", "W_o.": "fc."},
+    AOAModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.", "embedding.": "embedding.",
+               "lstm.": "LanguageLSTM.", "W_K.": "decoder_k_proj.", "W_U.": "decoder_v_proj.",
+               "W_Q.": "decoder_multihead_attention.q_proj.", "W_G.": "decoder_aoa_linear_gate.",
+               "W_L.": "decoder_aoa_linear.", "W_o.": "fc."}}
+
+
+def published_state(model):
+    """The model's weights under published names: an LSTMCell, W_v as a 1×1 convolution."""
+    state = {}
+    for key, value in model.state_dict().items():
+        prefix = next(prefix for prefix in PUBLISHED[type(model)] if key.startswith(prefix))
+        name = PUBLISHED[type(model)][prefix] + key.removeprefix(prefix).removesuffix("_l0")
+        state[name] = value[..., None, None] if key == "W_v.weight" else value
+    return state
+
+
+def train_flags(data, save_path, *extra):
+    return ["--data_folder", str(data), "--encoder", "small", "--embed_dim", "8", "--hidden_dim", "16",
+            "--attention_dim", "8", "--num_head", "2", "--batch_size", "4", "--epochs", "2", "--workers", "0",
+            "--device", "cpu", "--save_path", str(save_path), *extra]
+
+
+def train_run(data, save_path, *extra):
+    train.main(train.get_args_parser().parse_args(train_flags(data, save_path, *extra)))
+    return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
+
+
+def same(one, other):
+    """Whether two nested values are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def literal_of_regions(relevance, regions, boxes, tau):
+    """One word: relevance (K,), regions (K, 4), boxes of one category (m, 4)."""
+    positive = [max(0.0, value) for value in relevance.tolist()]
+    kept = [value / max(positive) if value / max(positive) > tau else 0.0 for value in positive]
+    best = 0.0
+    for a0, b0, a1, b1 in boxes.tolist():
+        inside = 0.0
+        for value, (x0, y0, x1, y1) in zip(kept, regions.tolist(), strict=True):
+            width, height = min(x1, a1) - max(x0, a0), min(y1, b1) - max(y0, b0)
+            if width > 0 and height > 0:
+                inside += value * width * height / ((x1 - x0) * (y1 - y0))
+        best = max(best, inside / sum(kept))
+    return best
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -1,0 +1,149 @@
+"""Object words and CHAIR, counted by hand."""
+import json
+
+import pytest
+
+from captioning.data.boxes import load_boxes
+from captioning.data.vocabulary import tokenise
+from captioning.errors import InputError
+from captioning.metrics.object_metrics import hallucination
+from captioning.metrics.object_words import COCO_OBJECTS, Objects, load_objects, plural, read_synonyms
+
+BOX = [[0, 0, 10, 10]]
+
+
+def entry(*categories):
+    return {"categories": {name: i for i, name in enumerate(categories)},
+            "bbox": {str(i): BOX for i in range(len(categories))}, "shape": [100, 50]}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    (tmp_path / "coco2017").mkdir()
+    return load_objects(tmp_path, "coco2017", {"a.jpg": entry("person", "dining table", "dog", "hot dog", "bus",
+                                                              "teddy bear", "bear", "wine glass", "cat")})
+
+
+@pytest.mark.parametrize("word, expected", [("dog", "dogs"), ("bus", "buses"), ("couch", "couches"), ("baby", "babies"),
+                                            ("toy", "toys"), ("wine glass", "wine glasses"), ("toothbrush",
+                                                                                              "toothbrushes"),
+                                            ("knife", "knives"), ("mouse", "mice"), ("woman", "women")])
+def test_plural(word, expected):
+    assert plural(word) == expected
+
+
+@pytest.mark.parametrize("sentence, expected", [
+    ("a dog and two cats", [(1, "dog"), (4, "cat")]),
+    ("a man eats a hot dog", [(1, "person"), (5, "hot dog")]),             # not a dog
+    ("two hot dogs", [(2, "hot dog")]),
+    ("a teddy bear", [(2, "teddy bear")]),
+    ("a dining table and a table", [(2, "dining table"), (5, "dining table")]),
+    ("women and children on buses", [(0, "person"), (2, "person"), (4, "bus")]),
+    ("babies and ladies", [(0, "person"), (2, "person")]),
+    ("wine glasses", [(1, "wine glass")]),
+    ("wineglasses on a train track", [(0, "wine glass")]),
+    ("cattle though no picture shows any", [(0, "cow")]),
+    ("dogged", []),
+    ("", []),
+])
+def test_objects_that_a_caption_names(coco, sentence, expected):
+    assert coco.named(sentence.split()) == expected
+
+
+def test_the_words_are_for_cocos_80_categories_and_no_word_is_for_two():
+    lists = read_synonyms(COCO_OBJECTS)
+    words = [word for category, others in lists.items() for word in [category, *others]]
+    assert len(lists.keys() - {"none"}) == 80 and len(words) == len(set(words))
+
+
+def test_synonyms_of_a_file(tmp_path):
+    (tmp_path / "words.txt").write_text("dog, puppy , police dog\n\nplate\nnone, home plate\n")
+    objects = load_objects(tmp_path, "coco2017", {"a.jpg": entry("dog", "cat")}, tmp_path / "words.txt")
+    said = tokenise("puppies and police dogs with two cats at the home plate with plates")
+    # the boxes' categories alone count, as the file does not know all of them
+    assert objects.named(said) == [(0, "dog"), (3, "dog"), (6, "cat")]
+
+
+def test_a_boxs_category_that_coco_lacks_has_its_own_name(tmp_path):
+    objects = load_objects(tmp_path, "mine", {"a.jpg": entry("dog", "red panda")})
+    assert objects.named(tokenise("puppies, red pandas, cats")) == [(0, "dog"), (2, "red panda")]
+
+
+@pytest.mark.parametrize("content", [None, "", " , \n", "dog, !!\n", b"\xff\xfe\x00"])
+def test_broken_synonyms(tmp_path, content):
+    if content is not None:
+        (tmp_path / "words.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match="words.txt"):
+        read_synonyms(tmp_path / "words.txt")
+
+
+def test_boxes_of_cocos_instances(tmp_path):
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}],
+        "categories": [{"id": 3, "name": "dog"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}]}))
+    boxes = load_boxes(tmp_path / "instances.json")
+    assert boxes["a.jpg"]["categories"] == {"dog": 3} and boxes["a.jpg"]["bbox"] == {"3": [[1, 2, 4, 6]]}
+
+
+def test_demo_words_come_from_the_file(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "objects_demo.json").write_text(json.dumps(
+        {"words": {"puppy": "dog", "ball": "ball"}, "pairs": [["dog", "ball"]]}))
+    objects = load_objects(tmp_path, "demo", {"x.png": entry("cat")})
+    assert objects.named(["a", "puppy", "a", "dog", "a", "cat", "a", "ball"]) == [(1, "dog"), (7, "ball")]
+    assert objects.exact and objects.biased == {"ball"}
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"words": [], "pairs": []}', '{"words": {"a": 1}, "pairs": []}',
+                                     "{not json"])
+def test_broken_objects_file(tmp_path, content):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "objects_demo.json").write_text(content)
+    with pytest.raises(InputError):
+        load_objects(tmp_path, "demo", {})
+
+
+@pytest.mark.parametrize("content", [
+    [], {"a.jpg": []}, {"a.jpg": {"categories": {"dog": 1}, "bbox": {}, "shape": [10, 10]}},
+    {"a.jpg": {"categories": {"dog": 1}, "bbox": {"1": [[1, 2, 3]]}, "shape": [10, 10]}},
+    {"a.jpg": {"categories": {}, "bbox": {}, "shape": [0, 10]}}, {"a.jpg": {"categories": {}, "bbox": {}}}])
+def test_broken_boxes(tmp_path, content):
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(InputError):
+        load_boxes(tmp_path / "boxes.json")
+
+
+def test_sound_boxes(tmp_path):
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.jpg": entry("dog", "cat"), "b.jpg": entry()}))
+    assert load_boxes(tmp_path / "boxes.json").keys() == {"a.jpg", "b.jpg"}
+
+
+def test_chair_by_hand(coco):
+    captions = ["a dog and a cat", "a man", "A bus.", "nothing here"]
+    references = [["a dog"], ["grass"], ["many buses"], ["sky"]]
+    entries = [entry("dog"), entry("person"), None, entry("dog")]
+    found = hallucination(captions, references, entries, coco)
+    # of dog, cat, man, bus only the cat is not there; the bus is, by a reference
+    assert found == {"chair_i": 1 / 4, "chair_s": 1 / 4, "object_precision": 3 / 4}
+
+
+def test_references_do_not_count_where_boxes_are_exact():
+    objects = Objects({"bus": "bus"}, exact=True)
+    assert hallucination(["a bus"], [["a bus"]], [entry("dog")], objects)["chair_i"] == 1
+    assert hallucination(["a bus"], [["a dog"]], [entry("bus")], objects)["chair_i"] == 0
+
+
+def test_biased_objects_are_counted_apart():
+    objects = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, pairs=[("dog", "ball")], exact=True)
+    captions, references = ["a dog with a ball", "a dog with a ball", "a cat"], [[""]] * 3
+    found = hallucination(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
+    assert found["object_precision_biased"] == 1 / 2 and found["object_precision_unbiased"] == 2 / 3
+    assert found["object_precision"] == pytest.approx(3 / 5) and found["chair_s"] == pytest.approx(2 / 3)
+
+
+def test_what_no_caption_names_has_no_precision():
+    objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
+    found = hallucination(["a dog"], [[""]], [entry("dog")], objects)
+    assert "object_precision_biased" not in found and found["object_precision_unbiased"] == 1
+    assert hallucination(["nothing"], [[""]], [entry()], objects)["chair_i"] == 0

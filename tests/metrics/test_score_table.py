@@ -1,0 +1,35 @@
+"""Scores that do not depend on each other, their table and their CSV."""
+import csv
+
+from captioning.errors import InputError
+from captioning.metrics.score_table import score_all, table, write_per_image
+
+
+def broken(captions, references):
+    raise ZeroDivisionError("of\nits own")
+
+
+def without_tools(captions, references):
+    raise InputError("no tool: install it")
+
+
+def test_no_failure_loses_anothers_result():
+    length = {"length": lambda captions, references: ({"length": 2.0}, {"length": [1, 3]})}
+    found = score_all(["a", "abc"], [["a"], ["b"]], {"broken": broken} | length | {"missing": without_tools})
+    assert found == ({"length": 2.0}, {"length": [1, 3]},
+                     {"broken": "ZeroDivisionError: of its own", "missing": "no tool: install it"})
+
+
+def test_table():
+    text = table({"one": {"bleu_1": 0.5, "cider": 1.23456}, "another": {"bleu_1": 1, "spice": 0.25}})
+    assert text.splitlines() == ["           one  another", "bleu_1  0.5000        1", "cider   1.2346         ",
+                                 "spice            0.2500"]
+
+
+def test_scores_of_each_picture(tmp_path):
+    captions = {"a.jpg": 'a "dog", on\ngrass', "é.jpg": ""}
+    write_per_image(tmp_path / "s.csv", captions, {"cider": [1.5, 0.0], "objects": ["dog; hot dog", ""]})
+    with open(tmp_path / "s.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [
+            {"image": "a.jpg", "caption": 'a "dog", on\ngrass', "cider": "1.5", "objects": "dog; hot dog"},
+            {"image": "é.jpg", "caption": "", "cider": "0", "objects": ""}]
