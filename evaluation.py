@@ -21,12 +21,12 @@ from captioning.errors import InputError, run_script
 from captioning.experiments.batch import METHODS, Study
 from captioning.experiments.localisation import Masks
 from captioning.experiments.registry import EXPERIMENTS, NEED_BOXES, experiments_for_regions
-from captioning.experiments.runner import score
+from captioning.experiments.runner import run_experiments
 from captioning.explanation.methods import methods_for_regions
 from captioning.files import make_folder, read_json, write_json
-from captioning.metrics.object_metrics import hallucination, mean_precision, named_and_present
+from captioning.metrics.object_metrics import chair_scores, frequent_word_scores, named_and_present
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
-from captioning.metrics.score_table import score_all, table, write_per_image
+from captioning.metrics.score_table import format_table, score_all, write_per_image
 from captioning.report.plots import draw_comparison
 from pycocoevalcap.caption_metrics import SCORERS, spice
 from pycocoevalcap.spice_jar import find_corenlp
@@ -146,8 +146,8 @@ def score_explanations(args, model, vocabulary, data, captions, boxes, objects, 
     study = make_study(args, model, vocabulary, boxes, objects, masks, data.read_boxes)
     if "ablation" in args.explanations and "attention" in args.methods:
         print("attention gives the words read no relevance: word ablation leaves it out")
-    tables = score(study, pictures, captions, args.explanations, args.max_images, args.batch_size, args.workers,
-                   device, args.save_path, [args.split, decoding_options(args)])
+    tables = run_experiments(study, pictures, captions, args.explanations, args.max_images, args.batch_size,
+                             args.workers, device, args.save_path, [args.split, decoding_options(args)])
     if not tables or not tables.get("correctness"):
         return {}
     table = tables["correctness"]
@@ -178,7 +178,7 @@ def caption_scorers(args, names, boxes, objects, device):
     every = SCORERS | {
         "spice": partial(spice, corenlp=corenlp),
         "bert": partial(bert, model=args.bert_model or "roberta-large", layer=args.bert_layer, device=device),
-        "map": lambda captions, references: (mean_precision(captions, references, words), {}),
+        "map": lambda captions, references: (frequent_word_scores(captions, references, words), {}),
         "chair": lambda captions, references: chair(captions, references, entries, objects)}
     return {name: every[name] for name in METRICS if name in wanted}
 
@@ -191,7 +191,7 @@ def bert(captions, references, **options):
 def chair(captions, references, entries, objects):
     found = list(named_and_present(captions, references, entries, objects))
     invented = [sorted(set(named) - there) for there, named in found]
-    return hallucination(captions, references, entries, objects), {
+    return chair_scores(captions, references, entries, objects), {
         "objects": ["; ".join(named) for _, named in found], "chair_s": [bool(names) for names in invented],
         "invented_objects": ["; ".join(names) for names in invented]}
 
@@ -210,7 +210,7 @@ def compare(args):
     runs = {os.path.relpath(run, common): metrics for run, metrics in runs.items()}
     path = make_folder(args.save_path) / f"compare_{args.split}.png"
     draw_comparison(path, runs)
-    print(f"{table(runs)}\n{path}")
+    print(f"{format_table(runs)}\n{path}")
 
 
 def open_model(args, device):
@@ -253,7 +253,7 @@ def main(args):
         return
     if args.references and args.predictions and args.dataset == "demo":
         args.dataset = "coco"       # whose object words count
-    device = processes.own_device(pick_device(args.device))
+    device = pick_device(args.device)
     if args.explanations:
         torch.set_num_threads(1)    # or the last digit would depend on the cores: torchrun uses them all
     set_seed(args.seed)
@@ -286,7 +286,7 @@ def main(args):
     if args.per_image:
         write_per_image(save_path / f"per_image_{args.split}.csv", captions, each)
     write_json(save_path / f"metrics_{args.split}.json", metrics)
-    print(table({args.split: metrics}))
+    print(format_table({args.split: metrics}))
     print(f"{save_path}/metrics_{args.split}.json")
 
 

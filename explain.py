@@ -125,7 +125,8 @@ def captions_of(args, model, vocabulary, images):
     if args.caption is not None:
         return encode_caption(args.caption, vocabulary).to(images.device).expand(len(images), -1)
     with torch.no_grad():
-        tokens = decoding.decode(model, model.encode(images), vocabulary, args.decoding, args.max_len, args.beam_size)
+        tokens = decoding.decode(model, model.encode(images), vocabulary, args.decoding, args.max_len,
+                                 **({"beam_size": args.beam_size} if args.decoding != "greedy" else {}))
     return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
 
 

@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 from captioning.cli import Parser, add_device, add_seed, fraction, number, positive_int, print_settings, set_seed
-from captioning.data import annotations, bottom_up, dataset, detector, vocabulary
+from captioning.data import annotations, bottom_up, boxes, dataset, detector, vocabulary
 from captioning.data.cnn_features import store_cnn
 from captioning.data.demo.generate import generate
 from captioning.data.images import are_sound
@@ -92,8 +92,8 @@ def read_records(args, folder):
         records = annotations.read_karpathy(args.karpathy_json)
     else:
         records = annotations.read_coco(args.annotation_folder, args.dataset[-4:])
-    boxes = annotations.read_boxes(args.annotation_folder, records) if args.annotation_folder else {}
-    return records, boxes
+    entries = boxes.read_boxes(args.annotation_folder, records) if args.annotation_folder else {}
+    return records, entries
 
 
 def without_broken(records, args):

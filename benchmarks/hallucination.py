@@ -53,7 +53,7 @@ def name_of(mode, seeds):
     return mode if mode in MODES else f"{mode} (seeds {', '.join(seeds)})"
 
 
-def table(runs):
+def format_table(runs):
     lines = []
     for model, modes in runs.items():
         lines += ["", f"| {model}, {len(modes['base'])} seeds | " + " | ".join(METRICS.values()) + " |",
@@ -91,7 +91,7 @@ def draw(path, runs):
 
 def main(args):
     runs = read_runs(args.folder)
-    text = table(runs)
+    text = format_table(runs)
     write_text(Path(args.folder) / "table.md", text)
     draw(Path(args.folder) / "differences.png", runs)
     print(f"{text}\n{args.folder}/table.md {args.folder}/differences.png")

@@ -1,4 +1,4 @@
-"""What every script's command line shares: number types with ranges, --device and --seed, settings printed first."""
+"""What the scripts' command lines share: number types with ranges, common flags, printing of settings."""
 import argparse
 import math
 import random
@@ -18,10 +18,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where there are any."""
+    """Shows each default once: not where there is none, or where the help text names it."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+        if action.default in (None, False, []) or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def number(kind, low, high=math.inf, low_included=True):
@@ -47,12 +49,44 @@ non_negative = number(float, 0)
 fraction = number(float, 0, 1)
 
 
-def add_device(parser):
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+def add_device(group):
+    group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="device to compute on")
 
 
-def add_seed(parser):
-    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=1, help="of every random choice")
+def add_seed(group):
+    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=1, help="random seed")
+
+
+def add_workers(group):
+    group.add_argument("--workers", type=number(int, 0, 256), default=2, help="processes that read images")
+
+
+def add_decoding(parser):
+    """Adds the argument group of decoding: how captions are generated. `decoding_options` reads it."""
+    add = parser.add_argument_group("decoding").add_argument
+    add("--decoding", choices=["greedy", "beam_search", "diverse_beam_search", "sample"], default="beam_search",
+        help="decoding method")
+    add("--beam_size", type=positive_int, default=3, help="beam width")
+    add("--diversity", type=non_negative, default=0.5, help="diverse_beam_search: penalty for a word that an earlier "
+        "group chose at the same step")
+    add("--length_penalty", type=non_negative, default=0.0, help="beam search: compare hypotheses by log-probability / "
+        "length**length_penalty")
+    add("--block_trigrams", action="store_true", help="never generate the same three consecutive words twice")
+    add("--temperature", type=positive, default=1.0, help="sample: divides the logits; below 1 more probable words are "
+        "preferred")
+    add("--top_k", type=natural, default=0, help="sample: only from the k most probable words (0: all)")
+    add("--top_p", type=number(float, 0, 1, low_included=False), default=1.0, help="sample: only from the fewest words "
+        "whose probabilities sum to p")
+    add("--max_len", type=positive_int, default=50, help="maximum number of words per caption")
+
+
+def decoding_options(args):
+    """Options of captioning.decoding.decode for the flags of `add_decoding`: those that the decoding method has."""
+    names = {"greedy": (), "beam_search": ("beam_size", "length_penalty"),
+             "diverse_beam_search": ("beam_size", "length_penalty", "diversity"),
+             "sample": ("temperature", "top_k", "top_p")}[args.decoding]
+    options = {name: getattr(args, name) for name in ("max_len", "block_trigrams", *names)}
+    return {"method": args.decoding} | options
 
 
 def set_seed(seed):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from captioning.device import amp_dtype
+from captioning.device import autocast
 from captioning.errors import InputError
 
 METHODS = ("greedy", "beam_search", "diverse_beam_search", "sample")
@@ -19,20 +19,21 @@ class Decoded(NamedTuple):
     scores: torch.Tensor     # (B, N) log-probability, divided by length**length_penalty
 
 
-def decode(model, features, vocabulary, method="beam_search", max_len=50, beam_size=3, **options):
-    """Captions (B, T) of features (B, K, C), ids as in Decoded: the best hypothesis of `method`, or one sample."""
+def decode(model, features, vocabulary, method="beam_search", max_len=50, **options):
+    """Captions (B, T) of features (B, K, C), ids as in Decoded: the best hypothesis of `method`, or one sample.
+
+    method: one of METHODS. options: those of `beam_search` or `sample`; diverse beam search has as many groups as
+    hypotheses by default.
+    """
     with torch.no_grad():
         context = model.start(features)
         if method == "sample":
-            found = sample(model, context, vocabulary, max_len, **options)
-        elif method == "diverse_beam_search":
-            options = {"groups": beam_size, "best_only": True} | options
-            found = beam_search(model, context, vocabulary, max_len, beam_size, **options)
-        else:
-            options = {key: value for key, value in options.items() if key not in ("groups", "diversity")}
-            width = 1 if method == "greedy" else beam_size
-            found = beam_search(model, context, vocabulary, max_len, width, best_only=True, **options)
-    return found.tokens[:, 0]
+            return sample(model, context, vocabulary, max_len, **options).tokens[:, 0]
+        if method == "greedy":
+            options |= {"beam_size": 1}
+        if method == "diverse_beam_search":
+            options = {"groups": options.get("beam_size", 3)} | options
+        return beam_search(model, context, vocabulary, max_len, best_only=True, **options).tokens[:, 0]
 
 
 def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, diversity=0.5, length_penalty=0.0,
@@ -167,6 +168,6 @@ def _filtered(logits, top_k, top_p):
 def caption_batch(model, images, vocabulary, amp, device, method="greedy", **options):
     """Sentences for images (B, 3, S, S) or features (B, K, C)."""
     model.eval()
-    with torch.no_grad(), torch.autocast(device.type, amp_dtype(device), enabled=amp):
+    with torch.no_grad(), autocast(device, amp):
         tokens = decode(model, model.encode(images), vocabulary, method, **{"max_len": 50} | options)
     return [" ".join(vocabulary.decode(ids)) for ids in tokens.tolist()]

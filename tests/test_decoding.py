@@ -100,7 +100,8 @@ def test_the_best_is_the_same_when_the_search_stops_early():
 def test_nothing_follows_end_and_special_words_are_never_said():
     model, x = toy(1, sharp=1.0), features(8)
     for method in decoding.METHODS:
-        tokens = decoding.decode(model, x, VOCABULARY, method, max_len=10, beam_size=4)
+        options = {"beam_size": 4} if "beam" in method else {}
+        tokens = decoding.decode(model, x, VOCABULARY, method, max_len=10, **options)
         assert not torch.isin(tokens, torch.tensor([VOCABULARY.start, VOCABULARY.unk])).any()
         after = ((tokens == VOCABULARY.end).cumsum(1) - (tokens == VOCABULARY.end).long()) > 0
         assert not tokens[after].any() and (tokens[~after] != 0).all()

@@ -85,7 +85,7 @@ def test_own_caption_is_the_decoders(weights, tmp_path):
         features = model.encode(preprocess(read_image(path), 112)[None])
     for method in ("greedy", "beam_search", "diverse_beam_search"):
         run(weights / "gridtd.pth", [path], tmp_path / method, "--methods", "attention", "--decoding", method)
-        tokens = decoding.decode(model, features, WORDS, method, 4, 3)[0]
+        tokens = decoding.decode(model, features, WORDS, method, 4, beam_size=3)[0]
         words = np.load(tmp_path / method / "a" / "explanation.npz")["words"]
         assert list(words) == ["<start>", *(WORDS.words[i] for i in tokens.tolist() if i)]
 

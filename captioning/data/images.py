@@ -2,7 +2,7 @@
 from multiprocessing.pool import ThreadPool
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as T
 from tqdm import tqdm
 
@@ -11,16 +11,22 @@ from captioning.errors import InputError
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's
 
 
-def read_image(path):
-    """The picture as uint8 (3, H, W), RGB, in the frame it is stored in. InputError if it is missing or broken."""
+def read_image(path, upright=False):
+    """The image as uint8 (3, H, W), RGB. InputError if it is missing or broken.
+
+    upright: rotates it as its EXIF orientation says, as image viewers do; by default pixels stay as stored, which is
+    the orientation that the boxes and features of a data set refer to.
+    """
     try:
         with Image.open(path) as image:
+            if upright:
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16") or image.mode == "I":      # 16-bit grey: PIL would clip it
                 image = image.point(lambda value: value / 256).convert("L")
             return T.pil_to_tensor(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise many kinds for a broken file
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"the picture {path} cannot be read ({reason}): replace it, or leave broken ones out with "
+        raise InputError(f"the image {path} cannot be read ({reason}): replace it, or leave broken ones out with "
                          "--skip_broken") from error
 
 

@@ -25,7 +25,7 @@ COLUMNS = ("image", "step", "word", "method", "measure", "value")
 TABLE = ("method", "measure", "mean", "standard_error", "count")
 
 
-def score(study, pictures, captions, names, limit, batch_size, workers, device, folder, flags):
+def run_experiments(study, pictures, captions, names, limit, batch_size, workers, device, folder, flags):
     """Runs the experiments `names` on pictures, a CaptionDataset with images, and their captions: on the first `limit`
     pictures, or all, of which any experiment has a word to measure. Writes <experiment>_words_<split>.csv,
     <experiment>_<split>.csv and .png in `folder`; flags: the split, and what else the captions of changed pictures

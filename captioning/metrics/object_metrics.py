@@ -2,7 +2,7 @@
 from captioning.data.vocabulary import tokenise
 
 
-def hallucination(captions, references, entries, objects):
+def chair_scores(captions, references, entries, objects):
     """CHAIR of captions, with their pictures' references and box entries (or None), a list item an image.
 
     {"chair_i": share of object words whose object is not there, "chair_s": share of captions with such a word,
@@ -32,7 +32,7 @@ def named_and_present(captions, references, entries, objects):
         yield objects.present(entry, sentences), named
 
 
-def mean_precision(captions, references, words):
+def frequent_word_scores(captions, references, words):
     """{"map", "map_recall", "map_f1"}: means over `words` of precision, recall and F1 of "the caption has the word"
     against "a reference has it" (method.md, section 9). Precision is of words that are predicted at all, recall of
     words that references have, F1 of both."""

@@ -95,7 +95,7 @@ def plural(phrase):
 
 
 def frequent_words(dataset, objects, path=None):
-    """The words that mean_precision is of: those of a file, the paper's for Flickr30K and COCO, else all objects'."""
+    """Words of `frequent_word_scores`: those of a file, the paper's for Flickr30K and COCO, else all objects'."""
     if path:
         try:
             words = tokenise(Path(path).read_text(encoding="utf-8"))

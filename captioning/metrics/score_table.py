@@ -23,7 +23,7 @@ def score_all(captions, references, scorers):
     return totals, each, problems
 
 
-def table(runs):
+def format_table(runs):
     """A table, as text, of {run: {metric: number}}."""
     names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     rows = [["", *runs]] + [[name, *(_cell(metrics.get(name)) for metrics in runs.values())] for name in names]

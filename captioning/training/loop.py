@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from captioning.data.loader import make_loader
 from captioning.decoding import caption_batch
-from captioning.device import amp_dtype
+from captioning.device import amp_dtype, autocast
 from captioning.errors import InputError
 from captioning.training.log import write_log
 from captioning.training.state import Saver, new_state, resume
@@ -88,7 +88,7 @@ def train_step(args, model, batch, loss_function, device, optimizer, scaler):
     images, captions = (batch[key].to(device, non_blocking=True) for key in ("images", "captions"))
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, amp_dtype(device), enabled=args.amp):
+    with autocast(device, args.amp):
         loss, right, words = loss_function(model, model.encode(images), captions)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()

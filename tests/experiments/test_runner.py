@@ -64,7 +64,7 @@ def study(request):
             parameter.mul_(2)       # so that words and pictures matter
 
     def decode(features):
-        return decoding.decode(model, features, WORDS, "beam_search", 8, 3)
+        return decoding.decode(model, features, WORDS, "beam_search", 8, beam_size=3)
     return Study(model, WORDS, METHODS, OBJECTS, BOXES, {"dog", "cat", "ball"}, {"a", "the", "on", "with", "and"},
                  FixedMasks(), decode)
 

@@ -6,7 +6,7 @@ import pytest
 from captioning.data.boxes import load_boxes
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.metrics.object_metrics import hallucination
+from captioning.metrics.object_metrics import chair_scores
 from captioning.metrics.object_words import COCO_OBJECTS, Objects, load_objects, plural, read_synonyms
 
 BOX = [[0, 0, 10, 10]]
@@ -123,27 +123,27 @@ def test_chair_by_hand(coco):
     captions = ["a dog and a cat", "a man", "A bus.", "nothing here"]
     references = [["a dog"], ["grass"], ["many buses"], ["sky"]]
     entries = [entry("dog"), entry("person"), None, entry("dog")]
-    found = hallucination(captions, references, entries, coco)
+    found = chair_scores(captions, references, entries, coco)
     # of dog, cat, man, bus only the cat is not there; the bus is, by a reference
     assert found == {"chair_i": 1 / 4, "chair_s": 1 / 4, "object_precision": 3 / 4}
 
 
 def test_references_do_not_count_where_boxes_are_exact():
     objects = Objects({"bus": "bus"}, exact=True)
-    assert hallucination(["a bus"], [["a bus"]], [entry("dog")], objects)["chair_i"] == 1
-    assert hallucination(["a bus"], [["a dog"]], [entry("bus")], objects)["chair_i"] == 0
+    assert chair_scores(["a bus"], [["a bus"]], [entry("dog")], objects)["chair_i"] == 1
+    assert chair_scores(["a bus"], [["a dog"]], [entry("bus")], objects)["chair_i"] == 0
 
 
 def test_biased_objects_are_counted_apart():
     objects = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, pairs=[("dog", "ball")], exact=True)
     captions, references = ["a dog with a ball", "a dog with a ball", "a cat"], [[""]] * 3
-    found = hallucination(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
+    found = chair_scores(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
     assert found["object_precision_biased"] == 1 / 2 and found["object_precision_unbiased"] == 2 / 3
     assert found["object_precision"] == pytest.approx(3 / 5) and found["chair_s"] == pytest.approx(2 / 3)
 
 
 def test_what_no_caption_names_has_no_precision():
     objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
-    found = hallucination(["a dog"], [[""]], [entry("dog")], objects)
+    found = chair_scores(["a dog"], [[""]], [entry("dog")], objects)
     assert "object_precision_biased" not in found and found["object_precision_unbiased"] == 1
-    assert hallucination(["nothing"], [[""]], [entry()], objects)["chair_i"] == 0
+    assert chair_scores(["nothing"], [[""]], [entry()], objects)["chair_i"] == 0

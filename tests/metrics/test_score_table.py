@@ -2,7 +2,7 @@
 import csv
 
 from captioning.errors import InputError
-from captioning.metrics.score_table import score_all, table, write_per_image
+from captioning.metrics.score_table import format_table, score_all, write_per_image
 
 
 def broken(captions, references):
@@ -21,7 +21,7 @@ def test_no_failure_loses_anothers_result():
 
 
 def test_table():
-    text = table({"one": {"bleu_1": 0.5, "cider": 1.23456}, "another": {"bleu_1": 1, "spice": 0.25}})
+    text = format_table({"one": {"bleu_1": 0.5, "cider": 1.23456}, "another": {"bleu_1": 1, "spice": 0.25}})
     assert text.splitlines() == ["           one  another", "bleu_1  0.5000        1", "cider   1.2346         ",
                                  "spice            0.2500"]
 
