@@ -10,18 +10,19 @@ from captioning.explanation.rules import PLAIN, lstm_cell
 
 
 class Context(NamedTuple):
-    """What the recurrence and the attention need of the image, computed once."""
+    """What the recurrence and the attention need from the image, computed once."""
     v_mean: torch.Tensor         # (B, d) mean projected region
     k: torch.Tensor              # (B, M, d/M, K) keys, transposed
     u: torch.Tensor              # (B, M, K, d/M) values
-    mask: torch.Tensor | None    # (B, 1, 1, K) True where a region is there; None: all are
+    mask: torch.Tensor | None    # (B, 1, 1, K) False at padded regions; None: no padding
 
 
 class AOAModel(nn.Module):
     """Captions images with one LSTM and multi-head attention on attention over K regions.
 
-    vocab_size V, embed_dim e, hidden_dim d (a multiple of num_head M): widths. encoder: a name of captioning.encoders,
-    an nn.Sequential of Conv2d / ReLU / MaxPool2d / AvgPool2d, or None for region features (B, K, feature_dim).
+    vocab_size V, embed_dim e, hidden_dim d (a multiple of num_head M). encoder: a name in encoders.IMAGE_SIZE, an
+    nn.Sequential of Conv2d / ReLU / MaxPool2d / AvgPool2d, or None for region features (B, K, feature_dim).
+    ValueError if d is not a multiple of M.
     """
 
     def __init__(self, vocab_size, embed_dim=512, hidden_dim=512, num_head=8, encoder="vgg16", feature_dim=2048,
@@ -51,7 +52,7 @@ class AOAModel(nn.Module):
     # -- the forward pass: encode, start, recurrence, attention, output ------------------------------------------
 
     def encode(self, images, rule=PLAIN):
-        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) pass as they are."""
+        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) are returned unchanged."""
         return attribution.encode(self, images, rule)
 
     def start(self, features, rule=PLAIN):
@@ -64,7 +65,7 @@ class AOAModel(nn.Module):
         return Context(v_mean, k, u, None if mask is None else mask[:, None, None])
 
     def initial_state(self, B, N=1):
-        """h, m, zeros (B, N, d), for N hypotheses an image."""
+        """h, m, zeros (B, N, d), for N hypotheses per image."""
         return (self.W_o.weight.new_zeros(B, N, self.config["hidden_dim"]),) * 2
 
     def recur(self, gates, state, rule=PLAIN):
@@ -92,7 +93,7 @@ class AOAModel(nn.Module):
         return torch.stack(steps, dim=2)
 
     def attend(self, h, context, rule=PLAIN):
-        """h (B, S, d), any S queries an image -> ĉ (B, S, d), α (B, S, M, K)."""
+        """h (B, S, d), any S queries per image -> ĉ (B, S, d), α (B, S, M, K)."""
         q = self.W_Q(rule.constant(h)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)  # (B, M, S, d/M)
         z = q @ context.k / q.shape[-1] ** 0.5                                         # (B, M, S, K)
         if context.mask is not None:
@@ -104,7 +105,7 @@ class AOAModel(nn.Module):
         return rule.constant(gate) * rule.stabilise(self.W_L(c)), alpha.transpose(1, 2)
 
     def region_logits(self, features):
-        """features (B, K, C) -> logits (B, K, V): what the output layer says of each u_k alone, gates open."""
+        """features (B, K, C) -> logits (B, K, V): the output layer applied to each u_k alone, without the gate."""
         return self.W_o(self.W_L(self.W_U(torch.relu(self.W_v(features)))))
 
     def output(self, hidden):
@@ -128,8 +129,10 @@ class AOAModel(nn.Module):
         return attribution.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, None)
 
     def forward(self, images, captions):
-        """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
-        <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
+        """Logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1].
+
+        images (B, 3, H, W) or region features (B, K, C); captions (B, T+1), or (B, N, T+1) for N per image: ids from
+        <start> on, zero-padded."""
         return attribution.forward(self, images, captions)
 
     def lrp_inference(self, images, captions, stop_words, eps=0.01):
@@ -171,7 +174,8 @@ class AOAModel(nn.Module):
         return attribution.attention(self, images, captions, **options)
 
     def load_published(self, state_dict):
-        """Loads weights under the names of the published checkpoints (docs/method.md, section 10)."""
+        """Loads a state_dict with the names of the published checkpoints (docs/method.md, section 10); InputError if it
+        belongs to another model."""
         published.load(self, state_dict, PUBLISHED_NAMES)
 
 

@@ -12,20 +12,20 @@ from captioning.explanation.rules import PLAIN, lstm_cell
 
 
 class Context(NamedTuple):
-    """What the recurrence needs of the image, computed once."""
+    """What the recurrence and the attention need from the image, computed once."""
     v: torch.Tensor              # (B, K, d) projected regions
     v_proj: torch.Tensor         # (B, K, A) W_a v + b_a
     gates: torch.Tensor          # (B, 1, 4d) the global feature's share of LSTM1's gates, biases included
     sentinel: torch.Tensor       # (B, 1, d) its share of the sentinel's gate, biases included
-    mask: torch.Tensor | None    # (B, 1, K) True where a region is there; None: all are
+    mask: torch.Tensor | None    # (B, 1, K) False at padded regions; None: no padding
 
 
 class GridTDModel(nn.Module):
     """Captions images with two LSTMs and adaptive attention over K regions.
 
-    vocab_size V, embed_dim e, hidden_dim d, attention_dim A: widths. encoder: a name of captioning.encoders, an
-    nn.Sequential of Conv2d / ReLU / MaxPool2d / AvgPool2d, or None for region features (B, K, feature_dim).
-    query_per_region: add the attention's query the way the published checkpoints were trained (then A = K).
+    vocab_size V, embed_dim e, hidden_dim d, attention_dim A. encoder: a name in encoders.IMAGE_SIZE, an nn.Sequential
+    of Conv2d / ReLU / MaxPool2d / AvgPool2d, or None for region features (B, K, feature_dim).
+    query_per_region: adds the attention's query as the published checkpoints do (docs/method.md, section 2); A = K.
     """
 
     def __init__(self, vocab_size, embed_dim=512, hidden_dim=512, attention_dim=196, encoder="vgg16",
@@ -48,7 +48,7 @@ class GridTDModel(nn.Module):
         self.W_q = nn.Linear(d, A, bias=False)
         self.W_s = nn.Linear(d, A)
         self.w_a = nn.Linear(A, 1, bias=False)
-        nn.init.normal_(self.w_a.weight, std=2 / A ** 0.5)     # by default attention stays even for epochs
+        nn.init.normal_(self.w_a.weight, std=2 / A ** 0.5)     # PyTorch's default keeps attention uniform for epochs
         self.lstm2 = nn.LSTMCell(2 * d, d)           # of [ĉ; h1]
         self.W_o = nn.Linear(d, vocab_size)
         self.dropout = nn.Dropout(dropout)
@@ -56,7 +56,7 @@ class GridTDModel(nn.Module):
     # -- the forward pass: encode, start, step by step, output ---------------------------------------------------
 
     def encode(self, images, rule=PLAIN):
-        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) pass as they are."""
+        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) are returned unchanged."""
         return attribution.encode(self, images, rule)
 
     def start(self, features, rule=PLAIN):
@@ -71,7 +71,7 @@ class GridTDModel(nn.Module):
         return Context(v, self.W_a(v), gates[:, None], sentinel[:, None], None if mask is None else mask[:, None])
 
     def initial_state(self, B, N=1):
-        """h1, c1, h2, c2, zeros (B, N, d), for N hypotheses an image."""
+        """h1, c1, h2, c2, zeros (B, N, d), for N hypotheses per image."""
         return (self.W_h.weight.new_zeros(B, N, self.config["hidden_dim"]),) * 4
 
     def embedding_share(self, embeddings, rule=PLAIN):
@@ -110,7 +110,7 @@ class GridTDModel(nn.Module):
         return z.softmax(-1), torch.cat([z, z_s], -1).softmax(-1)[..., -1:]
 
     def region_logits(self, features):
-        """features (B, K, C) -> logits (B, K, V): what the output layer says of each v_k alone."""
+        """features (B, K, C) -> logits (B, K, V): the output layer applied to each v_k alone."""
         return self.W_o(torch.relu(self.W_v(features)))
 
     def output(self, hidden):
@@ -137,8 +137,10 @@ class GridTDModel(nn.Module):
         return attribution.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, beta)
 
     def forward(self, images, captions):
-        """images (B, 3, H, W) or region features (B, K, C); captions (B, T+1) or N an image (B, N, T+1), ids from
-        <start> on, zero-padded. Returns logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1]."""
+        """Logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1].
+
+        images (B, 3, H, W) or region features (B, K, C); captions (B, T+1), or (B, N, T+1) for N per image: ids from
+        <start> on, zero-padded."""
         return attribution.forward(self, images, captions)
 
     def lrp_inference(self, images, captions, stop_words, eps=0.01):
@@ -177,7 +179,8 @@ class GridTDModel(nn.Module):
         return attribution.attention(self, images, captions, **options)
 
     def load_published(self, state_dict):
-        """Loads weights under the names of the published checkpoints (docs/method.md, section 10)."""
+        """Loads a state_dict with the names of the published checkpoints (docs/method.md, section 10); InputError if it
+        belongs to another model."""
         published.load(self, state_dict, PUBLISHED_NAMES)
         self.query_per_region = self.config["query_per_region"] = True
 

@@ -1,7 +1,7 @@
-"""Decoding, written once for both models and batched over images: greedy, beam, diverse beam search and sampling.
+"""Decoding for both models, batched over images: greedy, beam search, diverse beam search and sampling.
 
-All work on a model's start / initial_state / step with N hypotheses an image, kept as tensors (B, N, …). A finished
-hypothesis goes on with <pad> at log-probability 0, so that it competes by its final score.
+All use a model's start / initial_state / step with N hypotheses per image, stored as tensors (B, N, …). A finished
+hypothesis is continued by <pad> with log-probability 0, so that it competes with its final score.
 """
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ METHODS = ("greedy", "beam_search", "diverse_beam_search", "sample")
 
 
 class Decoded(NamedTuple):
-    """Hypotheses of each image, best first (samples: as drawn)."""
-    tokens: torch.Tensor     # (B, N, T) ids after <start>, <end> included where reached, zero-padded
+    """Hypotheses of each image, best first (samples: in the order of sampling)."""
+    tokens: torch.Tensor     # (B, N, T) ids after <start>, up to and including <end>, zero-padded
     scores: torch.Tensor     # (B, N) log-probability, divided by length**length_penalty
 
 
@@ -38,18 +38,19 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, **opti
 
 def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, diversity=0.5, length_penalty=0.0,
                 block_trigrams=False, best_only=False):
-    """Beam search; with groups > 1 diverse beam search (Vijayakumar et al. 2016), beam_size / groups hypotheses each.
+    """Beam search; with groups > 1 diverse beam search (Vijayakumar et al. 2016) of beam_size / groups hypotheses per group.
 
-    A group's choice at a step is penalised by `diversity` for every hypothesis of an earlier group that chose the same
-    word at that step (Hamming diversity); the scores returned are without that penalty. Hypotheses are compared by
-    log-probability / length**length_penalty; length counts <end>. One hypothesis is greedy decoding. best_only: stop
-    as soon as the best hypothesis of every image can no longer change.
+    model, context: a captioning model and its `start`. diversity: penalty of a word for each hypothesis of an earlier
+    group that chose it at the same step (Hamming diversity); the returned scores exclude it. Hypotheses are compared
+    by log-probability / length**length_penalty, length including <end>. beam_size 1 is greedy decoding.
+    block_trigrams: never completes a trigram twice. best_only: stops as soon as every image's best hypothesis is final.
+    Returns Decoded with N = beam_size; InputError if beam_size is not a multiple of groups.
     """
     if beam_size < 1 or groups < 1 or beam_size % groups:
-        raise InputError(f"a beam of {beam_size} cannot be split into {groups} equal groups: change one of them")
+        raise InputError(f"a beam width of {beam_size} cannot be split into {groups} equal groups: change one of them")
     B, N, width = len(context[0]), beam_size, beam_size // groups
     beam = _Beam(model, vocabulary, B, N, max_len)
-    # all hypotheses of a group start alike: only the first may be extended at the first step
+    # all hypotheses of a group are equal at first: only one may be extended at the first step
     beam.scores[:, torch.arange(N) % width != 0] = -torch.inf
     for t in range(max_len):
         log_p, state = beam.step(context, t, block_trigrams)                           # (B, N, V)
@@ -57,9 +58,9 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
         V, chosen, parents = total.shape[-1], [], []
         used = total.new_zeros(B, V)
         for g in range(groups):
-            own = slice(g * width, (g + 1) * width)
-            lengths = beam.lengths[:, own, None] + (~beam.finished[:, own, None]).to(total.dtype)
-            rank = total[:, own] / lengths**length_penalty - diversity * used[:, None] * (groups > 1)
+            group = slice(g * width, (g + 1) * width)
+            lengths = beam.lengths[:, group, None] + (~beam.finished[:, group, None]).to(total.dtype)
+            rank = total[:, group] / lengths**length_penalty - diversity * used[:, None] * (groups > 1)
             best = rank.flatten(1).topk(width).indices                                 # (B, width)
             parents.append(best // V + g * width)
             chosen.append(best % V)
@@ -72,29 +73,31 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
 
 def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=1.0, samples=1, generator=None,
            block_trigrams=False, greedy_first=False, predict=None):
-    """`samples` captions an image, drawn word by word: from the top_k words (0: all), and from the fewest words that
-    reach probability top_p together (nucleus, Holtzman et al. 2020). Scores are the model's own log-probabilities.
-    greedy_first: the first of them is decoded greedily instead. predict: as in the models' `step`."""
+    """Samples captions word by word -> Decoded with N = samples, whose scores are the model's log-probabilities.
+
+    Words are sampled from the softmax of logits / temperature, restricted to the top_k most probable words (0: all)
+    and to the fewest words whose probabilities sum to top_p (nucleus sampling, Holtzman et al. 2020). greedy_first:
+    the first sample is decoded greedily instead. predict: as in the models' `step`. InputError for invalid values."""
     if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
         raise InputError("sampling needs a temperature above 0, top_p in (0, 1] and top_k of at least 0")
     beam = _Beam(model, vocabulary, len(context[0]), samples, max_len, predict)
-    own = torch.arange(samples, device=beam.scores.device).expand(len(context[0]), -1)
+    parents = torch.arange(samples, device=beam.scores.device).expand(len(context[0]), -1)
     for t in range(max_len):
         log_p, state = beam.step(context, t, block_trigrams)
         p = _filtered(log_p / temperature, top_k, top_p).softmax(-1)                   # (B, N, V)
-        # torch.multinomial does the same, but what is not a number breaks it
+        # exponential races sample like torch.multinomial, which fails on NaN
         draws = torch.empty_like(p).exponential_(generator=generator).clamp_(min=torch.finfo(p.dtype).tiny)
         words = (p / draws).argmax(-1)                                                 # (B, N)
         if greedy_first:
             words[:, 0] = log_p[:, 0].argmax(-1)
-        beam.advance(own, words, beam.scores[..., None] + log_p, state, t)
+        beam.advance(parents, words, beam.scores[..., None] + log_p, state, t)
         if beam.finished.all():
             break
     return Decoded(beam.tokens[..., :t + 1], beam.scores)
 
 
 class _Beam:
-    """N hypotheses of each of B images."""
+    """N hypotheses for each of B images: tokens (B, N, max_len), scores, lengths, and the model's state."""
 
     def __init__(self, model, vocabulary, B, N, max_len, predict=None):
         self.model, self.vocabulary, self.predict = model, vocabulary, predict
@@ -107,7 +110,7 @@ class _Beam:
         self.finished = torch.zeros(B, N, dtype=torch.bool, device=like.device)
 
     def step(self, context, t, block_trigrams):
-        """Log-probabilities (B, N, V) of the next word, and the models' states after it."""
+        """Log-probabilities (B, N, V) of the next word, and the model's state after reading the last one."""
         logits, state, _ = self.model.step(self.words, self.state, context, self.predict)
         log_p = without_special(logits.to(self.scores.dtype), self.vocabulary).log_softmax(-1)
         if block_trigrams and t >= 2:
@@ -117,16 +120,16 @@ class _Beam:
         return torch.where(self.finished[..., None], over, log_p), state
 
     def repeated_trigrams(self, t, V):
-        """(B, N, V): words that would complete a trigram which the hypothesis already holds."""
+        """(B, N, V) bool: words that would complete a trigram that the hypothesis already contains."""
         past = self.tokens[..., :t]
         same = (past[..., :-2] == past[..., -2, None]) & (past[..., 1:-1] == past[..., -1, None])  # (B, N, t-2)
         seen = torch.zeros(*past.shape[:2], V, dtype=torch.long, device=past.device)
         seen = seen.scatter_add(2, past[..., 2:], same.long()) > 0
-        seen[..., self.vocabulary.end] = False      # a hypothesis can always end
+        seen[..., self.vocabulary.end] = False      # a hypothesis may always end
         return seen
 
     def advance(self, parents, words, total, state, t):
-        """Hypotheses parents (B, N) are extended by words (B, N)."""
+        """Replaces the hypotheses by parents (B, N), indices of hypotheses, extended by words (B, N)."""
         def follow(x):
             return x.gather(1, parents.view(*parents.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
         self.scores = follow(total).gather(2, words[..., None]).squeeze(2)
@@ -138,7 +141,7 @@ class _Beam:
         self.words = words
 
     def settled(self):
-        """Whether each image's best hypothesis is finished: scores only fall, so it stays the best."""
+        """Whether each image's best hypothesis is finished: scores never increase, so it remains the best."""
         return self.finished.gather(1, self.scores.argmax(1, keepdim=True)).all()
 
     def best_first(self, length_penalty, T):
@@ -148,7 +151,7 @@ class _Beam:
 
 
 def without_special(logits, vocabulary):
-    """Logits (..., V) with -inf, in place, for the words that are never said: <pad>, <start> and <unk>."""
+    """Sets logits (..., V), in place, to -inf for <pad>, <start> and <unk>, which are never generated."""
     logits[..., [vocabulary.pad, vocabulary.start, vocabulary.unk]] = -torch.inf
     return logits
 
@@ -160,13 +163,14 @@ def _filtered(logits, top_k, top_p):
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if top_p < 1:
         ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p                                # the most likely always stays
+        outside = ordered.cumsum(-1) - ordered >= top_p                                # keeps the most probable word
         logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
     return logits
 
 
 def caption_batch(model, images, vocabulary, amp, device, method="greedy", **options):
-    """Sentences for images (B, 3, S, S) or features (B, K, C)."""
+    """Captions, as a list of strings, for images (B, 3, S, S) or region features (B, K, C). amp: mixed precision;
+    options: those of `decode`."""
     model.eval()
     with torch.no_grad(), autocast(device, amp):
         tokens = decode(model, model.encode(images), vocabulary, method, **{"max_len": 50} | options)

@@ -1,12 +1,12 @@
-"""One way for every script to end: 0 on success, 2 with one sentence on bad input, never a traceback for it."""
+"""How every script ends: exit status 0 on success, 2 with one sentence and no traceback on invalid input."""
 import sys
 
 
 class InputError(Exception):
-    """What the user gave cannot be used. The message is one sentence that names the thing and the remedy."""
+    """Invalid input from the user. The message is one sentence that names the thing and the remedy."""
 
     def __init__(self, message):
-        # from a DataLoader's worker it arrives with the worker's traceback in front
+        # an error raised in a DataLoader's worker arrives with the worker's traceback before it
         super().__init__(str(message).rsplit("InputError: ", 1)[-1].strip())
 
 

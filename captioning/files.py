@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and names that stay inside their folder."""
+"""Files that are written completely or not at all, and names that cannot leave their folder."""
 import contextlib
 import hashlib
 import json
@@ -12,7 +12,8 @@ from captioning.errors import InputError
 def atomic_path(path, sync=True):
     """Yields a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
 
-    sync=False: a power cut may lose it, for files that are made again anyway.
+    sync=False: a power failure may lose the file; for files that can be regenerated. InputError if the disk is full or
+    the folder is not writable.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -31,11 +32,13 @@ def atomic_path(path, sync=True):
 
 
 def write_text(path, text):
+    """Writes `text` in UTF-8, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path, value):
+    """Writes `value` as JSON, completely or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
 
 
@@ -49,7 +52,7 @@ def read_json(path, keys=()):
         raise InputError(f"{path} cannot be read as JSON ({reason}): check the path, or download the file again"
                          ) from error
     if keys and not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object with the keys {', '.join(keys)}")
+        raise InputError(f"{path} must contain a JSON object with the keys {', '.join(keys)}")
     for key in keys:
         if key not in value:
             raise InputError(f"{path} has no key '{key}': is it the right file?")
@@ -57,7 +60,7 @@ def read_json(path, keys=()):
 
 
 def make_folder(folder):
-    """Creates `folder` and tries that it can be written to; InputError otherwise."""
+    """Creates `folder`, if it does not exist -> its Path; InputError if that fails or it is not writable."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,10 +73,10 @@ def make_folder(folder):
 def safe_name(name, source):
     """`name`, a relative path read from the data file `source`; InputError if it could leave its folder."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(f"{source} holds {name!r} where a file name should be")
+        raise InputError(f"{source} contains {name!r} in place of a file name: correct the file")
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
-        raise InputError(f"{source} holds the file name {name!r}, which leaves the image folder: correct the file")
+        raise InputError(f"{source} contains the file name {name!r}, which lies outside the image folder: correct the file")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Several processes under torchrun: which one this is, and what they tell each other."""
+"""Several processes under torchrun: their ranks, sharing of work, and gathering of results."""
 import datetime
 import os
 import sys
@@ -7,30 +7,32 @@ from torch import distributed
 
 
 def start():
-    """Joins the processes of torchrun, if there are several; only the first goes on writing to the screen."""
+    """Joins the processes of torchrun if there are several; only the first keeps writing to standard output."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
         return
-    # nobody is lost: the first may wait for the slowest for as long as that takes
+    # the first process may wait for the slowest one for as long as that takes
     distributed.init_process_group("gloo", timeout=datetime.timedelta(days=30))
     if rank():
         sys.stdout = open(os.devnull, "w")      # noqa: SIM115
 
 
 def rank():
+    """Index of this process, 0 without torchrun."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def count():
+    """Number of processes, 1 without torchrun."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def own(items):
-    """Every n-th of a list, for this one of n processes."""
+def shard(items):
+    """Every n-th item of a list, for this one of n processes."""
     return items[rank()::count()]
 
 
-def all_of(items):
-    """The list whose every n-th item each of n processes holds."""
+def gather(items):
+    """The list of which each of n processes has the items of its `shard`, in every process."""
     if count() == 1:
         return items
     parts = [None] * count()
@@ -39,6 +41,6 @@ def all_of(items):
 
 
 def wait():
-    """Until all processes are here."""
+    """Returns when all processes have called it."""
     if count() > 1:
         distributed.barrier()

@@ -1,7 +1,7 @@
 """Image encoders: plain sequences of convolution, batch-norm, ReLU, pooling and residual blocks.
 
-Each maps images (B, 3, S, S), normalised as in captioning.images, to features (B, C, h, w). `run` is the one forward
-pass: with an explanation rule it is also what relevance and gradients travel back through.
+Each maps images (B, 3, S, S), normalised as in captioning.data.images, to features (B, C, h, w) (docs/method.md,
+section 1). `run` is the only forward pass: under an explaining rule, relevance and gradients travel back through it.
 """
 from urllib.error import URLError
 
@@ -15,7 +15,7 @@ IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "sm
 
 
 class Residual(nn.Module):
-    """body(x) + shortcut(x)."""
+    """A residual block, body(x) + shortcut(x)."""
 
     def __init__(self, body, shortcut):
         super().__init__()
@@ -26,10 +26,10 @@ class Residual(nn.Module):
 
 
 def run(layers, x, rule=PLAIN, signed=True):
-    """The encoder's forward pass under a rule; signed: whether x may be negative. Returns (output, its signedness).
+    """The forward pass of an encoder, or part of one, under a rule -> (output, whether it may have negative entries).
 
-    Under a rule that explains, a batch-norm is folded into the convolution before it. A convolution and the ReLU after
-    it are one operation.
+    x (B, C, H, W); signed: whether x may have negative entries. Explaining rules fold a batch-norm into the convolution
+    before it (section 5) and treat a convolution and its ReLU as one operation. TypeError for other kinds of layers.
     """
     layers = list(layers)
     while layers:
@@ -54,13 +54,13 @@ def run(layers, x, rule=PLAIN, signed=True):
         elif isinstance(layer, nn.MaxPool2d):
             x = layer(x)
         else:
-            raise TypeError(f"an encoder is made of Conv2d, BatchNorm2d, ReLU, MaxPool2d, AvgPool2d and Residual, not "
+            raise TypeError(f"an encoder consists of Conv2d, BatchNorm2d, ReLU, MaxPool2d, AvgPool2d and Residual, not "
                             f"{type(layer).__name__}")
     return x, signed
 
 
 def architecture(name):
-    """The encoder `name`, weights at random."""
+    """The encoder `name`, one of IMAGE_SIZE, with random weights."""
     if name == "small":
         return _small()
     _check(name)
@@ -68,7 +68,7 @@ def architecture(name):
 
 
 def _torchvision(name):
-    """torchvision's model with random weights; VGG without its classifier, whose 124 million weights nobody needs."""
+    """torchvision's model with random weights; VGG without its classifier, whose 124 million weights are not used."""
     from torchvision import models
     if not name.startswith("vgg"):
         return models.get_model(name)
@@ -82,9 +82,10 @@ def _torchvision(name):
 
 
 def build(name, weights=None):
-    """The encoder `name` with weights: a file with torchvision's names, or, if None, ImageNet's from torchvision.
+    """The encoder `name` with pretrained weights: of a file with torchvision's names, or ImageNet's from torchvision.
 
-    The encoder "small" is made to be trained and starts at random without a file.
+    The encoder "small" is meant to be trained: without a file its weights are random. InputError if the weights cannot
+    be downloaded or read, or belong to another encoder.
     """
     _check(name)
     if name == "small":
@@ -114,11 +115,11 @@ def feature_dim(encoder):
 
 def _check(name):
     if name not in IMAGE_SIZE:
-        raise InputError(f"there is no encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
+        raise InputError(f"unknown encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
 
 
 def read_weights(path, what="encoder"):
-    """The state_dict in a file; InputError if it holds none. what: of which network, for the message."""
+    """The state_dict stored in a file; InputError if there is none. what: kind of network, for the message."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
@@ -127,12 +128,12 @@ def read_weights(path, what="encoder"):
                          "torch.save") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
                                               for key, value in state.items()):
-        raise InputError(f"the {what} weights {path} must hold a state_dict, names to tensors")
+        raise InputError(f"the {what} weights {path} must contain a state_dict: give one saved with torch.save")
     return state
 
 
 def _load(model, state, source, prefix=("",)):
-    """Loads `state` into those parameters and buffers of `model` whose names start with `prefix`: all must be there."""
+    """Loads `state` into the parameters and buffers of `model` whose names start with `prefix`: none may be missing."""
     wanted = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
     for key, value in wanted.items():
         if key not in state and not key.endswith("num_batches_tracked"):
@@ -162,13 +163,13 @@ def _bottleneck(block):
 
 
 def _fold(conv, norm):
-    """Batch-norm with its running statistics as part of the convolution before it."""
+    """The convolution with the batch-norm after it, by its running statistics, folded into it."""
     with torch.no_grad():
         return nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
 
 
 def _small():
-    """Five convolutions with batch-norm: 112×112 pixels to 128 channels at 7×7, for CPUs. A region sees 67 pixels."""
+    """Five convolutions with batch-norm, fast on CPUs: 3×112×112 to 128×7×7, with a receptive field of 67 pixels."""
     layers, width = [], 3
     for channels in (32, "pool", 64, 96, "pool", 128, 128, "pool"):
         if channels == "pool":
