@@ -38,7 +38,7 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, **opti
 
 def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, diversity=0.5, length_penalty=0.0,
                 block_trigrams=False, best_only=False):
-    """Beam search; with groups > 1 diverse beam search (Vijayakumar et al. 2016) of beam_size / groups hypotheses per group.
+    """Beam search; with groups > 1 diverse beam search (Vijayakumar et al. 2016) of beam_size / groups hypotheses each.
 
     model, context: a captioning model and its `start`. diversity: penalty of a word for each hypothesis of an earlier
     group that chose it at the same step (Hamming diversity); the returned scores exclude it. Hypotheses are compared

@@ -76,7 +76,8 @@ def safe_name(name, source):
         raise InputError(f"{source} contains {name!r} in place of a file name: correct the file")
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
-        raise InputError(f"{source} contains the file name {name!r}, which lies outside the image folder: correct the file")
+        raise InputError(f"{source} contains the file name {name!r}, which lies outside the image folder: correct the "
+                         "file")
     return name
 
 

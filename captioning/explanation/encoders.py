@@ -10,6 +10,7 @@ from torch import nn
 
 from captioning.errors import InputError
 from captioning.explanation.rules import PLAIN
+from captioning.weights import read_weights
 
 IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
 
@@ -116,20 +117,6 @@ def feature_dim(encoder):
 def _check(name):
     if name not in IMAGE_SIZE:
         raise InputError(f"unknown encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
-
-
-def read_weights(path, what="encoder"):
-    """The state_dict stored in a file; InputError if there is none. what: kind of network, for the message."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        reason = " ".join(str(error).split())[:160] or "it is damaged"
-        raise InputError(f"the {what} weights {path} cannot be read ({reason}): give a state_dict saved with "
-                         "torch.save") from error
-    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
-                                              for key, value in state.items()):
-        raise InputError(f"the {what} weights {path} must contain a state_dict: give one saved with torch.save")
-    return state
 
 
 def _load(model, state, source, prefix=("",)):
