@@ -1,4 +1,4 @@
-"""Builders that several test modules share."""
+"""Models, inputs and reference implementations that several test modules share."""
 import shutil
 from pathlib import Path
 
@@ -17,16 +17,16 @@ CAPTIONS = torch.tensor([[1, 7, 3, 3, 9, 2], [1, 4, 11, 2, 0, 0], [1, 5, 0, 0, 0
 
 
 def max_pooled():
-    """8×8 pixels to 4×4 regions"""
+    """An encoder of 8×8 pixels to 4×4 regions."""
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1),
                          nn.ReLU())
 
 
 def make(model_type, encoder=None, seed=0, biased=True, **options):
-    """A model whose gates, attention and biases are far from their small initial values"""
+    """A model in float64 whose gates, attention and biases are far from their small initial values."""
     torch.manual_seed(seed)
-    own = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
-    model = model_type(V, 4, 6, encoder=encoder and encoder(), **({"feature_dim": 7} | own | options)).double().eval()
+    attention = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
+    model = model_type(V, 4, 6, encoder=encoder and encoder(), **({"feature_dim": 7} | attention | options)).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "bias" in name:
@@ -36,12 +36,13 @@ def make(model_type, encoder=None, seed=0, biased=True, **options):
     return model
 
 
-def pictures(seed=0):
+def random_images(seed=0):
+    """(3, 3, 8, 8)"""
     return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def regions(seed=0):
-    """Three sets of 6 regions, of both signs; the second has only 4 of them, the third lacks one in between"""
+def random_regions(seed=0):
+    """(3, 6, 7) region features of both signs; the second image has 4 regions, the third lacks one in between."""
     features = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     features[1, 4:], features[2, 2] = 0, 0
     return features
@@ -60,7 +61,7 @@ PUBLISHED = {
 
 
 def published_state(model):
-    """The model's weights under published names: an LSTMCell, W_v as a 1×1 convolution."""
+    """The model's weights with published names: an LSTMCell, W_v as a 1×1 convolution."""
     state = {}
     for key, value in model.state_dict().items():
         prefix = next(prefix for prefix in PUBLISHED[type(model)] if key.startswith(prefix))
@@ -80,29 +81,29 @@ def train_run(data, save_path, *extra):
     return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
 
 
-def same(one, other):
-    """Whether two nested values are equal to the bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+def same(a, b):
+    """Whether two nested values are bitwise equal."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
 
 
 def literal_of_regions(relevance, regions, boxes, tau):
-    """One word: relevance (K,), regions (K, 4), boxes of one category (m, 4)."""
+    """Correctness of one word, as literal loops: relevance (K,), regions (K, 4), boxes of one category (m, 4)."""
     positive = [max(0.0, value) for value in relevance.tolist()]
-    kept = [value / max(positive) if value / max(positive) > tau else 0.0 for value in positive]
+    remaining = [value / max(positive) if value / max(positive) > tau else 0.0 for value in positive]
     best = 0.0
     for a0, b0, a1, b1 in boxes.tolist():
         inside = 0.0
-        for value, (x0, y0, x1, y1) in zip(kept, regions.tolist(), strict=True):
+        for value, (x0, y0, x1, y1) in zip(remaining, regions.tolist(), strict=True):
             width, height = min(x1, a1) - max(x0, a0), min(y1, b1) - max(y0, b0)
             if width > 0 and height > 0:
                 inside += value * width * height / ((x1 - x0) * (y1 - y0))
-        best = max(best, inside / sum(kept))
+        best = max(best, inside / sum(remaining))
     return best
 
 

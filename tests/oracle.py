@@ -1,6 +1,6 @@
-"""Relevance written out neuron by neuron in plain Python floats: loops over neurons, regions, heads and steps, one
-explained word after the other, with its own forward pass, from the equations alone. It is slow and shares nothing
-with the package but the names of the parameters, so that the two can be held against each other.
+"""A reference implementation of LRP in plain Python floats: literal loops over neurons, regions, heads and steps, one
+explained word after the other, with its own forward pass, from the equations of docs/method.md alone. It is slow and
+shares nothing with the package but the names of the parameters, so that each can be tested against the other.
 """
 import math
 
@@ -64,7 +64,7 @@ def lstm_step(cell, x, h, c):
 
 
 def share(part, whole, eps):
-    """part / (whole + ε sign(whole)), sign(0) = +1; nothing of nothing is nothing"""
+    """part / (whole + ε sign(whole)), sign(0) = +1; 0 where both are zero"""
     denominator = whole + (eps if whole >= 0 else -eps)
     return part / denominator if denominator != 0 else 0.0
 
@@ -427,8 +427,8 @@ def encoder_rule(encoder, trace, relevance, eps):
 
 
 def explain(model, image, caption, eps=0.01, head=None):
-    """Every word caption[t+1] at its step t, for one picture (3,H,W) or one set of regions (K,C), rows of zeros being
-    no region. Returns arrays: logits (T,V), words (T,T), features (T,K,C), attention (T,K) or (T,M,K), pixels."""
+    """Explains every word caption[t+1] at its step t, for one image (3,H,W) or one set of regions (K,C), rows of zeros
+    being padding. Returns arrays: logits (T,V), words (T,T), features (T,K,C), attention (T,K) or (T,M,K), pixels."""
     p, caption = parameters(model), [int(token) for token in caption]
     trace = None if model.encoder is None else encoder_forward(model.encoder, image.detach().double().numpy())
     rows = image.detach().double().numpy() if trace is None else trace[-1].reshape(len(trace[-1]), -1).T

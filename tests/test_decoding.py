@@ -52,7 +52,7 @@ def exhaustive(model, feature, max_len, length_penalty=0.0):
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7])
 @pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
-def test_wide_beam_finds_what_exhaustive_search_finds(model_type, length_penalty):
+def test_wide_beam_equals_exhaustive_search(model_type, length_penalty):
     for seed in range(3):
         model, x = toy(seed, model_type), features(2, seed)
         found = decoding.beam_search(model, model.start(x), VOCABULARY, 4, 4**4, length_penalty=length_penalty)
@@ -80,7 +80,7 @@ def test_beam_of_one_is_greedy(model_type):
     model, x = toy(2, model_type), features()
     greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=8)
     assert torch.equal(greedy, decoding.beam_search(model, model.start(x), VOCABULARY, 8, 1).tokens[:, 0])
-    for b in range(len(x)):     # literally: the most likely word at every step
+    for b in range(len(x)):     # by definition: the most probable word at every step
         words = []
         while len(words) < greedy.shape[1] and VOCABULARY.end not in words:
             scores = {word: log_probability(model, x[b], [*words, word]) for word in ALLOWED}
@@ -88,7 +88,7 @@ def test_beam_of_one_is_greedy(model_type):
         assert greedy[b][greedy[b] != 0].tolist() == words
 
 
-def test_the_best_is_the_same_when_the_search_stops_early():
+def test_early_stopping_returns_the_best_hypothesis():
     for seed in range(6):
         model, x = toy(seed), features(3, seed)
         full = decoding.beam_search(model, model.start(x), VOCABULARY, 12, 3).tokens[:, 0]
@@ -97,7 +97,7 @@ def test_the_best_is_the_same_when_the_search_stops_early():
         assert not full[:, early.shape[1]:].any()
 
 
-def test_nothing_follows_end_and_special_words_are_never_said():
+def test_nothing_follows_end_and_special_tokens_are_never_generated():
     model, x = toy(1, sharp=1.0), features(8)
     for method in decoding.METHODS:
         options = {"beam_size": 4} if "beam" in method else {}
@@ -192,7 +192,7 @@ def test_sample_scores_are_log_probabilities():
         assert drawn.scores[b, n].item() == pytest.approx(log_probability(model, x[b], words), abs=1e-10)
 
 
-def test_impossible_requests_are_refused():
+def test_invalid_options_are_refused():
     model, x = toy(), features()
     with pytest.raises(InputError, match="equal groups"):
         decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=3)

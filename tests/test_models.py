@@ -48,7 +48,7 @@ def test_steps_equal_teacher_forcing(model):
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention.sum(-1)))
 
 
-def test_several_captions_an_image_equal_one_by_one(model):
+def test_several_captions_per_image_equal_one_at_a_time(model):
     images, captions = inputs()
     several = torch.stack([captions, captions.flip(0)], dim=1)                         # (B, 2, T+1)
     logits = model(images, several)
@@ -62,7 +62,7 @@ def test_unrolled_rule_equals_fused_forward(model):
     torch.testing.assert_close(model.output(trace.hidden)[:, 0], model(images, captions), rtol=0, atol=1e-12)
 
 
-def test_features_give_the_same_as_images(model):
+def test_features_and_images_give_equal_logits(model):
     images, captions = inputs()
     features = model.encode(images)
     assert features.shape == (B, 16, 5)
@@ -70,7 +70,7 @@ def test_features_give_the_same_as_images(model):
 
 
 @pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
-def test_zero_regions_are_left_out(model_type):
+def test_zero_regions_are_ignored(model_type):
     model = make(model_type, encoder=None, feature_dim=7)
     _, captions = inputs()
     features = torch.rand(B, 6, 7, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_grid_attention_follows_the_equations():
         assert beta[0, 0].item() == pytest.approx(torch.tensor([*scores, sentinel]).double().softmax(0)[-1].item())
 
 
-def test_first_image_weights_learn(model):
+def test_initial_attention_weights_can_learn(model):
     images, captions = inputs()
     model.train()
     loss = model(images, captions).logsumexp(-1).sum()
@@ -114,7 +114,7 @@ def test_load_published(model):
     torch.testing.assert_close(other(images, captions), model(images, captions))
 
 
-def test_load_published_of_the_other_type(model):
+def test_load_published_checkpoint_of_the_other_model(model):
     other = make(AOAModel if isinstance(model, GridTDModel) else GridTDModel)
     with pytest.raises(InputError, match="other model type"):
         other.load_published(published_state(model))

@@ -1,4 +1,4 @@
-"""Relevance through the encoder, from the features to the pixels: against zennit, and written out (oracle.py)."""
+"""Relevance through the encoder, from features to pixels: against zennit and literal loops (oracle.py)."""
 import numpy as np
 import oracle
 import pytest
@@ -73,8 +73,8 @@ def to_pixels(encoder, images, relevance, eps=0.01):
 @pytest.mark.parametrize("architecture", [vgg_like, strided, signed_groups, average_pooled])
 @pytest.mark.parametrize("seed", range(3))
 def test_zennit_agrees(architecture, seed):
-    """zennit's ZPlus takes negative inputs as method.md does (W⁻x⁻ beside W⁺x⁺); the positive part of the bias, which
-    it keeps in the denominator, and its stabiliser are switched off. Its Norm is the sum rule of average-pooling."""
+    """zennit's ZPlus treats negative inputs as docs/method.md, section 5 (W⁻x⁻ beside W⁺x⁺); the positive part of the
+    bias, which it adds to the denominator, and its stabiliser are 0. Its Norm is the sum rule of average-pooling."""
     pytest.importorskip("zennit")
     from zennit.composites import LayerMapComposite
     from zennit.rules import Norm, Pass, ZPlus
@@ -148,7 +148,7 @@ def test_relevance_is_conserved_without_eps(architecture, biased):
         torch.testing.assert_close(pixels.sum((1, 2, 3)), relevance.sum((1, 2, 3)), rtol=0, atol=tolerance)
 
 
-def test_nothing_passes_where_only_the_bias_speaks():
+def test_no_relevance_passes_where_only_the_bias_contributes():
     """z = 0 with y = b: a kernel without positive weights after a ReLU"""
     conv = nn.Conv2d(2, 2, 1).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Encoders take torchvision's weights from a file, and say what does not fit."""
+"""Encoders load torchvision's weights from a file; weights that do not fit are named."""
 import pytest
 import torch
 from torchvision import models
@@ -28,7 +28,7 @@ def test_half_precision_weights_without_a_classifier(tmp_path):
     assert torch.equal(encoder[0].weight, state["features.0.weight"].float())
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_weights_that_do_not_fit_are_named(tmp_path):
     state = models.vgg16().state_dict()
     files = {"'features.28.weight'": {key: v for key, v in state.items() if key != "features.28.weight"},
              "'features.0.weight'": {**state, "features.0.weight": torch.zeros(64, 1, 3, 3)},

@@ -179,7 +179,7 @@ def test_guided_grad_cam_is_the_product(model):
     assert explanation.pixels.any() and not explanation.pixels[CAPTIONS[:, 1:] == 0].any()
 
 
-# -- what must not matter ------------------------------------------------------------------------------------------
+# -- invariances ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["gradient", "grad_cam", "guided_backprop", "guided_grad_cam"])

@@ -1,11 +1,11 @@
-"""Layer-wise relevance propagation of both models against the equations written out neuron by neuron (oracle.py)."""
+"""Layer-wise relevance propagation of both models against literal loops over neurons (oracle.py)."""
 import math
 
 import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import CAPTIONS, T, make, max_pooled, pictures, regions
+from helpers import CAPTIONS, T, make, max_pooled, random_images, random_regions
 from torch import nn
 
 from aoamodel import AOAModel
@@ -15,24 +15,24 @@ PARTS = ("words", "features", "pixels")
 
 
 def average_pooled():
-    """8×8 pixels to 4×4 regions, with strides, no bias and an average over a margin"""
+    """An encoder of 8×8 pixels to 4×4 regions with strides, without bias, and with an average over padding."""
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.ReLU(),
                          nn.AvgPool2d(2, stride=1, padding=1), nn.Conv2d(4, 5, 2), nn.ReLU())
 
 
 def overlapping():
-    """8×8 pixels to 2×4 regions: oblong kernels, overlapping windows, pooling before the ReLU, and none at the end"""
+    """An encoder of 8×8 pixels to 2×4 regions: oblong kernels, overlapping windows, pooling before the ReLU."""
     return nn.Sequential(nn.Conv2d(3, 3, (3, 5), stride=(2, 1), padding=(1, 2)), nn.MaxPool2d(3, 2, padding=1),
                          nn.ReLU(), nn.Conv2d(3, 4, 1))
 
 
 def assert_agrees(model, images, captions=CAPTIONS, **options):
-    """Every part of the explanation equals the oracle's; returns the oracle's, one dict an item"""
+    """Every field of the explanation equals the oracle's -> (explanation, the oracle's dict for each image)."""
     explanation = model.lrp(images, captions, **options)
     expected = [oracle.explain(model, *item, **options) for item in zip(images, captions, strict=True)]
-    there = (captions[:, 1:] != 0).numpy()
+    caption_mask = (captions[:, 1:] != 0).numpy()
     for b, item in enumerate(expected):
-        np.testing.assert_allclose(explanation.logits[b].numpy()[there[b]], item["logits"][there[b]], atol=1e-9)
+        np.testing.assert_allclose(explanation.logits[b].numpy()[caption_mask[b]], item["logits"][caption_mask[b]], atol=1e-9)
         for name in (*PARTS, "attention"):
             actual = getattr(explanation, name)
             if item[name] is None:
@@ -40,14 +40,14 @@ def assert_agrees(model, images, captions=CAPTIONS, **options):
             else:
                 assert actual[b].shape == item[name].shape
                 largest = np.abs(item[name]).max()
-                assert largest > 1e-4                                 # otherwise agreement would say nothing
+                assert largest > 1e-4                                 # otherwise agreement would be meaningless
                 np.testing.assert_allclose(actual[b].numpy(), item[name], rtol=0, atol=1e-9 * min(1, largest),
                                            err_msg=f"{name} {b}")
     return explanation, expected
 
 
 def assert_same(actual, expected, tolerance=1e-12):
-    """Two explanations' relevances, relative to the largest of each part"""
+    """The relevance of two explanations is equal, relative to the largest of each field."""
     for name in PARTS:
         a, b = getattr(actual, name), getattr(expected, name)
         if b is None:
@@ -65,46 +65,46 @@ MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 @MODELS
 @pytest.mark.parametrize("encoder", [max_pooled, average_pooled, overlapping])
 @pytest.mark.parametrize("eps", [0.01, 0.1])
-def test_pictures(model_type, encoder, eps):
-    assert_agrees(make(model_type, encoder, seed=1), pictures(1), eps=eps)
+def test_images(model_type, encoder, eps):
+    assert_agrees(make(model_type, encoder, seed=1), random_images(1), eps=eps)
 
 
 @MODELS
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("eps", [0.01, 0.1])
 def test_regions(model_type, seed, eps):
-    assert_agrees(make(model_type, seed=seed), regions(seed), eps=eps)
+    assert_agrees(make(model_type, seed=seed), random_regions(seed), eps=eps)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_query_per_region(seed):
-    assert_agrees(make(GridTDModel, seed=seed, query_per_region=True, attention_dim=6), regions(seed))
+    assert_agrees(make(GridTDModel, seed=seed, query_per_region=True, attention_dim=6), random_regions(seed))
 
 
-def test_query_per_region_of_pictures():
-    assert_agrees(make(GridTDModel, max_pooled, query_per_region=True, attention_dim=16), pictures())
+def test_query_per_region_of_images():
+    assert_agrees(make(GridTDModel, max_pooled, query_per_region=True, attention_dim=16), random_images())
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_one_head(heads):
     model = make(AOAModel, num_head=heads)
     for head in range(heads):
-        assert_agrees(model, regions(), head=head)
+        assert_agrees(model, random_regions(), head=head)
 
 
-def test_one_head_of_pictures():
-    assert_agrees(make(AOAModel, max_pooled, num_head=3), pictures(), head=1)
+def test_one_head_of_images():
+    assert_agrees(make(AOAModel, max_pooled, num_head=3), random_images(), head=1)
 
 
 def test_first_maximum_wins():
     model = make(AOAModel, lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(3, 5, 1), nn.ReLU()))
-    images = pictures().round()                                       # full of equals
+    images = random_images().round()                                  # many equal values
     assert_agrees(model, images)
 
 
-def test_a_word_read_twice_is_explained_twice():
+def test_each_occurrence_of_a_word_is_explained_separately():
     captions = torch.tensor([[1, 3, 3, 3, 2]])
-    explanation, _ = assert_agrees(make(GridTDModel), regions()[:1], captions)
+    explanation, _ = assert_agrees(make(GridTDModel), random_regions()[:1], captions)
     assert explanation.words[0, 3].unique().numel() == 4
 
 
@@ -112,11 +112,11 @@ def test_a_word_read_twice_is_explained_twice():
 def test_paddings_of_convolutions(padding, mode):
     model = make(GridTDModel, lambda: nn.Sequential(nn.Conv2d(3, 5, 3, padding=padding, padding_mode=mode), nn.ReLU()))
     captions = CAPTIONS[:1]
-    explanation = model.lrp(pictures()[:1], captions)
-    torch.testing.assert_close(explanation.logits, model(pictures()[:1], captions).detach())
+    explanation = model.lrp(random_images()[:1], captions)
+    torch.testing.assert_close(explanation.logits, model(random_images()[:1], captions).detach())
     if mode == "zeros":
         model.encoder[0].padding = {"same": 1, "valid": 0}[padding]
-        assert_same(explanation, assert_agrees(model, pictures()[:1], captions)[0])
+        assert_same(explanation, assert_agrees(model, random_images()[:1], captions)[0])
 
 
 # -- contrast ------------------------------------------------------------------------------------------------------
@@ -124,18 +124,18 @@ def test_paddings_of_convolutions(padding, mode):
 
 @MODELS
 def test_contrast_explains_a_difference_of_logits(model_type):
-    """A model whose rows of W_o are differences has these differences as its logits; the oracle explains those."""
+    """A model whose rows of W_o are differences has these differences as logits, which the oracle explains."""
     model, shifted = make(model_type, max_pooled), make(model_type, max_pooled)
     for parameter in shifted.W_o.parameters():
         parameter.data -= parameter.data[8].clone()
-    expected, _ = assert_agrees(shifted, pictures(), CAPTIONS)
-    explanation = model.lrp(pictures(), CAPTIONS, contrast=8)
+    expected, _ = assert_agrees(shifted, random_images(), CAPTIONS)
+    explanation = model.lrp(random_images(), CAPTIONS, contrast=8)
     assert_same(explanation, expected)
     torch.testing.assert_close(explanation.targets, expected.targets)
-    assert_same(model.lrp(pictures(), CAPTIONS, contrast=torch.full((3, T), 8)), expected)
+    assert_same(model.lrp(random_images(), CAPTIONS, contrast=torch.full((3, T), 8)), expected)
     for method in ("gradient", "grad_cam", "guided_backprop", "guided_grad_cam"):
-        assert_same(getattr(model, method)(pictures(), CAPTIONS, contrast=8),
-                    getattr(shifted, method)(pictures(), CAPTIONS))
+        assert_same(getattr(model, method)(random_images(), CAPTIONS, contrast=8),
+                    getattr(shifted, method)(random_images(), CAPTIONS))
 
 
 # -- conservation --------------------------------------------------------------------------------------------------
@@ -144,28 +144,28 @@ def test_contrast_explains_a_difference_of_logits(model_type):
 @MODELS
 @pytest.mark.parametrize("encoder", [None, max_pooled])
 @pytest.mark.parametrize("seed", range(3))
-def test_nothing_is_lost_without_biases_and_eps(model_type, encoder, seed):
+def test_relevance_is_conserved_without_biases_and_eps(model_type, encoder, seed):
     model = make(model_type, encoder, seed, biased=False)
-    explanation = model.lrp(pictures(seed) if encoder else regions(seed), CAPTIONS, eps=0)
-    there = CAPTIONS[:, 1:] != 0
-    torch.testing.assert_close(explanation.conservation, there.double(), rtol=0, atol=1e-9)
+    explanation = model.lrp(random_images(seed) if encoder else random_regions(seed), CAPTIONS, eps=0)
+    caption_mask = CAPTIONS[:, 1:] != 0
+    torch.testing.assert_close(explanation.conservation, caption_mask.double(), rtol=0, atol=1e-9)
     if encoder:
         torch.testing.assert_close(explanation.pixels.sum((2, 3, 4)), explanation.features.sum((2, 3)),
                                    rtol=0, atol=1e-9)
 
 
 @MODELS
-def test_biases_and_eps_keep_what_the_oracle_says(model_type):
-    explanation, expected = assert_agrees(make(model_type), regions())
+def test_biases_and_eps_absorb_what_the_oracle_computes(model_type):
+    explanation, expected = assert_agrees(make(model_type), random_regions())
     for b, item in enumerate(expected):
         for t in range(int((CAPTIONS[b, 1:] != 0).sum())):
-            arrived = math.fsum(item["words"][t]) + math.fsum(item["features"][t].ravel())
-            share = arrived / item["logits"][t][CAPTIONS[b, t + 1]]
+            reached = math.fsum(item["words"][t]) + math.fsum(item["features"][t].ravel())
+            share = reached / item["logits"][t][CAPTIONS[b, t + 1]]
             assert explanation.conservation[b, t].item() == pytest.approx(share, abs=1e-9)
             assert abs(share - 1) > 1e-3
 
 
-# -- what must not matter ------------------------------------------------------------------------------------------
+# -- invariances ---------------------------------------------------------------------------------------------------
 
 CASES = pytest.mark.parametrize(("model_type", "encoder"), [(GridTDModel, max_pooled), (GridTDModel, None),
                                                             (AOAModel, max_pooled), (AOAModel, None)])
@@ -173,11 +173,11 @@ CASES = pytest.mark.parametrize(("model_type", "encoder"), [(GridTDModel, max_po
 
 @pytest.fixture
 def case(model_type, encoder):
-    return make(model_type, encoder), pictures() if encoder else regions()
+    return make(model_type, encoder), random_images() if encoder else random_regions()
 
 
 @CASES
-def test_a_batch_is_its_items(case):
+def test_a_batch_equals_its_items(case):
     model, images = case
     whole = model.lrp(images, CAPTIONS)
     for b in range(len(images)):
@@ -204,23 +204,23 @@ def test_padding_changes_nothing(case):
 
 
 @MODELS
-def test_regions_of_zeros_get_nothing(model_type):
-    model, features = make(model_type), regions()
+def test_padded_regions_receive_no_relevance(model_type):
+    model, features = make(model_type), random_regions()
     explanation = model.lrp(features, CAPTIONS)
-    missing = (features == 0).all(-1)[:, None].expand(-1, T, -1)
-    assert not explanation.features[missing].any()
+    padded = (features == 0).all(-1)[:, None].expand(-1, T, -1)
+    assert not explanation.features[padded].any()
     shorter = model.lrp(features[1:2, :4], CAPTIONS[1:2])
     torch.testing.assert_close(explanation.features[1:2, :, :4], shorter.features, rtol=0, atol=1e-12)
     torch.testing.assert_close(explanation.words[1:2], shorter.words, rtol=0, atol=1e-12)
 
 
-def test_words_are_explained_alike_by_every_head():
+def test_relevance_of_words_does_not_depend_on_the_head():
     model = make(AOAModel)
-    expected = model.lrp(regions(), CAPTIONS)
+    expected = model.lrp(random_regions(), CAPTIONS)
     for head in range(2):
-        one = model.lrp(regions(), CAPTIONS, head=head)
-        torch.testing.assert_close(one.words, expected.words, rtol=0, atol=1e-12)
-        assert (one.features - expected.features).abs().max() > 1e-3
+        single = model.lrp(random_regions(), CAPTIONS, head=head)
+        torch.testing.assert_close(single.words, expected.words, rtol=0, atol=1e-12)
+        assert (single.features - expected.features).abs().max() > 1e-3
 
 
 @CASES
@@ -235,27 +235,27 @@ def test_single_precision(case):
 @MODELS
 def test_chunks(model_type):
     model = make(model_type, max_pooled)
-    expected = model.lrp(pictures(), CAPTIONS)
+    expected = model.lrp(random_images(), CAPTIONS)
     for chunk in (1, 2, 3, 99):
-        assert_same(model.lrp(pictures(), CAPTIONS, chunk=chunk), expected)
+        assert_same(model.lrp(random_images(), CAPTIONS, chunk=chunk), expected)
 
 
 @CASES
-def test_training_mode_and_gradients_are_left_alone(case):
+def test_training_mode_and_gradients_are_restored(case):
     model, images = case
     expected = model.lrp(images, CAPTIONS)
     model.train()
     model.embedding.requires_grad_(False)
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
     assert_same(model.lrp(images, CAPTIONS), expected)
     assert all(module.training for module in model.modules())
-    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not images.requires_grad
 
 
 @CASES
-def test_without_gradients(case):
+def test_within_no_grad(case):
     model, images = case
     expected = model.lrp(images, CAPTIONS)
     with torch.no_grad():
@@ -266,7 +266,7 @@ def test_without_gradients(case):
 
 @CASES
 @pytest.mark.parametrize("fused", [False, True])
-def test_changed_weights_are_seen(case, fused):
+def test_updated_weights_take_effect(case, fused):
     model, images = case
     optimizer = torch.optim.Adam(model.parameters(), 0.1, fused=fused)
     model.lrp(images, CAPTIONS)

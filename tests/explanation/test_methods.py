@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CAPTIONS, T, make, max_pooled, pictures, regions
+from helpers import CAPTIONS, T, make, max_pooled, random_images, random_regions
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,9 +19,9 @@ FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta
 
 @MODELS
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("inputs", [pictures, regions])
+@pytest.mark.parametrize("inputs", [random_images, random_regions])
 def test_chosen_steps_change_every_field_alike(model_type, method, inputs):
-    model = make(model_type, max_pooled if inputs is pictures else None)
+    model = make(model_type, max_pooled if inputs is random_images else None)
     steps = torch.tensor([[4, 0, 2], [1, 3, 2], [0, 4, 1]])
     explain = getattr(model, method)
     every, chosen = explain(inputs(), CAPTIONS), explain(inputs(), CAPTIONS, steps=steps)
@@ -36,7 +36,7 @@ def test_chosen_steps_change_every_field_alike(model_type, method, inputs):
 @MODELS
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_every_option(model_type, method):
-    model, images = make(model_type, max_pooled), pictures()
+    model, images = make(model_type, max_pooled), random_images()
     explain = getattr(model, method)
     plain, other = explain(images, CAPTIONS, contrast=4), explain(images, CAPTIONS, contrast=4, chunk=2)
     assert explain(images, CAPTIONS, contrast=4, pixels=False).pixels is None
@@ -50,7 +50,7 @@ def test_every_method_takes_every_option(model_type, method):
 def test_attention_needs_no_backward_pass(model_type, monkeypatch):
     def fail(*args, **options):
         raise AssertionError("attention took a derivative")
-    model, images = make(model_type, max_pooled), pictures()
+    model, images = make(model_type, max_pooled), random_images()
     expected = model.grad_cam(images, CAPTIONS)
     monkeypatch.setattr(torch.autograd, "grad", fail)
     explanation = model.attention(images, CAPTIONS)
@@ -62,9 +62,9 @@ def test_attention_needs_no_backward_pass(model_type, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_inference_mode(model_type, method):
     model = make(model_type, max_pooled)
-    expected = getattr(model, method)(pictures(), CAPTIONS)
+    expected = getattr(model, method)(random_images(), CAPTIONS)
     with torch.inference_mode():
-        explanation = getattr(model, method)(pictures(), CAPTIONS.clone())
+        explanation = getattr(model, method)(random_images(), CAPTIONS.clone())
     for field in FIELDS:
         if getattr(expected, field) is not None:
             assert torch.equal(getattr(explanation, field), getattr(expected, field))
@@ -75,7 +75,7 @@ def test_a_model_made_in_inference_mode_says_so(model_type):
     with torch.inference_mode():
         model = make(model_type, max_pooled)
         with pytest.raises(ValueError, match="create it outside"):
-            model.lrp(pictures(), CAPTIONS)
+            model.lrp(random_images(), CAPTIONS)
 
 
 @MODELS
@@ -117,7 +117,7 @@ def test_maps_sum_over_channels():
 @MODELS
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in WITHOUT_WORDS])
 def test_stopping_at_the_encoder_changes_nothing_above_it(model_type, method):
-    model, images = make(model_type, max_pooled), pictures()
+    model, images = make(model_type, max_pooled), random_images()
     expected, explanation = (getattr(model, method)(images, CAPTIONS, pixels=wanted) for wanted in (True, False))
     for field in ("logits", "targets", "words", "features", "attention"):
         assert torch.equal(getattr(explanation, field), getattr(expected, field))
@@ -153,7 +153,7 @@ def test_a_new_rule_is_one_short_class():
 
 @MODELS
 def test_a_new_rule_explains_a_whole_model(model_type):
-    model, images = make(model_type, max_pooled), pictures()
+    model, images = make(model_type, max_pooled), random_images()
     explanation = attribution.gradient(model, images, CAPTIONS, rule=Gamma())
     assert explanation.pixels.isfinite().all() and explanation.pixels[0].any()
     assert not torch.allclose(explanation.pixels, attribution.gradient(model, images, CAPTIONS, rule=LRP()).pixels)
