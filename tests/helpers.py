@@ -26,7 +26,8 @@ def make(model_type, encoder=None, seed=0, biased=True, **options):
     """A model in float64 whose gates, attention and biases are far from their small initial values."""
     torch.manual_seed(seed)
     attention = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
-    model = model_type(V, 4, 6, encoder=encoder and encoder(), **({"feature_dim": 7} | attention | options)).double().eval()
+    options = {"feature_dim": 7} | attention | options
+    model = model_type(V, 4, 6, encoder=encoder and encoder(), **options).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "bias" in name:

@@ -32,7 +32,8 @@ def assert_agrees(model, images, captions=CAPTIONS, **options):
     expected = [oracle.explain(model, *item, **options) for item in zip(images, captions, strict=True)]
     caption_mask = (captions[:, 1:] != 0).numpy()
     for b, item in enumerate(expected):
-        np.testing.assert_allclose(explanation.logits[b].numpy()[caption_mask[b]], item["logits"][caption_mask[b]], atol=1e-9)
+        mask = caption_mask[b]
+        np.testing.assert_allclose(explanation.logits[b].numpy()[mask], item["logits"][mask], atol=1e-9)
         for name in (*PARTS, "attention"):
             actual = getattr(explanation, name)
             if item[name] is None:
