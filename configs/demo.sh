@@ -57,21 +57,21 @@ python finetune.py \
     --epochs 2 \
     --decoder_lr 5e-4 \
     --workers 1 \
-    --save_path output/demo_lrp_tune
+    --save_path output/demo_finetuned
 
 python evaluation.py \
-    --weight output/demo_lrp_tune/checkpoint_best.pth \
+    --weight output/demo_finetuned/checkpoint_best.pth \
     --dataset demo \
     --data_folder data \
     --split test \
-    --save_path output/demo_lrp_tune
+    --save_path output/demo_finetuned
 
 python explain.py \
-    --weight output/demo_lrp_tune/checkpoint_best.pth \
+    --weight output/demo_finetuned/checkpoint_best.pth \
     --images data/demo/images/test_0000[0-7].png \
     --methods lrp attention \
-    --save_path output/demo_lrp_tune/explanations
+    --save_path output/demo_finetuned/explanations
 
-python benchmarks/before_after.py output/demo output/demo_lrp_tune
+python benchmarks/before_after.py output/demo output/demo_finetuned
 
-echo "$PWD/output/demo $PWD/output/demo_lrp_tune"
+echo "$PWD/output/demo $PWD/output/demo_finetuned"

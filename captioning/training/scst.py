@@ -24,7 +24,7 @@ class SCST:
     def __call__(self, model, features, captions, epoch):
         """features (B, K, C), references captions (B, R, L) from <start> on -> (loss, summed reward, samples)."""
         context = model.start(features)
-        tokens = self.sample(model, context).tokens                                    # (B, S, T)
+        tokens = self.sample_captions(model, context).tokens                                    # (B, S, T)
         rewards = self.reward(tokens, captions[..., 1:]).cpu().float()     # in this order: MPS has no float64
         if self.has_greedy_baseline:
             tokens, advantage = tokens[:, 1:], rewards[:, 1:] - rewards[:, :1]
@@ -37,7 +37,7 @@ class SCST:
         loss = -(advantage.to(features.device) * per_caption).mean()
         return loss, rewards.sum().to(features.device), torch.tensor(rewards.numel(), device=features.device)
 
-    def sample(self, model, context):
+    def sample_captions(self, model, context):
         """decoding.Decoded samples of each image, preceded by its greedy caption if that is the baseline."""
         def predict(c_hat, h):
             logits = model.output(c_hat + h)

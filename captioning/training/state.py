@@ -16,8 +16,9 @@ FIXED_FLAGS = ("weight", "ce_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", 
 def new_state():
     """The progress of a training run that has not started: plain types, which a checkpoint can contain.
 
-    epoch, step: completed ones, counted from 0. sums: of loss, correct words and words since the epoch's start. best:
-    highest validation CIDEr. bad_epochs: epochs since then. seconds: training time of this epoch. log: rows of log.csv.
+    epoch: number of completed epochs. Of the current epoch: step, the number of completed steps; sums of loss, correct
+    words and words; seconds of training. best: highest validation CIDEr; bad_epochs: epochs since then. log: rows of
+    log.csv.
     """
     return {"epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0], "best": -1.0, "bad_epochs": 0, "seconds": 0.0, "log": []}
 
