@@ -140,12 +140,11 @@ def main(args):
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
     recorded = (checkpoint.read(args.weight).get("training") or {}).get("flags", {})
     settings = complete_settings(args, model, recorded)
-    completed = {name: value for name, value in vars(settings).items() if value != getattr(args, name)}
-    print("settings from the checkpoint: " + " ".join(f"--{name} {value}" for name, value in completed.items()),
-          flush=True)
+    completed = [f"--{name} {value}" for name, value in vars(settings).items() if value != getattr(args, name)]
+    print(f"settings completed from the checkpoint: {' '.join(completed)}", flush=True)
     set_seed(settings.seed)
     make_folder(settings.save_path)
-    train_data, val_data = (train.open_data(settings, split, augment=split == "train") for split in ("train", "val"))
+    train_data, val_data = train.open_data(settings, "train", augment=True), train.open_data(settings, "val")
     if train_data.vocabulary.wordmap != vocabulary.wordmap:
         raise InputError(f"{settings.data_folder}/{settings.dataset} has another vocabulary than {args.weight}: give "
                          "the data set that it was trained on with --dataset and --data_folder")

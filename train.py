@@ -59,8 +59,8 @@ def add_training(parser):
         "the encoder 'small' is always trained")
     add("--batch_size", type=positive_int, default=32, help="images per batch")
     add("--epochs", type=positive_int, default=50, help="maximum number of epochs")
-    add("--patience", type=positive_int, default=6, help="epochs without a better validation CIDEr after which training "
-        "stops")
+    add("--patience", type=positive_int, default=6, help="stop after this many epochs without a better validation "
+        "CIDEr")
     add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
     add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
     add("--lr_schedule", choices=["plateau", "cosine"], default="plateau", help="plateau: multiply learning rates by "

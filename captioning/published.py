@@ -10,8 +10,8 @@ def load(model, state_dict, names):
     state = {_model_name(key.removeprefix("module."), names, expected): value for key, value in state_dict.items()}
     unmatched = sorted(expected.keys() ^ state.keys())
     if unmatched:
-        raise InputError(f"the published checkpoint does not match {type(model).__name__} ({unmatched[0]} is in only one "
-                         "of them): check whether it belongs to the other model type")
+        raise InputError(f"the published checkpoint does not match {type(model).__name__} ({unmatched[0]} is in only "
+                         "one of them): check whether it belongs to the other model type")
     for key, value in state.items():
         if value.dim() == 4 and expected[key].dim() == 2:    # W_v is published as a 1×1 convolution
             state[key] = value = value.flatten(1)

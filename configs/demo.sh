@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# The whole chain on pictures made on the spot: data, training, captions with scores, explanations, fine-tuning. No GPU is
-# needed.
-# Interrupted, it goes on when it is run again.
+# Runs every stage on generated images: data, training, evaluation, explanations and fine-tuning. No GPU is needed.
+# The script can be interrupted; running it again resumes.
 . "$(dirname "$0")/environment.sh"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # the layers are small: a second thread costs more than it gives
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # the layers are too small to benefit from more threads
 
 [ -f data/demo/test_demo.hdf5 ] || python preparedataset.py \
     --dataset demo \
