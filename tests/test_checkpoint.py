@@ -63,7 +63,8 @@ def damaged(tmp_path):
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.pth").write_text("not a checkpoint")
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps([1, 2]))
-    changes = {"other_type": {"model_type": "aoa"}, "unknown_type": {"model_type": "lstm"}, "no_state": {"state_dict": 3},
+    changes = {"other_type": {"model_type": "aoa"}, "unknown_type": {"model_type": "lstm"},
+               "no_state": {"state_dict": 3},
                "fewer_words": {"wordmap": {word: i for i, word in enumerate(["<pad>", "<unk>", "<start>", "<end>"])}},
                "no_words": {"wordmap": {}}, "invalid_config": {"config": {"vocab_size": "many"}}}
     for name, change in changes.items():
