@@ -40,9 +40,9 @@ def weighted_hidden(model, c_hat, h, words, stop, eps=EPS):
 
 def predict(model, c_hat, h, stop, eps=EPS):
     """Logits p and p̃ (..., V) of ĉ and h (..., d), with the same dropout mask."""
-    mask = model.dropout(torch.ones_like(h))
-    logits = model.W_o(mask * (c_hat + h))
-    return logits, model.W_o(mask * weighted_hidden(model, c_hat, h, logits.argmax(-1), stop, eps))
+    dropout_mask = model.dropout(torch.ones_like(h))
+    logits = model.W_o(dropout_mask * (c_hat + h))
+    return logits, model.W_o(dropout_mask * weighted_hidden(model, c_hat, h, logits.argmax(-1), stop, eps))
 
 
 def lrp_inference(model, images, captions, stop_words, eps=EPS):
@@ -58,13 +58,13 @@ def lrp_loss(model, trace, captions, stop, weight=1.0):
 
     Where ω is 1, p̃ equals p, so that the second product with W_o is computed for the other words only.
     """
-    mask = model.dropout(torch.ones_like(trace.hidden))
-    logits = model.W_o(mask * trace.hidden)                                            # (B, N, T, V)
+    dropout_mask = model.dropout(torch.ones_like(trace.hidden))
+    logits = model.W_o(dropout_mask * trace.hidden)                                    # (B, N, T, V)
     targets, predicted = captions[..., 1:], logits.argmax(-1)
     is_word = targets != 0
     is_weighted = is_word & ~stop[predicted]
-    c_hat, h, weighted_mask = (x[is_weighted] for x in (trace.c_hat, trace.h, mask))   # (n, d)
-    weighted = model.W_o(weighted_mask * weighted_hidden(model, c_hat, h, predicted[is_weighted], stop))
+    c_hat, h, part_mask = (x[is_weighted] for x in (trace.c_hat, trace.h, dropout_mask))  # (n, d)
+    weighted = model.W_o(part_mask * weighted_hidden(model, c_hat, h, predicted[is_weighted], stop))
     losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=0)
     loss = (losses * torch.where(is_weighted, 1, 1 + weight).flatten()).sum()
     loss = loss + weight * F.cross_entropy(weighted.float(), targets[is_weighted], reduction="sum")
