@@ -1,5 +1,5 @@
 """Trains a captioning model with cross-entropy: python train.py --dataset demo --model_type gridtd"""
-from argparse import BooleanOptionalAction
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from captioning.cli import (
     Parser,
     add_device,
     add_seed,
+    add_workers,
     fraction,
     natural,
     non_negative,
@@ -25,100 +26,122 @@ from captioning.explanation import encoders
 from captioning.files import make_folder
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
+from captioning.training.options import TrainingOptions
 
 
 def get_args_parser():
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--dataset", default="demo", help="name of a data set that preparedataset.py made")
-    add("--data_folder", default="data", help="where preparedataset.py wrote it")
-    add("--model_type", choices=["gridtd", "aoa"], default="gridtd", help="which captioning model")
-    add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16",
-        help="the CNN, or bottom_up: region features")
-    add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
-    add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN too, on pixels; 'small' "
-        "always is")
-    add("--from_pixels", action=BooleanOptionalAction, default=False, help="read pictures, with "
-        "augmentation, though features are stored")
-    add("--embed_dim", type=positive_int, default=512, help="width of word embeddings")
-    add("--hidden_dim", type=positive_int, default=512, help="width of LSTMs and attention")
-    add("--attention_dim", type=positive_int, default=196, help="gridtd: width of the attention")
-    add("--num_head", type=positive_int, default=8, help="aoa: attention heads")
-    add("--dropout", type=fraction, help="before the output layer; by default 0.5 for gridtd, 0.3 for aoa")
-    add("--batch_size", type=positive_int, default=32, help="pictures a step, each with all its captions")
-    add("--captions_per_step", type=positive_int, help="so many of a picture's captions a step, drawn anew each epoch")
-    add("--epochs", type=positive_int, default=50, help="at most this many")
-    add("--patience", type=positive_int, default=6, help="stop after so many epochs without a better CIDEr")
-    add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
-    add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
-    add("--lr_schedule", choices=["plateau", "cosine"], default="plateau",
-        help="plateau: times 0.8 after two epochs without a better CIDEr; cosine: to zero over all epochs")
-    add("--weight_decay", type=non_negative, default=0.0, help="Adam's L2 penalty")
-    add("--grad_clip", type=positive, default=0.1, help="largest norm of the gradient")
-    add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: read a predicted word this often")
-    add("--region_loss", type=non_negative, default=0.0, help="weight of a loss that makes single regions name what "
-        "captions mention: an encoder that starts at random learns faster with it")
-    add("--region_epochs", type=natural, default=0, help="train so many epochs on that loss alone, first")
-    add("--amp", action=BooleanOptionalAction, default=False, help="mixed precision")
-    add("--resume", default="auto", metavar="{auto,never,FILE}", help="auto: go on from save_path/checkpoint_last.pth")
-    add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
-    add("--save_path", default="output", help="folder of checkpoints, log and curves")
-    add("--workers", type=natural, default=2, help="processes that read pictures")
-    add_device(parser)
-    add_seed(parser)
+    add_training(parser)
     return parser
 
 
-def open_data(args, split, augment=False):
-    """The split from stored features, or from pixels when the encoder is trained or pixels are asked for."""
-    if not args.from_pixels:
-        path = features_path(args.data_folder, args.dataset, split, args.encoder)
-        if not Path(path).exists():
-            raise InputError(f"{path} is missing: run preparedataset.py --features "
-                             f"{'bottom_up' if args.encoder == 'bottom_up' else f'cnn --encoder {args.encoder}'}, or "
-                             "train with --from_pixels")
-        return CaptionDataset(args.data_folder, args.dataset, split, features=path, seed=args.seed,
-                              captions_per_step=args.captions_per_step)
-    return CaptionDataset(args.data_folder, args.dataset, split, image_size=encoders.IMAGE_SIZE[args.encoder],
-                          augment=augment, seed=args.seed, captions_per_step=args.captions_per_step)
+def add_training(parser):
+    """Adds the argument groups that train.py and finetune.py share."""
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default="demo", help="name of a data set prepared by preparedataset.py")
+    add("--data_folder", default="data", help="folder to which preparedataset.py wrote the data set")
+    add("--from_pixels", action=BooleanOptionalAction, default=False, help="read and augment images even if features "
+        "are stored")
+    add("--captions_per_step", type=positive_int, help="captions sampled per image per epoch (default: all)")
+    add = parser.add_argument_group("model").add_argument
+    add("--model_type", choices=["gridtd", "aoa"], default="gridtd", help="captioning model")
+    add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16",
+        help="CNN, or bottom_up for region features")
+    add("--encoder_weights", metavar="FILE", help="weights of the CNN (default: downloaded ImageNet weights)")
+    add("--embed_dim", type=positive_int, default=512, help="dimension of the word embeddings")
+    add("--hidden_dim", type=positive_int, default=512, help="dimension of the LSTMs and of the projected regions")
+    add("--attention_dim", type=positive_int, default=196, help="gridtd: dimension of the attention")
+    add("--num_head", type=positive_int, default=8, help="aoa: number of attention heads")
+    add("--dropout", type=fraction, help="dropout before the output layer (default: 0.5 for gridtd, 0.3 for aoa)")
+    group = parser.add_argument_group("optimisation")
+    add = group.add_argument
+    add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN as well, on pixels; "
+        "the encoder 'small' is always trained")
+    add("--batch_size", type=positive_int, default=32, help="images per batch")
+    add("--epochs", type=positive_int, default=50, help="maximum number of epochs")
+    add("--patience", type=positive_int, default=6, help="stop after this many epochs without a better validation "
+        "CIDEr")
+    add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
+    add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
+    add("--lr_schedule", choices=["plateau", "cosine"], default="plateau", help="plateau: multiply learning rates by "
+        "0.8 after every two epochs without a better CIDEr; cosine: half a cosine to zero over all epochs")
+    add("--weight_decay", type=non_negative, default=0.0, help="L2 penalty of Adam")
+    add("--grad_clip", type=positive, default=0.1, help="maximum norm of the gradient")
+    add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: probability of reading a sampled word")
+    add("--region_loss", type=non_negative, default=0.0, help="weight of the region loss, which trains single regions "
+        "to predict words of the captions; it speeds up training of a randomly initialised encoder")
+    add("--region_epochs", type=natural, default=0, help="number of initial epochs on the region loss alone")
+    add("--amp", action=BooleanOptionalAction, default=False, help="mixed precision")
+    add_device(group)
+    add_seed(group)
+    add_workers(group)
+    add = parser.add_argument_group("output").add_argument
+    add("--resume", default="auto", metavar="{auto,never,FILE}", help="checkpoint to resume from; auto: "
+        "checkpoint_last.pth in --save_path, if it exists")
+    add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
+    add("--save_path", default="output", help="folder for checkpoints, log.csv and curves.png")
+
+
+def complete_settings(args):
+    """The flags, with those that follow from others: 'small' is always trained, and encoders are trained on pixels."""
+    finetune_encoder = args.finetune_encoder or args.encoder == "small"
+    from_pixels = args.from_pixels or finetune_encoder
+    return Namespace(**vars(args) | {"finetune_encoder": finetune_encoder, "from_pixels": from_pixels})
+
+
+def open_data(settings, split, augment=False):
+    """CaptionDataset of one split, with pixels if settings.from_pixels, else with stored features.
+
+    augment: augment images. InputError if features are not stored."""
+    options = {"seed": settings.seed, "captions_per_step": settings.captions_per_step}
+    if settings.from_pixels:
+        return CaptionDataset(settings.data_folder, settings.dataset, split, augment=augment,
+                              image_size=encoders.IMAGE_SIZE[settings.encoder], **options)
+    path = features_path(settings.data_folder, settings.dataset, split, settings.encoder)
+    if not Path(path).exists():
+        features = "bottom_up" if settings.encoder == "bottom_up" else f"cnn --encoder {settings.encoder}"
+        raise InputError(f"{path} is missing: run preparedataset.py --features {features}, or train with --from_pixels")
+    return CaptionDataset(settings.data_folder, settings.dataset, split, features=path, **options)
 
 
 def make_model(args, vocabulary, feature_dim=2048):
-    """A new model with --encoder_weights in its encoder, or for region features of the width feature_dim."""
+    """A new model, with --encoder_weights in its encoder; feature_dim: channels C of region features.
+
+    InputError if --hidden_dim is not a multiple of --num_head."""
     if args.model_type == "aoa" and args.hidden_dim % args.num_head:
         raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head {args.num_head}")
-    sizes = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
-             "encoder": None if args.encoder == "bottom_up" else args.encoder, "feature_dim": feature_dim}
+    config = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
+              "encoder": None if args.encoder == "bottom_up" else args.encoder, "feature_dim": feature_dim}
+    config |= {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
     if args.dropout is not None:
-        sizes["dropout"] = args.dropout
-    own = {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
-    model = model_class(args.model_type)(**sizes, **own)
+        config["dropout"] = args.dropout
+    model = model_class(args.model_type)(**config)
     if model.encoder is not None:
         model.encoder = encoders.build(args.encoder, args.encoder_weights).to(memory_format=torch.channels_last)
     return model
 
 
 def main(args):
-    if args.encoder == "small":
-        args.finetune_encoder = True
-    args.from_pixels = args.from_pixels or args.finetune_encoder
-    if args.encoder == "bottom_up" and args.from_pixels:
-        raise InputError("--encoder bottom_up has no pixels: leave out --from_pixels and --finetune_encoder")
-    print_settings(args)
-    device = pick_device(args.device)
-    set_seed(args.seed)
-    make_folder(args.save_path)
-    train_data, val_data = open_data(args, "train", augment=True), open_data(args, "val")
+    settings = complete_settings(args)
+    print_settings(settings)
+    if settings.encoder == "bottom_up" and settings.from_pixels:
+        raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and --finetune_encoder")
+    device = pick_device(settings.device)
+    set_seed(settings.seed)
+    make_folder(settings.save_path)
+    train_data, val_data = open_data(settings, "train", augment=True), open_data(settings, "val")
     vocabulary = train_data.vocabulary
-    model = make_model(args, vocabulary, *([train_data.feature_dim] if args.encoder == "bottom_up" else []))
+    feature_dim = [train_data.feature_dim] if settings.encoder == "bottom_up" else []
+    model = make_model(settings, vocabulary, *feature_dim)
     for data in (train_data, val_data):
         if data.features:
             check_features(data, model)
     model = model.to(device)
-
-    loss_function = teacher_forced_loss(args, vocabulary, train_data)
-    best = fit(args, model, vocabulary, train_data, val_data, loss_function, device)
-    print(f"best validation CIDEr {best:.3f}: {args.save_path}/checkpoint_best.pth", flush=True)
+    loss_function = teacher_forced_loss(vocabulary, ss_prob=settings.ss_prob, region_weight=settings.region_loss,
+                                        region_epochs=settings.region_epochs)
+    options = TrainingOptions.from_settings(settings)
+    best = fit(options, model, vocabulary, train_data, val_data, loss_function, device)
+    print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints: one file that rebuilds a model with its vocabulary and resumes its training; loading never runs code."""
+"""Checkpoints: files that contain a model, its vocabulary and its training state. Loading never executes code."""
 import io
 
 import torch
@@ -11,75 +11,80 @@ from captioning.files import atomic_path
 
 
 def model_class(model_type):
+    """The class of --model_type: GridTDModel of "gridtd", AOAModel of "aoa"."""
     from aoamodel import AOAModel
     from gridTDmodel import GridTDModel
     return {"gridtd": GridTDModel, "aoa": AOAModel}[model_type]
 
 
 def model_type(model):
+    """The inverse of `model_class`: "gridtd" or "aoa"."""
     return next(name for name in ("gridtd", "aoa") if isinstance(model, model_class(name)))
 
 
 def save(path, model, vocabulary, training=None):
-    """Writes everything to `path`, whole or not at all; training: what training resumes from, of plain types."""
+    """Writes a checkpoint to `path` atomically. training: the state to resume from, of tensors and plain types.
+
+    ValueError if the model's encoder has no name."""
     if not isinstance(model.config["encoder"], str | None):
-        raise ValueError("a checkpoint names its encoder: build the model with an encoder's name")
+        raise ValueError("only models with a named encoder can be saved: build the model with the name of an encoder")
     content = {"model_type": model_type(model), "config": model.config, "state_dict": model.state_dict(),
                "wordmap": vocabulary.wordmap, "training": training}
-    buffer = io.BytesIO()       # torch.save into a file ends with RuntimeError on a full disk
+    buffer = io.BytesIO()       # torch.save to a file raises RuntimeError on a full disk
     torch.save(content, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def load(path, device="cpu", wordmap=None, num_head=8):
-    """(model in evaluation mode on `device`, Vocabulary) of one of our checkpoints or a published one.
+    """Loads a checkpoint of this repository or a published one: (model in evaluation mode on `device`, Vocabulary).
 
-    wordmap: a {word: id} file; needed for published checkpoints, for ours it must agree. num_head: heads of a published
-    AOA checkpoint, which does not say. InputError if the file is broken or does not fit.
+    wordmap: a {word: id} file, required for published checkpoints; if given for others it must match. num_head: number
+    of heads of a published AOA checkpoint, which does not contain it. InputError if the file is damaged or does not
+    match.
     """
     content = read(path)
     vocabulary = read_wordmap(wordmap) if wordmap else None
     if "model_type" not in content:
         return _load_published(content["state_dict"], path, device, vocabulary, num_head)
     if vocabulary and vocabulary.wordmap != content["wordmap"]:
-        raise InputError(f"the word map {wordmap} is not the one that {path} was trained with: leave it out, the "
-                         "checkpoint holds its own")
+        raise InputError(f"the word map {wordmap} is not the one that {path} was trained with: omit --wordmap, as the "
+                         "checkpoint contains its own")
     vocabulary = Vocabulary(content["wordmap"], source=str(path))
     try:
         model = model_class(content["model_type"])(**content["config"])
         model.load_state_dict(content["state_dict"])
     except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
-        raise InputError(f"the checkpoint {path} does not fit this version of the models "
+        raise InputError(f"the checkpoint {path} does not match this version of the models "
                          f"({' '.join(str(error).split())[:200]}): train it again") from error
     if model.config["vocab_size"] != len(vocabulary):
-        raise InputError(f"the checkpoint {path} has {model.config['vocab_size']} words and a word map of "
-                         f"{len(vocabulary)}: it is damaged, use another")
+        raise InputError(f"the checkpoint {path} is damaged (its model has {model.config['vocab_size']} words, its "
+                         f"word map {len(vocabulary)}): use another")
     return model.to(device).eval(), vocabulary
 
 
 def read(path):
-    """The raw dict of a checkpoint, on the CPU; InputError if it is not one."""
-    # published checkpoints carry a pickled optimizer: inert stand-ins take its place
+    """The dict that a checkpoint contains, on the CPU; InputError if the file is not a checkpoint."""
+    # published checkpoints contain a pickled optimizer, which these classes replace without executing code
     inert = [(_Inert, "torch.optim.adam.Adam"), (_empty_dict, "collections.defaultdict"), (dict, "builtins.dict")]
     try:
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
+    except Exception as error:  # torch.load raises various exceptions for damaged files
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"the checkpoint {path} cannot be read ({reason}): check the path, or use another checkpoint"
                          ) from error
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise InputError(f"{path} is no checkpoint of a captioning model: it has no state_dict")
+        raise InputError(f"{path} is not a checkpoint of a captioning model, as it has no state_dict: check the path")
     if "model_type" in content and not ({"config", "wordmap"} <= content.keys()
                                         and content["model_type"] in ("gridtd", "aoa")):
-        raise InputError(f"the checkpoint {path} lacks its configuration or word map: it is damaged, use another")
+        raise InputError(f"the checkpoint {path} is damaged (its configuration or word map is missing): use another")
     return content
 
 
 def image_size(model):
-    """Side S of the pictures that the model's encoder takes; None for region features."""
+    """Side S, in pixels, of the images that the model's encoder reads; None for region features."""
     return None if model.encoder is None else IMAGE_SIZE[model.config["encoder"]]
 
 
@@ -88,7 +93,7 @@ def _empty_dict(*_):
 
 
 class _Inert:
-    """Takes the place of a pickled optimizer and forgets it."""
+    """Replaces a pickled optimizer and discards its state."""
 
     def __setstate__(self, state):
         pass
@@ -96,7 +101,7 @@ class _Inert:
 
 def _load_published(state, path, device, vocabulary, num_head):
     if vocabulary is None:
-        raise InputError(f"the published checkpoint {path} has no vocabulary: name its word map with --wordmap")
+        raise InputError(f"the published checkpoint {path} contains no vocabulary: give its word map with --wordmap")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         V, e = state["embedding.weight"].shape
@@ -109,8 +114,10 @@ def _load_published(state, path, device, vocabulary, num_head):
         else:
             model = model_class("aoa")(**sizes, num_head=num_head)
     except (KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is neither a checkpoint of this project nor a published one ({error})") from error
+        raise InputError(f"{path} is neither a checkpoint of this repository nor a published one ({error}): check the "
+                         "path") from error
     model.load_published(state)
     if len(vocabulary) != V:
-        raise InputError(f"the word map has {len(vocabulary)} words, the published checkpoint {path} {V}: use its own")
+        raise InputError(f"the word map has {len(vocabulary)} words, but the published checkpoint {path} has {V}: use "
+                         "the word map that was published with it")
     return model.to(device).eval(), vocabulary

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# The whole chain on pictures made on the spot: data, training, captions with scores, explanations, fine-tuning. No GPU is
-# needed.
-# Interrupted, it goes on when it is run again.
+# Runs every stage on generated images: data, training, evaluation, explanations and fine-tuning. No GPU is needed.
+# The script can be interrupted; running it again resumes.
 . "$(dirname "$0")/environment.sh"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # the layers are small: a second thread costs more than it gives
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # the layers are too small to benefit from more threads
 
 [ -f data/demo/test_demo.hdf5 ] || python preparedataset.py \
     --dataset demo \
@@ -57,21 +56,21 @@ python finetune.py \
     --epochs 2 \
     --decoder_lr 5e-4 \
     --workers 1 \
-    --save_path output/demo_lrp_tune
+    --save_path output/demo_finetuned
 
 python evaluation.py \
-    --weight output/demo_lrp_tune/checkpoint_best.pth \
+    --weight output/demo_finetuned/checkpoint_best.pth \
     --dataset demo \
     --data_folder data \
     --split test \
-    --save_path output/demo_lrp_tune
+    --save_path output/demo_finetuned
 
 python explain.py \
-    --weight output/demo_lrp_tune/checkpoint_best.pth \
+    --weight output/demo_finetuned/checkpoint_best.pth \
     --images data/demo/images/test_0000[0-7].png \
     --methods lrp attention \
-    --save_path output/demo_lrp_tune/explanations
+    --save_path output/demo_finetuned/explanations
 
-python benchmarks/before_after.py output/demo output/demo_lrp_tune
+python benchmarks/before_after.py output/demo output/demo_finetuned
 
-echo "$PWD/output/demo $PWD/output/demo_lrp_tune"
+echo "$PWD/output/demo $PWD/output/demo_finetuned"

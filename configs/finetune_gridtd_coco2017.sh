@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Fine-tunes Ada-LSTM (GridTDModel) on COCO2017 after configs/train_gridtd_coco2017.sh: edit the flags below, then one of
-#     bash configs/finetune_gridtd_coco2017.sh lrp_tune          cross-entropy, of LRP-inference too
+# Fine-tunes Ada-LSTM (GridTDModel) on COCO2017 after configs/train_gridtd_coco2017.sh. Edit the flags below, then
+# run one of
+#     bash configs/finetune_gridtd_coco2017.sh lrp_tune          cross-entropy of p and of the LRP-inference p̃
 #     bash configs/finetune_gridtd_coco2017.sh cider_tune        self-critical training with CIDEr-D
-#     bash configs/finetune_gridtd_coco2017.sh lrp_cider_tune    the same, drawing by LRP-inference
-#     bash configs/finetune_gridtd_coco2017.sh ce_tune           the control
-# Everything can be interrupted and goes on when it is run again.
+#     bash configs/finetune_gridtd_coco2017.sh lrp_cider_tune    the same, with captions sampled with LRP-inference
+#     bash configs/finetune_gridtd_coco2017.sh ce_tune           control: cross-entropy, as in training
+# The script can be interrupted; running it again resumes.
 mode=${1:-lrp_tune}
 . "$(dirname "$0")/environment.sh"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# MH-FC (AOAModel) on COCO2017, with the settings of Sun et al. (2022): edit the paths and flags below, then
+# MH-FC (AOAModel) on COCO2017, with the settings of Sun et al. (2022). Edit the paths and flags below, then run
 #     bash configs/train_aoa_coco2017.sh
-# Everything can be interrupted and goes on when it is run again.
+# The script can be interrupted; running it again resumes.
 . "$(dirname "$0")/environment.sh"
 
 python preparedataset.py \

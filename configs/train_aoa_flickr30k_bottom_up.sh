@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # MH-FC (AOAModel) on Flickr30K with bottom-up features and the settings of Sun et al.
-# (2022). Features made elsewhere: --bottom_up FOLDER_OR_TSV in place of --detector. Edit the paths and flags below, then
+# (2022). To use features computed by other software, replace --detector by --bottom_up FOLDER_OR_TSV. Edit the paths
+# and flags below, then run
 #     bash configs/train_aoa_flickr30k_bottom_up.sh
-# Everything can be interrupted and goes on when it is run again.
+# The script can be interrupted; running it again resumes.
 . "$(dirname "$0")/environment.sh"
 
 python preparedataset.py \

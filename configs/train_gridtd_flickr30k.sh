@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Ada-LSTM (GridTDModel) on Flickr30K, with the settings of Sun et al. (2022): edit the paths and flags below, then
+# Ada-LSTM (GridTDModel) on Flickr30K, with the settings of Sun et al. (2022). Edit the paths and flags below, then run
 #     bash configs/train_gridtd_flickr30k.sh
-# Everything can be interrupted and goes on when it is run again.
+# The script can be interrupted; running it again resumes.
 . "$(dirname "$0")/environment.sh"
 
 python preparedataset.py \

@@ -1,4 +1,4 @@
-"""Checkpoints rebuild what was saved, refuse what does not fit, and never run code."""
+"""Checkpoints: saving and loading, damaged files, published files, and no execution of code."""
 import collections
 import pickle
 
@@ -26,7 +26,7 @@ def make(model_type, encoder=None, **options):
 
 @pytest.mark.parametrize("model", [make(GridTDModel, attention_dim=5, query_per_region=True),
                                    make(AOAModel, num_head=2), make(GridTDModel, encoder="small")])
-def test_what_is_saved_comes_back(tmp_path, model):
+def test_saved_model_is_restored(tmp_path, model):
     checkpoint.save(tmp_path / "c.pth", model, VOCABULARY, {"state": {"epoch": 3}})
     loaded, vocabulary = checkpoint.load(tmp_path / "c.pth")
     images = torch.randn(1, 3, 112, 112) if model.encoder is not None else torch.rand(1, 5, 3)
@@ -47,7 +47,7 @@ class Evil:
         return open, (str(self.path), "w")
 
 
-def test_loading_runs_no_code(tmp_path):
+def test_loading_executes_no_code(tmp_path):
     torch.save({"state_dict": {}, "evil": Evil(tmp_path / "evil")}, tmp_path / "c.pth")
     with pytest.raises(InputError, match="cannot be read"):
         checkpoint.load(tmp_path / "c.pth")
@@ -55,17 +55,18 @@ def test_loading_runs_no_code(tmp_path):
 
 
 def damaged(tmp_path):
-    """{what is wrong: path}"""
-    good = tmp_path / "good.pth"
-    checkpoint.save(good, make(GridTDModel), VOCABULARY)
-    content = checkpoint.read(good)
-    (tmp_path / "truncated.pth").write_bytes(good.read_bytes()[:-500])
+    """Paths of files that are not valid checkpoints, named after the defect."""
+    intact = tmp_path / "intact.pth"
+    checkpoint.save(intact, make(GridTDModel), VOCABULARY)
+    content = checkpoint.read(intact)
+    (tmp_path / "truncated.pth").write_bytes(intact.read_bytes()[:-500])
     (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "text.pth").write_text("not a checkpoint")
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps([1, 2]))
-    changes = {"other_type": {"model_type": "aoa"}, "odd_type": {"model_type": "lstm"}, "no_state": {"state_dict": 3},
+    changes = {"other_type": {"model_type": "aoa"}, "unknown_type": {"model_type": "lstm"},
+               "no_state": {"state_dict": 3},
                "fewer_words": {"wordmap": {word: i for i, word in enumerate(["<pad>", "<unk>", "<start>", "<end>"])}},
-               "no_words": {"wordmap": {}}, "odd_config": {"config": {"vocab_size": "many"}}}
+               "no_words": {"wordmap": {}}, "invalid_config": {"config": {"vocab_size": "many"}}}
     for name, change in changes.items():
         torch.save(content | change, tmp_path / f"{name}.pth")
     return [tmp_path / f"{name}.pth" for name in ("missing", "truncated", "empty", "text", "pickle", *changes)]
@@ -73,9 +74,9 @@ def damaged(tmp_path):
 
 def test_damaged_checkpoints_are_named(tmp_path):
     for path in damaged(tmp_path):
-        with pytest.raises(InputError) as found:
+        with pytest.raises(InputError) as raised:
             checkpoint.load(path)
-        assert path.name in str(found.value) and "\n" not in str(found.value)
+        assert path.name in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_another_word_map_is_refused(tmp_path):
@@ -104,7 +105,7 @@ def test_published_checkpoints_load_without_their_pickled_optimizer(tmp_path, mo
         checkpoint.load(tmp_path / "published.pth")
 
 
-def test_a_model_with_an_encoder_of_its_own_is_not_saved(tmp_path):
+def test_model_with_an_unnamed_encoder_is_not_saved(tmp_path):
     model = make(GridTDModel, encoder=nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
     with pytest.raises(ValueError, match="name"):
         checkpoint.save(tmp_path / "c.pth", model, VOCABULARY)

@@ -1,4 +1,4 @@
-"""Fine-tuning from end to end: all modes, killed and resumed, and what it refuses."""
+"""Fine-tuning from end to end: all modes, interruption and resuming, and refused settings."""
 import csv
 import os
 import signal
@@ -29,7 +29,7 @@ MODES = ("--ce_tune", "--lrp_tune", "--cider_tune", "--lrp_cider_tune")
 
 @pytest.fixture(scope="module")
 def bases(demo_data, tmp_path_factory):
-    """{model type: checkpoint} that say some words: enough for rewards to differ"""
+    """{model type: checkpoint}, trained long enough for rewards to differ."""
     folder = tmp_path_factory.mktemp("bases")
     for name in ("gridtd", "aoa"):
         train_run(demo_data, folder / name, "--model_type", name, "--epochs", "3", "--decoder_lr", "1e-2")
@@ -48,16 +48,16 @@ def run(base, save_path, *extra):
 
 @pytest.mark.parametrize("model_type", ["gridtd", "aoa"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_trains_on(bases, tmp_path, model_type, mode):
+def test_every_mode_trains(bases, tmp_path, model_type, mode):
     before = checkpoint.read(bases[model_type])
     extra = () if mode == "--lrp_tune" else ("--amp",)
     content = run(bases[model_type], tmp_path, mode, *extra)
     assert content["config"] == before["config"] and content["wordmap"] == before["wordmap"]
     assert not torch.equal(content["state_dict"]["W_o.weight"], before["state_dict"]["W_o.weight"])
     assert all(value.isfinite().all() for value in content["state_dict"].values())
-    kept = content["training"]["flags"]
-    assert (kept["batch_size"], kept["hidden_dim"], kept["finetune_encoder"]) == (4, 16, True)
-    assert kept["epochs"] == 2 and kept["decoder_lr"] == 1e-4
+    recorded = content["training"]["flags"]
+    assert (recorded["batch_size"], recorded["hidden_dim"], recorded["finetune_encoder"]) == (4, 16, True)
+    assert recorded["epochs"] == 2 and recorded["decoder_lr"] == 1e-4
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     assert len(rows) == 2 and {row["step"] for row in rows} == {"6"}
     assert float(rows[-1]["train_reward" if "cider" in mode else "train_accuracy"]) > 0
@@ -84,8 +84,8 @@ def test_killed_run_ends_like_an_uninterrupted_one(bases, tmp_path, model_type, 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_from_stored_features_of_regions(demo_data, tmp_path, mode):
-    """Bottom-up features: 5 regions, some of them padding"""
+def test_every_mode_trains_on_region_features(demo_data, tmp_path, mode):
+    """Bottom-up features of 5 regions, some of them padding."""
     for split, size in (("train", 24), ("val", 8)):
         with h5py.File(split_path(demo_data, "demo", split)) as file:
             names = file["names"].asstr()[:].tolist()
@@ -94,27 +94,29 @@ def test_from_stored_features_of_regions(demo_data, tmp_path, mode):
         with h5py.File(features_path(demo_data, "demo", split, "bottom_up"), "w") as file:
             file["features"] = features.astype(np.float16)
             file.attrs["names"] = fingerprint(names)
-    words = read(demo_data / "demo" / "wordmap_demo.json")
+    vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
     torch.manual_seed(0)
-    model = AOAModel(len(words), 8, 16, num_head=2, encoder=None, feature_dim=6)
+    model = AOAModel(len(vocabulary), 8, 16, num_head=2, encoder=None, feature_dim=6)
     base = tmp_path / "base" / "x.pth"
     base.parent.mkdir()
-    checkpoint.save(base, model, words)
+    checkpoint.save(base, model, vocabulary)
     content = run(base, tmp_path / "tuned", mode, "--data_folder", str(demo_data), "--batch_size", "8", "--epochs", "1")
     assert content["config"] == model.config and content["training"]["flags"]["encoder"] == "bottom_up"
 
 
-def test_self_critical_training_is_without_dropout_and_with_all_references(bases, tmp_path):
+def test_self_critical_training_has_no_dropout_and_all_references(bases, tmp_path):
     args = finetune.get_args_parser().parse_args(flags(bases["aoa"], tmp_path, "--cider_tune"))
     model, _ = checkpoint.load(bases["aoa"])
-    finetune.complete(args, model, {"dataset": "demo", "captions_per_step": 2})
-    finetune.set_dropout(model, args)
+    before = dict(vars(args))
+    settings = finetune.complete_settings(args, model, {"dataset": "demo", "captions_per_step": 2})
+    finetune.set_dropout(model, settings)
     assert model.dropout.p == model.attention_dropout.p == 0 and model.config["dropout"] == 0.3
-    assert args.captions_per_step is None
+    assert settings.captions_per_step is None and settings.dataset == "demo"
+    assert vars(args) == before
 
 
 def command_error(*arguments):
-    """(exit status, last line on stderr) of the script"""
+    """(exit status, last line of standard error) of finetune.py."""
     done = subprocess.run([sys.executable, "finetune.py", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr.strip().split("\n")[-1]
@@ -133,23 +135,23 @@ def test_command_line_errors(arguments, message):
 
 @pytest.mark.parametrize("extra, message", [
     (("--cider_tune", "--baseline", "mean"), "--samples 2"),
-    (("--lrp_cider_tune", "--ss_prob", "0.5"), "leave out --ss_prob"),
-    (("--lrp_tune", "--hidden_dim", "32"), "has --hidden_dim 16, not 32: leave the flag out"),
+    (("--lrp_cider_tune", "--ss_prob", "0.5"), "omit --ss_prob"),
+    (("--lrp_tune", "--hidden_dim", "32"), "has --hidden_dim 16, not 32: omit the flag"),
     (("--lrp_tune", "--model_type", "aoa"), "has --model_type gridtd, not aoa"),
     (("--lrp_tune", "--stop_words", "missing.txt"), "stop words missing.txt"),
     (("--ce_tune", "--data_folder", "nowhere"), "nowhere.*preparedataset.py"),
 ])
-def test_flags_that_do_not_fit(bases, tmp_path, extra, message):
+def test_contradicting_flags_are_refused(bases, tmp_path, extra, message):
     with pytest.raises(InputError, match=message):
         run(bases["gridtd"], tmp_path, *extra)
 
 
-def test_the_base_is_not_overwritten(bases):
+def test_the_initial_checkpoint_is_not_overwritten(bases):
     with pytest.raises(InputError, match="choose another folder"):
         run(bases["gridtd"], bases["gridtd"].parent, "--ce_tune")
 
 
-def test_another_vocabulary_is_noticed(bases, tmp_path):
+def test_another_vocabulary_is_refused(bases, tmp_path):
     preparedataset.main(preparedataset.get_args_parser().parse_args(
         ["--dataset", "demo", "--output_folder", str(tmp_path), "--demo_size", "4", "2", "2", "--workers", "0"]))
     with pytest.raises(InputError, match="another vocabulary"):
@@ -158,16 +160,16 @@ def test_another_vocabulary_is_noticed(bases, tmp_path):
 
 def test_missing_frequencies_and_references_are_named(bases, demo_data, tmp_path):
     path = frequencies_path(demo_data, "demo")
-    path.rename(tmp_path / "away")
+    path.rename(tmp_path / "renamed")
     try:
         with pytest.raises(InputError, match="document_frequencies_demo.hdf5.*preparedataset.py"):
             run(bases["gridtd"], tmp_path / "x", "--cider_tune")
     finally:
-        (tmp_path / "away").rename(path)
+        (tmp_path / "renamed").rename(path)
     split = split_path(demo_data, "demo", "train")
     with h5py.File(split, "a") as file:
-        whole, name = file["captions"][:], file["names"].asstr()[3]
-        damaged = whole.copy()
+        captions, name = file["captions"][:], file["names"].asstr()[3]
+        damaged = captions.copy()
         damaged[3, :, 1], damaged[3, :, 2:] = read(demo_data / "demo" / "wordmap_demo.json").end, 0
         file["captions"][:] = damaged
     try:
@@ -175,24 +177,65 @@ def test_missing_frequencies_and_references_are_named(bases, demo_data, tmp_path
             run(bases["gridtd"], tmp_path / "x", "--cider_tune")
     finally:
         with h5py.File(split, "a") as file:
-            file["captions"][:] = whole
+            file["captions"][:] = captions
 
 
 @pytest.mark.parametrize("mode", ["--ce_tune", "--cider_tune"])
-def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(bases, tmp_path, mode):
+def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(bases, tmp_path, mode):
     run(bases["gridtd"], tmp_path, mode, "--epochs", "1")
-    good = checkpoint.read(tmp_path / "checkpoint_last.pth")
+    content = checkpoint.read(tmp_path / "checkpoint_last.pth")
+    assert all(value.isfinite().all() for value in content["state_dict"].values())
     broken = tmp_path / "broken.pth"
-    model, words = checkpoint.load(bases["gridtd"])
+    model, vocabulary = checkpoint.load(bases["gridtd"])
     with torch.no_grad():
         model.W_v.weight[0, 0] = torch.nan
-    content = checkpoint.read(bases["gridtd"])
-    checkpoint.save(broken, model, words, content["training"])
-    folder = tmp_path / "other"
+    checkpoint.save(broken, model, vocabulary, checkpoint.read(bases["gridtd"])["training"])
+    folder = tmp_path / "copy"
     folder.mkdir()
     (folder / "checkpoint_last.pth").write_bytes((tmp_path / "checkpoint_last.pth").read_bytes())
     before = (folder / "checkpoint_last.pth").read_bytes()
-    with pytest.raises(InputError, match="not a number.*epoch 1, step 1: lower --decoder_lr"):
+    with pytest.raises(InputError, match="not a finite number at epoch 1, step 1: lower --decoder_lr"):
         run(broken, folder, mode, "--resume", "never")
     assert (folder / "checkpoint_last.pth").read_bytes() == before
-    assert all(value.isfinite().all() for value in good["state_dict"].values())
+
+
+def test_settings_are_printed_before_the_checkpoint_is_read(bases, tmp_path, capsys):
+    with pytest.raises(InputError, match="cannot be read"):
+        run(tmp_path / "missing.pth", tmp_path / "tuned", "--ce_tune")
+    assert capsys.readouterr().out.startswith("settings: --weight")
+    run(bases["gridtd"], tmp_path / "tuned", "--ce_tune", "--epochs", "1")
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("settings: ") and "--batch_size None" in first
+    assert second.startswith("settings completed from the checkpoint: ") and "--batch_size 4" in second
+    assert "--epochs" not in second
+
+
+def test_resuming_with_other_stop_words_is_refused(bases, tmp_path):
+    """Checkpoints of earlier versions, which have no fingerprint of the stop words, still resume."""
+    stop_words, tuned = tmp_path / "stop_words.txt", tmp_path / "tuned"
+    extra = ("--lrp_tune", "--stop_words", str(stop_words))
+    stop_words.write_text("a the")
+    content = run(bases["gridtd"], tuned, *extra, "--epochs", "1")
+    stop_words.write_text("a")
+    with pytest.raises(InputError, match="--stop_words.*same flags to resume.*--save_path.*--resume never"):
+        run(bases["gridtd"], tuned, *extra)
+    del content["training"]["flags"]["stop_words_fingerprint"]
+    torch.save(content, tuned / "checkpoint_last.pth")
+    assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
+
+
+def test_order_of_stop_words_does_not_matter(demo_data, tmp_path):
+    vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
+    for name, text in (("first", "a the"), ("second", "the\na a")):
+        (tmp_path / name).write_text(text)
+    ids = finetune.stop_word_ids(tmp_path / "first", vocabulary)
+    assert ids == finetune.stop_word_ids(tmp_path / "second", vocabulary) and vocabulary.wordmap["a"] in ids
+
+
+def test_default_save_path_is_not_used_by_the_demo(bases):
+    """finetune.py --weight output/demo/checkpoint_best.pth --lrp_tune starts a new run after configs/demo.sh."""
+    args = finetune.get_args_parser().parse_args(["--weight", "output/demo/checkpoint_best.pth", "--lrp_tune"])
+    model, _ = checkpoint.load(bases["gridtd"])
+    folder = finetune.complete_settings(args, model, {}).save_path
+    assert folder == "output/demo_lrp_tune"
+    assert folder not in (ROOT / "configs" / "demo.sh").read_text()

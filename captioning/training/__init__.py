@@ -1,3 +1,3 @@
-"""Training and fine-tuning: loop, losses, self-critical training, reward, training state and log.
+"""Training and fine-tuning: options, loop, losses, self-critical training, CIDEr-D reward, resuming and the log.
 
 Imports captioning.data, captioning.explanation and the modules of captioning."""

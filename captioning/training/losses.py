@@ -1,54 +1,75 @@
-"""Losses."""
+"""Losses of captions that are given: cross-entropy with teacher forcing, scheduled sampling and the region loss.
+
+Each loss is returned as three scalar tensors: the mean loss, the number of correct words and the number of words.
+"""
 import torch
 from torch.nn import functional as F
 
+from captioning.decoding import without_special
 
-def teacher_forced_loss(args, vocabulary, data, criterion=None):
-    """fit's loss_function for data's captions as they are: cross-entropy, or criterion(model, trace, captions) ->
-    (loss, right words, words), with the scheduled sampling and the region losses that the flags ask for."""
-    criterion = criterion or (lambda model, trace, captions: word_loss(model.output(trace.hidden), captions))
 
-    def loss_function(model, features, captions):
-        if data.epoch < args.region_epochs:
+def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0):
+    """The loss function of `captioning.training.loop.fit` for training on reference captions.
+
+    criterion(model, trace, captions) -> (loss, correct words, words): the loss of a teacher-forced trace, by default
+    the cross-entropy. ss_prob: probability of scheduled sampling. region_weight: weight of the region loss, which is
+    added to the criterion. region_epochs: number of epochs, from the first, that train on the region loss alone.
+    """
+    criterion = criterion or cross_entropy
+
+    def loss_function(model, features, captions, epoch):
+        if epoch < region_epochs:
             return region_loss(model, features, captions, vocabulary)
-        read = mix_in_predictions(model, features, captions, args.ss_prob) if args.ss_prob else captions
-        loss, right, words = criterion(model, model.teacher_force(features, read), captions)
-        if args.region_loss:
-            loss = loss + args.region_loss * region_loss(model, features, captions, vocabulary)[0]
-        return loss, right, words
+        inputs = mix_in_predictions(model, features, captions, ss_prob, vocabulary) if ss_prob else captions
+        loss, correct, words = criterion(model, model.teacher_force(features, inputs), captions)
+        if region_weight:
+            loss = loss + region_weight * region_loss(model, features, captions, vocabulary)[0]
+        return loss, correct, words
     return loss_function
 
 
+def cross_entropy(model, trace, captions):
+    """`word_loss` of the logits p of a teacher-forced trace."""
+    return word_loss(model.output(trace.hidden), captions)
+
+
 def word_loss(logits, captions):
-    """Cross-entropy of logits (..., T, V) against captions (..., T+1) -> (mean loss, right words, words)."""
+    """Cross-entropy of logits (..., T, V) against captions (..., T+1) -> (mean loss, correct words, words)."""
     targets = captions[..., 1:]
     loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=0)
-    there = targets != 0
-    return loss, ((logits.argmax(-1) == targets) & there).sum(), there.sum()
+    is_word = targets != 0
+    return loss, ((logits.argmax(-1) == targets) & is_word).sum(), is_word.sum()
 
 
 def region_loss(model, features, captions, vocabulary):
-    """Multiple-instance loss (Fang et al. 2015) on what regions of features (B, K, C) say by themselves: some region
-    should say each word of an image's captions (B, N, L), and none another word. Special tokens aside. Returns (binary
-    cross-entropy per word of the captions, words that were said, words)."""
+    """Multiple-instance loss (Fang et al. 2015) of the words that single regions predict.
+
+    Every word in an image's captions (B, N, L) should be predicted from at least one region of features (B, K, C)
+    alone, and all other words from none; special tokens do not count. Returns (binary cross-entropy per distinct word
+    of an image's captions, predicted words, words).
+    """
     logits = model.region_logits(features).float()                                     # (B, K, V)
     if model.encoder is None:       # regions that are all zero are padding
         logits = logits.masked_fill((features == 0).all(-1, keepdim=True), -100.0)
-    most = logits.amax(1)                                                              # (B, V)
-    there = torch.zeros_like(most).scatter_(1, captions.flatten(1), 1)
-    ordinary = torch.ones_like(most)
-    ordinary[:, [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
-    words = (there * ordinary).sum()
-    loss = F.binary_cross_entropy_with_logits(most, there, ordinary, reduction="sum") / words.clamp(min=1)
-    return loss, ((most > 0) * there * ordinary).sum(), words
+    highest = logits.amax(1)                                                           # (B, V)
+    is_present = torch.zeros_like(highest).scatter_(1, captions.flatten(1), 1)
+    is_ordinary = torch.ones_like(highest)
+    is_ordinary[:, [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
+    words = (is_present * is_ordinary).sum()
+    loss = F.binary_cross_entropy_with_logits(highest, is_present, is_ordinary, reduction="sum") / words.clamp(min=1)
+    return loss, ((highest > 0) * is_present * is_ordinary).sum(), words
 
 
-def mix_in_predictions(model, features, captions, probability):
-    """Scheduled sampling (Bengio et al. 2015) for all steps at once: a first pass on the true words predicts, then each
-    word read is, with this probability, the one sampled there (Mihaylova and Martins 2019)."""
+def mix_in_predictions(model, features, captions, probability, vocabulary):
+    """Scheduled sampling (Bengio et al. 2015) of all steps at once (Mihaylova and Martins 2019): captions (B, N, T+1)
+    in which each word between <start> and <end> is replaced, with this probability, by a word sampled from the model's
+    prediction at that step with teacher forcing. <pad>, <start> and <unk> are never sampled."""
     with torch.no_grad():
-        logits = model.output(model.teacher_force(features, captions).hidden)          # (B, N, T, V)
-        sampled = torch.distributions.Categorical(logits=logits.float()).sample()
-    read = captions[..., 1:-1]
-    replace = (torch.rand(read.shape, device=read.device) < probability) & (captions[..., 2:] != 0)
-    return torch.cat([captions[..., :1], torch.where(replace, sampled[..., :-1], read), captions[..., -1:]], -1)
+        logits = model.output(model.teacher_force(features, captions).hidden).float()  # (B, N, T, V)
+        p = without_special(logits, vocabulary).softmax(-1)
+        # draws like torch.multinomial, which fails if p is not finite: the training loop reports that a little later
+        draws = torch.empty_like(p).exponential_().clamp_(min=torch.finfo(p.dtype).tiny)
+        sampled = (p / draws).argmax(-1)
+    words = captions[..., 1:-1]
+    replace = (torch.rand(words.shape, device=words.device) < probability) & (captions[..., 2:] != 0)
+    return torch.cat([captions[..., :1], torch.where(replace, sampled[..., :-1], words), captions[..., -1:]], -1)

@@ -1,4 +1,4 @@
-"""LRP-inference: its weights are the first stage of model.lrp, and the loss is the one that the equations state."""
+"""LRP-inference: weights against literal loops and model.lrp, and the loss against its equation."""
 import math
 
 import numpy as np
@@ -23,7 +23,7 @@ def trace_of(model, features, captions=CAPTIONS, rule=None):
 
 
 def literal_weights(model, c, h, word, eps=0.01):
-    """ω of one step by the oracle's ε-rules, from the logit on"""
+    """ω of one step by the ε-rules of the oracle, starting from the logit."""
     y, rows, bias = c + h, model.W_o.weight[word].tolist(), model.W_o.bias[word].item()
     logit = sum(w * x for w, x in zip(rows, y.tolist(), strict=True)) + bias
     omegas = []
@@ -39,25 +39,25 @@ def literal_weights(model, c, h, word, eps=0.01):
 
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_weights_are_those_of_literal_loops(model_type, seed):
+def test_weights_equal_literal_loops(model_type, seed):
     model = make(model_type, seed=seed)
     trace = trace_of(model, regions(seed))
     words = model.W_o(trace.hidden).argmax(-1)                                         # (B, 1, T)
     stop = torch.zeros(len(model.W_o.bias), dtype=torch.bool)
-    found = lrp_inference.weights(model, trace.c_hat, trace.h, words, stop)
+    omegas = lrp_inference.weights(model, trace.c_hat, trace.h, words, stop)
     for b, t in np.ndindex(words.shape[0], words.shape[2]):
         expected = literal_weights(model, trace.c_hat[b, 0, t], trace.h[b, 0, t], words[b, 0, t])
-        for omega, literal in zip(found, expected, strict=True):
+        for omega, literal in zip(omegas, expected, strict=True):
             np.testing.assert_allclose(omega[b, 0, t].numpy(), literal, rtol=0, atol=1e-9)
-    for omega in found:
+    for omega in omegas:
         assert omega.min() >= 0 and omega.max() <= 2 and not omega.requires_grad
         # the most relevant entry has weight 0 or 2
         torch.testing.assert_close((omega - 1).abs().amax(-1), torch.ones_like(words, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_weights_are_the_first_stage_of_lrp(model_type):
-    """R(ĉ) and R(h) as model.lrp's derivatives give them for the words predicted"""
+def test_weights_equal_the_first_stage_of_lrp(model_type):
+    """R(ĉ) and R(h) of the predicted words, as model.lrp computes them."""
     model, features, eps = make(model_type), regions(), 0.03
     rule = LRP(eps)
     model.requires_grad_(False)
@@ -67,8 +67,8 @@ def test_weights_are_the_first_stage_of_lrp(model_type):
     c_hat, h = trace.c_hat.detach().requires_grad_(), trace.h.detach().requires_grad_()
     targets = rule.stabilise((model.W_o.weight[words] * rule.stabilise(c_hat + h)).sum(-1) + model.W_o.bias[words])
     torch.testing.assert_close(targets, logits)
-    found = lrp_inference.weights(model, c_hat, h, words, torch.zeros(len(model.W_o.bias), dtype=torch.bool), eps)
-    for part, omega, r in zip((c_hat, h), found, torch.autograd.grad(targets.sum(), (c_hat, h)), strict=True):
+    omegas = lrp_inference.weights(model, c_hat, h, words, torch.zeros(len(model.W_o.bias), dtype=torch.bool), eps)
+    for part, omega, r in zip((c_hat, h), omegas, torch.autograd.grad(targets.sum(), (c_hat, h)), strict=True):
         relevance = part.detach() * r
         torch.testing.assert_close(omega - 1, relevance / relevance.abs().amax(-1, keepdim=True), rtol=0, atol=1e-12)
 
@@ -77,72 +77,71 @@ def test_weights_are_the_first_stage_of_lrp(model_type):
 @pytest.mark.parametrize("encoder", [None, max_pooled])
 def test_stop_words_keep_their_logits(model_type, encoder):
     model, images = make(model_type, encoder), pictures() if encoder else regions()
-    if encoder:     # or it says one word all the time
+    if encoder:     # otherwise the model predicts the same word everywhere
         model.W_o.bias.data.zero_()
     plain = model(images, CAPTIONS)
-    said = plain.argmax(-1)
-    stop = {*SPECIAL, said[0, 0].item()}
+    predicted = plain.argmax(-1)
+    stop = {*SPECIAL, predicted[0, 0].item()}
     logits, weighted = model.lrp_inference(images, CAPTIONS, stop)
     torch.testing.assert_close(logits, plain)
-    kept = torch.isin(said, torch.tensor(sorted(stop)))
-    assert kept.any() and not kept.all()
-    torch.testing.assert_close(weighted[kept], logits[kept])
-    assert ((weighted - logits)[~kept].abs().amax(-1) > 1e-6).all()
-    everything = model.lrp_inference(images, CAPTIONS, set(range(len(model.W_o.bias))))
-    torch.testing.assert_close(everything[1], plain)
+    is_stop = torch.isin(predicted, torch.tensor(sorted(stop)))
+    assert is_stop.any() and not is_stop.all()
+    torch.testing.assert_close(weighted[is_stop], logits[is_stop])
+    assert ((weighted - logits)[~is_stop].abs().amax(-1) > 1e-6).all()
+    _, unweighted = model.lrp_inference(images, CAPTIONS, set(range(len(model.W_o.bias))))
+    torch.testing.assert_close(unweighted, plain)
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_batches_and_captions_of_an_image_are_items(model_type):
+def test_images_and_captions_of_a_batch_are_independent(model_type):
     model, images = make(model_type), regions()
     captions = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)                            # (B, 2, T + 1)
-    for n, both in enumerate(zip(*model.lrp_inference(images, captions, SPECIAL), strict=True)):
-        for b, logits in enumerate(both):
-            assert logits.shape == (2, 5, len(model.W_o.bias)), n
-            for caption, own in zip(captions[n], logits, strict=True):
-                alone = model.lrp_inference(images[n:n + 1], caption[None], SPECIAL)[b][0]
-                torch.testing.assert_close(own, alone)
+    for kind, batch_logits in enumerate(model.lrp_inference(images, captions, SPECIAL)):      # p, p̃
+        assert batch_logits.shape == (3, 2, 5, len(model.W_o.bias))
+        for b, n in np.ndindex(3, 2):
+            alone = model.lrp_inference(images[b:b + 1], captions[b, n][None], SPECIAL)[kind][0]
+            torch.testing.assert_close(batch_logits[b, n], alone)
 
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_no_gradient_flows_into_the_weights(model_type):
-    """The gradient of p̃ is that with ω given as numbers"""
+    """The gradient of p̃ is the one with constant ω."""
     model, features = make(model_type), regions()
     stop = lrp_inference.stop_mask(model, SPECIAL)
     _, weighted = model.lrp_inference(features, CAPTIONS, stop)
-    found = torch.autograd.grad(weighted.square().sum(), list(model.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(weighted.square().sum(), list(model.parameters()), allow_unused=True)
     trace = trace_of(model, features)
     words = model.W_o(trace.hidden).argmax(-1)
     omega_c, omega_h = (torch.tensor(omega.tolist(), dtype=torch.float64)
                         for omega in lrp_inference.weights(model, trace.c_hat, trace.h, words, stop))
     expected = torch.autograd.grad(model.W_o(omega_c * trace.c_hat + omega_h * trace.h).square().sum(),
                                    list(model.parameters()), allow_unused=True)
-    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in found)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_loss_is_both_cross_entropies(model_type):
-    """Though it computes p̃ only where it differs from p, value and gradient are those of the two full products"""
+def test_loss_is_the_sum_of_both_cross_entropies(model_type):
+    """Value and gradient equal those of the two full products, although p̃ is computed only where it differs from p."""
     model, features = make(model_type), regions()
     captions = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)
-    said = model(features, captions).argmax(-1)
-    stop = lrp_inference.stop_mask(model, {*SPECIAL, said[0, 0, 0].item()})
-    loss, right, words = lrp_inference.lrp_loss(model, model.teacher_force(features, captions), captions, stop, 0.7)
+    predicted = model(features, captions).argmax(-1)
+    stop = lrp_inference.stop_mask(model, {*SPECIAL, predicted[0, 0, 0].item()})
+    loss, correct, words = lrp_inference.lrp_loss(model, model.teacher_force(features, captions), captions, stop, 0.7)
     targets = captions[..., 1:]
     logits, weighted = model.lrp_inference(features, captions, stop)
     p, p_weighted = (F.cross_entropy(x.flatten(0, -2), targets.flatten(), ignore_index=0) for x in (logits, weighted))
     torch.testing.assert_close(loss, p + 0.7 * p_weighted, check_dtype=False)
-    assert words == (targets != 0).sum() and right == ((said == targets) & (targets != 0)).sum()
+    assert words == (targets != 0).sum() and correct == ((predicted == targets) & (targets != 0)).sum()
     parameters = list(model.parameters())
-    for one, other in zip(torch.autograd.grad(loss, parameters, allow_unused=True),
-                          torch.autograd.grad(p + 0.7 * p_weighted, parameters, allow_unused=True), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    for actual, wanted in zip(torch.autograd.grad(loss, parameters, allow_unused=True),
+                              torch.autograd.grad(p + 0.7 * p_weighted, parameters, allow_unused=True), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_dropout_drops_the_same_units_of_both(model_type):
+def test_both_logits_have_the_same_dropout_mask(model_type):
     model = make(model_type)
     model.dropout.train()
     logits, weighted = model.lrp_inference(regions(), CAPTIONS, set(range(len(model.W_o.bias))))

@@ -1,4 +1,4 @@
-"""CIDEr-D of token ids against pycocoevalcap's arithmetic, written out plainly."""
+"""CIDEr-D of token ids against a plain implementation and pycocoevalcap."""
 import random
 from collections import Counter
 from math import exp, log, sqrt
@@ -14,48 +14,49 @@ from captioning.training.reward import CiderD, write_frequencies
 V, START, END = 14, 12, 13
 
 
-def sentence(generator, longest=9):
-    """Ids from <start> to <end>, of few words, so that n-grams repeat"""
+def caption(generator, longest=9):
+    """Random ids from <start> to <end>, of 8 distinct words, so that n-grams repeat."""
     return [START, *generator.choices(range(1, 9), k=generator.randint(0, longest)), END]
 
 
 def stack(rows):
-    """Nested lists of sentences -> zero-padded tensor"""
-    longest = max(len(ids) for sentences in rows for ids in sentences)
-    return torch.tensor([[ids + [0] * (longest - len(ids)) for ids in sentences] for sentences in rows])
+    """Lists of captions per image -> zero-padded tensor."""
+    longest = max(len(ids) for captions in rows for ids in captions)
+    return torch.tensor([[ids + [0] * (longest - len(ids)) for ids in captions] for captions in rows])
 
 
 def counts_of(ids):
-    """{n-gram: count} of a sentence without <start>"""
+    """{n-gram: count} of a caption without <start>."""
     return Counter(tuple(ids[i:i + n]) for n in range(1, 5) for i in range(1, len(ids) - n + 1))
 
 
-def plain_cider_d(caption, references, documents):
-    """documents: every image's references"""
-    frequency = Counter(ngram for sentences in documents
-                        for ngram in set().union(*(counts_of(ids) for ids in sentences)))
+def plain_cider_d(ids, references, documents):
+    """CIDEr-D of one caption; documents: the references of every image."""
+    frequency = Counter(ngram for captions in documents
+                        for ngram in set().union(*(counts_of(caption) for caption in captions)))
 
     def vector(ids):
         weights = [{} for _ in range(4)]
         for ngram, count in counts_of(ids).items():
             weights[len(ngram) - 1][ngram] = count * (log(len(documents)) - log(max(1.0, frequency[ngram])))
         return weights, [sqrt(sum(w * w for w in part.values())) for part in weights], max(len(ids) - 2, 0)
-    own, own_norm, own_length = vector(caption)
+
+    tf_idf, norm, length = vector(ids)
     total = 0
     for reference in references:
         other, other_norm, other_length = vector(reference)
         for n in range(4):
-            value = sum(min(w, other[n].get(ngram, 0)) * other[n].get(ngram, 0) for ngram, w in own[n].items())
-            if own_norm[n] and other_norm[n]:
-                value /= own_norm[n] * other_norm[n]
-            total += value * exp(-(own_length - other_length) ** 2 / (2 * 6.0 ** 2))
+            value = sum(min(w, other[n].get(ngram, 0)) * other[n].get(ngram, 0) for ngram, w in tf_idf[n].items())
+            if norm[n] and other_norm[n]:
+                value /= norm[n] * other_norm[n]
+            total += value * exp(-(length - other_length) ** 2 / (2 * 6.0 ** 2))
     return 10 * total / 4 / len(references)
 
 
 @pytest.fixture(scope="module")
 def documents():
     generator = random.Random(0)
-    return [[sentence(generator) for _ in range(3)] for _ in range(30)]
+    return [[caption(generator) for _ in range(3)] for _ in range(30)]
 
 
 @pytest.fixture(scope="module")
@@ -65,40 +66,40 @@ def reward(documents, tmp_path_factory):
     return CiderD(path, V)
 
 
-def test_equals_plain_arithmetic(documents, reward):
+def test_equals_a_plain_implementation(documents, reward):
     generator = random.Random(1)
-    captions = [[sentence(generator) for _ in range(4)] + [references[1]] for references in documents]
+    captions = [[caption(generator) for _ in range(4)] + [references[1]] for references in documents]
     captions[0][0] = [START, 5]         # cut off before <end>
-    captions[1][0] = [START, END]       # nothing said
-    found = reward(stack(captions)[..., 1:], stack(documents)[..., 1:])
-    expected = [[plain_cider_d(ids, references, documents) for ids in own]
-                for own, references in zip(captions, documents, strict=True)]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
-    assert found.shape == (30, 5) and found.max() > 3 and (found >= 0).all()
+    captions[1][0] = [START, END]       # an empty caption
+    scores = reward(stack(captions)[..., 1:], stack(documents)[..., 1:])
+    expected = [[plain_cider_d(ids, references, documents) for ids in image_captions]
+                for image_captions, references in zip(captions, documents, strict=True)]
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
+    assert scores.shape == (30, 5) and scores.max() > 3 and (scores >= 0).all()
 
 
 def test_equals_pycocoevalcap(documents, reward):
-    """The installed package takes document frequencies from what it scores: here all training references"""
+    """The package computes document frequencies from the references that it is given: here all training captions."""
     cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
     generator = random.Random(2)
-    captions = [[sentence(generator)] for _ in documents]
+    captions = [[caption(generator)] for _ in documents]
 
     def text(ids):
         return " ".join(map(str, ids[1:]))
     _, expected = cider.compute_score({i: [text(ids) for ids in references] for i, references in enumerate(documents)},
-                                      {i: [text(own[0])] for i, own in enumerate(captions)})
-    found = reward(stack(captions)[..., 1:], stack(documents)[..., 1:])[:, 0]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
+                                      {i: [text(ids)] for i, (ids,) in enumerate(captions)})
+    scores = reward(stack(captions)[..., 1:], stack(documents)[..., 1:])[:, 0]
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_the_end_is_rewarded(documents, reward):
+def test_the_end_token_is_rewarded(documents, reward):
     references = stack(documents)[..., 1:]
-    whole = references[:, 1:2].clone()
-    cut = whole.masked_fill(whole == END, 0)
-    assert reward(whole, references).mean() > reward(cut, references).mean() + 0.1
+    complete = references[:, 1:2].clone()
+    without_end = complete.masked_fill(complete == END, 0)
+    assert reward(complete, references).mean() > reward(without_end, references).mean() + 0.1
 
 
-def test_frequencies_of_other_words_are_refused(documents, reward, tmp_path):
+def test_frequencies_of_another_vocabulary_are_refused(documents, reward, tmp_path):
     write_frequencies(tmp_path / "x.hdf5", stack(documents).numpy(), V + 1)
     with pytest.raises(InputError, match="15 words, not 14"):
         CiderD(tmp_path / "x.hdf5", V)

@@ -1,4 +1,4 @@
-"""Self-critical training: what is drawn, what it is compared with, and the loss, against its equation."""
+"""Self-critical training: sampled captions, baselines and the loss, against its equation."""
 import pytest
 import torch
 from helpers import V, make, regions
@@ -20,7 +20,7 @@ REFERENCES = torch.tensor([[[10, 1, 2, 11, 0], [10, 3, 3, 3, 11]]] * 3)
 
 
 def reward_words(captions, references):
-    """Anything that differs between captions: the sum of ids, and of how many references they had"""
+    """A reward that differs between captions: a tenth of the sum of their ids."""
     assert references.shape == (3, 2, 4) and references[0, 0].tolist() == [1, 2, 11, 0]
     return captions.sum(-1).double() / 10
 
@@ -31,52 +31,52 @@ def scst(model, **options):
 
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("stop", [None, SPECIAL])
-def test_gradient_is_of_the_distribution_that_is_drawn_from(model_type, stop):
-    """The scores that sampling kept, log-probabilities of p or of p̃, are those that training raises or lowers"""
+def test_gradient_is_of_the_distribution_that_is_sampled(model_type, stop):
+    """The trained log-probabilities, of p or of p̃, equal the scores of sampling."""
     model = make(model_type)
     loss = scst(model, samples=5, stop=None if stop is None else stop_mask(model, stop))
     torch.manual_seed(3)
     context = model.start(regions())
-    drawn = loss.draw(model, context)
-    assert drawn.tokens.shape[:2] == (3, 6)
-    found = loss.log_probabilities(model, regions(), drawn.tokens[:, 1:], context)
-    torch.testing.assert_close(found.sum(-1).double(), drawn.scores[:, 1:].double(), rtol=1e-5, atol=1e-5)
-    assert (found[drawn.tokens[:, 1:] == 0] == 0).all()
+    sampled = loss.sample_captions(model, context)
+    assert sampled.tokens.shape[:2] == (3, 6)
+    log_p = loss.log_probabilities(model, regions(), sampled.tokens[:, 1:], context)
+    torch.testing.assert_close(log_p.sum(-1).double(), sampled.scores[:, 1:].double(), rtol=1e-5, atol=1e-5)
+    assert (log_p[sampled.tokens[:, 1:] == 0] == 0).all()
     greedy = decoding.decode(model, regions(), VOCABULARY, "greedy", 6)
-    length = min(greedy.shape[1], drawn.tokens.shape[2])
-    assert torch.equal(drawn.tokens[:, 0, :length], greedy[:, :length])     # the baseline is of p in both
+    length = min(greedy.shape[1], sampled.tokens.shape[2])
+    assert torch.equal(sampled.tokens[:, 0, :length], greedy[:, :length])     # the baseline is of p in both cases
 
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_p_and_weighted_p_are_two_distributions(model_type):
     model = make(model_type)
-    context, losses = model.start(regions()), []
+    context, results = model.start(regions()), []
     torch.manual_seed(0)
-    drawn = scst(model).draw(model, context).tokens[:, 1:]
+    tokens = scst(model).sample_captions(model, context).tokens[:, 1:]
     for stop in (None, SPECIAL, set(range(V))):
         loss = scst(model, stop=None if stop is None else stop_mask(model, stop))
-        losses.append(loss.log_probabilities(model, regions(), drawn, context))
-    assert not torch.allclose(losses[0], losses[1])
-    torch.testing.assert_close(losses[0], losses[2])        # all weights 1
+        results.append(loss.log_probabilities(model, regions(), tokens, context))
+    assert not torch.allclose(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])      # all weights 1
 
 
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("baseline, samples", [("greedy", 1), ("greedy", 3), ("mean", 2), ("mean", 4)])
-def test_loss_is_its_equation(model_type, baseline, samples):
+def test_loss_equals_its_equation(model_type, baseline, samples):
     model = make(model_type)
     loss_function = scst(model, samples=samples, baseline=baseline)
     torch.manual_seed(1)
-    loss, total, count = loss_function(model, regions(), REFERENCES)
+    loss, total, count = loss_function(model, regions(), REFERENCES, 0)
     torch.manual_seed(1)
-    drawn = loss_function.draw(model, model.start(regions())).tokens
-    rewards = reward_words(drawn, REFERENCES[..., 1:])
+    tokens = loss_function.sample_captions(model, model.start(regions())).tokens
+    rewards = reward_words(tokens, REFERENCES[..., 1:])
     expected = 0
     for b in range(3):
-        own = range(1, samples + 1) if baseline == "greedy" else range(samples)
-        for s in own:
-            others = [0] if baseline == "greedy" else [o for o in own if o != s]
+        indices = range(1, samples + 1) if baseline == "greedy" else range(samples)
+        for s in indices:
+            others = [0] if baseline == "greedy" else [o for o in indices if o != s]
             advantage = rewards[b, s] - sum(rewards[b, o] for o in others) / len(others)
-            ids = [VOCABULARY.start, *(i for i in drawn[b, s].tolist() if i)]
+            ids = [VOCABULARY.start, *(i for i in tokens[b, s].tolist() if i)]
             logits = model(regions()[b:b + 1], torch.tensor([ids]))[0]
             logits[:, [0, V - 3, V - 2]] = -torch.inf
             log_p = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
@@ -86,27 +86,27 @@ def test_loss_is_its_equation(model_type, baseline, samples):
     torch.testing.assert_close(total.double(), rewards[:, 1:].sum() if baseline == "greedy" else rewards.sum(),
                                rtol=1e-6, atol=1e-6)
     parameters = [p for name, p in model.named_parameters() if name.startswith("W_")]
-    for one, other in zip(torch.autograd.grad(loss, parameters, allow_unused=True),
-                          torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
-        if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for actual, wanted in zip(torch.autograd.grad(loss, parameters, allow_unused=True),
+                              torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
+        if actual is not None:
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type, baseline, stop", [(GridTDModel, "greedy", None), (AOAModel, "mean", None),
                                                         (GridTDModel, "mean", SPECIAL)])
-def test_better_captions_are_learnt(tmp_path, model_type, baseline, stop):
-    """From CIDEr-D alone, three pictures learn their two sentences"""
+def test_training_raises_the_reward(tmp_path, model_type, baseline, stop):
+    """With CIDEr-D as the only signal, the model learns the captions of three images."""
     references = torch.tensor([[[10, 1, 2, 11, 0], [10, 1, 2, 2, 11]], [[10, 3, 4, 11, 0], [10, 3, 4, 5, 11]],
                                [[10, 6, 7, 8, 11], [10, 6, 7, 8, 11]]])
     write_frequencies(tmp_path / "x.hdf5", references.numpy(), V)
     torch.manual_seed(0)
-    own = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
-    model, features = model_type(V, 8, 16, encoder=None, feature_dim=7, dropout=0.0, **own), regions().float()
+    options = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
+    model, features = model_type(V, 8, 16, encoder=None, feature_dim=7, dropout=0.0, **options), regions().float()
     loss_function = SCST(VOCABULARY, CiderD(tmp_path / "x.hdf5", V), 5, 16, baseline,
                          None if stop is None else stop_mask(model, stop))
     optimizer, rewards = torch.optim.Adam(model.parameters(), lr=2e-2), []
     for _ in range(100):
-        loss, total, count = loss_function(model, features, references)
+        loss, total, count = loss_function(model, features, references, 0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -114,10 +114,10 @@ def test_better_captions_are_learnt(tmp_path, model_type, baseline, stop):
     assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
 
 
-def test_a_constant_reward_stops():
+def test_constant_reward_raises_an_error():
     model = make(GridTDModel)
     loss = SCST(VOCABULARY, lambda captions, references: torch.ones(captions.shape[:2]), 6)
     for _ in range(SCST.PATIENCE - 1):
-        assert loss(model, regions(), REFERENCES)[0] == 0
-    with pytest.raises(InputError, match=f"constant for {SCST.PATIENCE} steps.*--decoder_lr"):
-        loss(model, regions(), REFERENCES)
+        assert loss(model, regions(), REFERENCES, 2)[0] == 0
+    with pytest.raises(InputError, match=f"constant for {SCST.PATIENCE} steps in epoch 3.*--decoder_lr"):
+        loss(model, regions(), REFERENCES, 2)

@@ -1,0 +1,111 @@
+"""The training loop: order of images, transfers from the device, losses that are not finite, mixed precision."""
+import os
+import signal
+
+import pytest
+import torch
+from helpers import train_run
+
+from captioning import checkpoint
+from captioning.errors import InputError
+from captioning.training import loop
+from captioning.training.loop import epoch_batches
+
+ONE_IMAGE = ("--batch_size", "1", "--epochs", "1")      # 24 steps per epoch
+
+
+def test_every_epoch_uses_every_image_once_in_another_order():
+    first, second = (epoch_batches(23, 5, seed=1, epoch=epoch) for epoch in (0, 1))
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(23))
+    assert first != second and first == epoch_batches(23, 5, seed=1, epoch=0)
+
+
+def fail_at(monkeypatch, bad_step, column, stop_at=None):
+    """Makes loop.train_step return NaN in one column of one step's result; at step stop_at, Ctrl-C is pressed."""
+    train_step, steps = loop.train_step, []
+
+    def failing_step(*args):
+        result = train_step(*args)
+        steps.append(result)
+        if len(steps) == bad_step:
+            result[column] = torch.nan
+        if len(steps) == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+    monkeypatch.setattr(loop, "train_step", failing_step)
+    return steps
+
+
+@pytest.mark.parametrize("column", [0, 3])      # loss, norm of the gradient
+def test_first_step_that_is_not_finite_is_named(demo_data, tmp_path, monkeypatch, column):
+    steps = fail_at(monkeypatch, 13, column)
+    with pytest.raises(InputError, match="not a finite number at epoch 1, step 13: lower --decoder_lr"):
+        train_run(demo_data, tmp_path, *ONE_IMAGE)
+    assert len(steps) == 20         # noticed at the next transfer
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_last_checkpoint_precedes_the_step_that_is_not_finite(demo_data, tmp_path, monkeypatch):
+    fail_at(monkeypatch, 13, 0)
+    with pytest.raises(InputError, match="step 13"):
+        train_run(demo_data, tmp_path, *ONE_IMAGE, "--save_every", "1e-9")
+    state = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["state"]
+    assert state["step"] == 12 and torch.tensor(state["sums"]).isfinite().all()
+
+
+def test_interrupt_does_not_save_a_step_that_is_not_finite(demo_data, tmp_path, monkeypatch):
+    steps = fail_at(monkeypatch, 13, 0, stop_at=15)
+    with pytest.raises(InputError, match="step 13"):
+        train_run(demo_data, tmp_path, *ONE_IMAGE)
+    assert len(steps) == 15 and not list(tmp_path.glob("*.pth"))
+
+
+def test_interrupt_saves_all_steps(demo_data, tmp_path, monkeypatch):
+    steps = fail_at(monkeypatch, None, 0, stop_at=15)
+    with pytest.raises(KeyboardInterrupt, match="run the same command again to resume"):
+        train_run(demo_data, tmp_path, *ONE_IMAGE)
+    state = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["state"]
+    assert state["step"] == 15
+    expected = torch.zeros(3, dtype=torch.float64)
+    for step in steps:
+        expected += step[:3].double()
+    assert state["sums"] == expected.tolist()
+
+
+def test_results_are_transferred_every_ten_steps(demo_data, tmp_path, monkeypatch):
+    """Each transfer waits for the device: two within the 24 steps of the epoch, one at its end."""
+    transfers, cpu = [], torch.Tensor.cpu
+
+    def counted(tensor):
+        transfers.append(tuple(tensor.shape))
+        return cpu(tensor)
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    train_run(demo_data, tmp_path, *ONE_IMAGE)
+    assert transfers == [(10, 4), (10, 4), (4, 4)]
+
+
+def test_results_are_converted_after_the_transfer(monkeypatch):
+    """MPS devices have no float64."""
+    order = []
+    for name in ("cpu", "double"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, name=name, method=method: (order.append(name),
+                                                                                         method(tensor))[1])
+    state = {"epoch": 0, "step": 2, "sums": [1.0, 0.0, 0.0]}
+    loop.add_results(None, state, [torch.ones(4), torch.ones(4)], scaled=False)
+    assert order == ["cpu", "double"] and state["sums"] == [3.0, 2.0, 2.0]
+
+
+def test_a_gradient_scaler_may_skip_steps():
+    state = {"epoch": 0, "step": 1, "sums": [0.0, 0.0, 0.0]}
+    loop.add_results(None, state, [torch.tensor([1.0, 2.0, 3.0, torch.inf])], scaled=True)
+    assert state["sums"] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_amp_without_bfloat16_instructions_is_reported_once(demo_data, tmp_path, monkeypatch, capsys, supported):
+    for module in ("captioning.device", "captioning.training.loop"):
+        monkeypatch.setattr(f"{module}.supports_amp", lambda device: supported)
+    content = train_run(demo_data, tmp_path, "--epochs", "1", "--amp")
+    assert capsys.readouterr().out.count("--amp has no effect") == (0 if supported else 1)
+    assert content["training"]["flags"]["amp"] is True
