@@ -21,7 +21,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default once: not where there is none, or where the help text names it."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, []) or "default" in action.help:
+        if action.default is None or action.default is False or action.default == [] or "default" in action.help:
             return action.help
         return super()._get_help_string(action)
 

@@ -37,7 +37,8 @@ def commands(out):
             yield (f"finetune.py {weight} --data_folder {out}/data --{mode} --epochs 1 --workers 1 "
                    f"--save_path {out}/{model}_{mode}")
         yield (f"evaluation.py {weight} {demo} --per_image --workers 0 --metrics bleu rouge_l cider map chair "
-               f"--max_images 24 --explanations {EXPERIMENTS} --methods {METHODS} random --save_path {out}/eval_{model}")
+               f"--max_images 24 --explanations {EXPERIMENTS} --methods {METHODS} random "
+               f"--save_path {out}/eval_{model}")
         for decoding in ("greedy", "diverse_beam_search"):
             yield (f"evaluation.py {weight} {demo} --decoding {decoding} --metrics bleu cider meteor "
                    f"--save_path {out}/eval_{model}_{decoding}")

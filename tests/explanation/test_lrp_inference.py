@@ -5,7 +5,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import CAPTIONS, make, max_pooled, pictures, regions
+from helpers import CAPTIONS, make, max_pooled, random_images, random_regions
 from torch.nn import functional as F
 
 from aoamodel import AOAModel
@@ -41,7 +41,7 @@ def literal_weights(model, c, h, word, eps=0.01):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_weights_equal_literal_loops(model_type, seed):
     model = make(model_type, seed=seed)
-    trace = trace_of(model, regions(seed))
+    trace = trace_of(model, random_regions(seed))
     words = model.W_o(trace.hidden).argmax(-1)                                         # (B, 1, T)
     stop = torch.zeros(len(model.W_o.bias), dtype=torch.bool)
     omegas = lrp_inference.weights(model, trace.c_hat, trace.h, words, stop)
@@ -58,7 +58,7 @@ def test_weights_equal_literal_loops(model_type, seed):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_weights_equal_the_first_stage_of_lrp(model_type):
     """R(ĉ) and R(h) of the predicted words, as model.lrp computes them."""
-    model, features, eps = make(model_type), regions(), 0.03
+    model, features, eps = make(model_type), random_regions(), 0.03
     rule = LRP(eps)
     model.requires_grad_(False)
     trace = trace_of(model, features, rule=rule)
@@ -76,7 +76,7 @@ def test_weights_equal_the_first_stage_of_lrp(model_type):
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("encoder", [None, max_pooled])
 def test_stop_words_keep_their_logits(model_type, encoder):
-    model, images = make(model_type, encoder), pictures() if encoder else regions()
+    model, images = make(model_type, encoder), random_images() if encoder else random_regions()
     if encoder:     # otherwise the model predicts the same word everywhere
         model.W_o.bias.data.zero_()
     plain = model(images, CAPTIONS)
@@ -94,7 +94,7 @@ def test_stop_words_keep_their_logits(model_type, encoder):
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_images_and_captions_of_a_batch_are_independent(model_type):
-    model, images = make(model_type), regions()
+    model, images = make(model_type), random_regions()
     captions = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)                            # (B, 2, T + 1)
     for kind, batch_logits in enumerate(model.lrp_inference(images, captions, SPECIAL)):      # p, p̃
         assert batch_logits.shape == (3, 2, 5, len(model.W_o.bias))
@@ -106,7 +106,7 @@ def test_images_and_captions_of_a_batch_are_independent(model_type):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_no_gradient_flows_into_the_weights(model_type):
     """The gradient of p̃ is the one with constant ω."""
-    model, features = make(model_type), regions()
+    model, features = make(model_type), random_regions()
     stop = lrp_inference.stop_mask(model, SPECIAL)
     _, weighted = model.lrp_inference(features, CAPTIONS, stop)
     gradients = torch.autograd.grad(weighted.square().sum(), list(model.parameters()), allow_unused=True)
@@ -124,7 +124,7 @@ def test_no_gradient_flows_into_the_weights(model_type):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_loss_is_the_sum_of_both_cross_entropies(model_type):
     """Value and gradient equal those of the two full products, although p̃ is computed only where it differs from p."""
-    model, features = make(model_type), regions()
+    model, features = make(model_type), random_regions()
     captions = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)
     predicted = model(features, captions).argmax(-1)
     stop = lrp_inference.stop_mask(model, {*SPECIAL, predicted[0, 0, 0].item()})
@@ -144,7 +144,7 @@ def test_loss_is_the_sum_of_both_cross_entropies(model_type):
 def test_both_logits_have_the_same_dropout_mask(model_type):
     model = make(model_type)
     model.dropout.train()
-    logits, weighted = model.lrp_inference(regions(), CAPTIONS, set(range(len(model.W_o.bias))))
+    logits, weighted = model.lrp_inference(random_regions(), CAPTIONS, set(range(len(model.W_o.bias))))
     torch.testing.assert_close(logits, weighted)
-    assert not torch.allclose(logits, model(regions(), CAPTIONS))
+    assert not torch.allclose(logits, model(random_regions(), CAPTIONS))
     assert math.isfinite(logits.sum().item())

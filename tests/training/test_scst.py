@@ -1,7 +1,7 @@
 """Self-critical training: sampled captions, baselines and the loss, against its equation."""
 import pytest
 import torch
-from helpers import V, make, regions
+from helpers import V, make, random_regions
 
 from aoamodel import AOAModel
 from captioning import decoding
@@ -36,13 +36,13 @@ def test_gradient_is_of_the_distribution_that_is_sampled(model_type, stop):
     model = make(model_type)
     loss = scst(model, samples=5, stop=None if stop is None else stop_mask(model, stop))
     torch.manual_seed(3)
-    context = model.start(regions())
+    context = model.start(random_regions())
     sampled = loss.sample_captions(model, context)
     assert sampled.tokens.shape[:2] == (3, 6)
-    log_p = loss.log_probabilities(model, regions(), sampled.tokens[:, 1:], context)
+    log_p = loss.log_probabilities(model, random_regions(), sampled.tokens[:, 1:], context)
     torch.testing.assert_close(log_p.sum(-1).double(), sampled.scores[:, 1:].double(), rtol=1e-5, atol=1e-5)
     assert (log_p[sampled.tokens[:, 1:] == 0] == 0).all()
-    greedy = decoding.decode(model, regions(), VOCABULARY, "greedy", 6)
+    greedy = decoding.decode(model, random_regions(), VOCABULARY, "greedy", 6)
     length = min(greedy.shape[1], sampled.tokens.shape[2])
     assert torch.equal(sampled.tokens[:, 0, :length], greedy[:, :length])     # the baseline is of p in both cases
 
@@ -50,12 +50,12 @@ def test_gradient_is_of_the_distribution_that_is_sampled(model_type, stop):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_p_and_weighted_p_are_two_distributions(model_type):
     model = make(model_type)
-    context, results = model.start(regions()), []
+    context, results = model.start(random_regions()), []
     torch.manual_seed(0)
     tokens = scst(model).sample_captions(model, context).tokens[:, 1:]
     for stop in (None, SPECIAL, set(range(V))):
         loss = scst(model, stop=None if stop is None else stop_mask(model, stop))
-        results.append(loss.log_probabilities(model, regions(), tokens, context))
+        results.append(loss.log_probabilities(model, random_regions(), tokens, context))
     assert not torch.allclose(results[0], results[1])
     torch.testing.assert_close(results[0], results[2])      # all weights 1
 
@@ -66,9 +66,9 @@ def test_loss_equals_its_equation(model_type, baseline, samples):
     model = make(model_type)
     loss_function = scst(model, samples=samples, baseline=baseline)
     torch.manual_seed(1)
-    loss, total, count = loss_function(model, regions(), REFERENCES, 0)
+    loss, total, count = loss_function(model, random_regions(), REFERENCES, 0)
     torch.manual_seed(1)
-    tokens = loss_function.sample_captions(model, model.start(regions())).tokens
+    tokens = loss_function.sample_captions(model, model.start(random_regions())).tokens
     rewards = reward_words(tokens, REFERENCES[..., 1:])
     expected = 0
     for b in range(3):
@@ -77,7 +77,7 @@ def test_loss_equals_its_equation(model_type, baseline, samples):
             others = [0] if baseline == "greedy" else [o for o in indices if o != s]
             advantage = rewards[b, s] - sum(rewards[b, o] for o in others) / len(others)
             ids = [VOCABULARY.start, *(i for i in tokens[b, s].tolist() if i)]
-            logits = model(regions()[b:b + 1], torch.tensor([ids]))[0]
+            logits = model(random_regions()[b:b + 1], torch.tensor([ids]))[0]
             logits[:, [0, V - 3, V - 2]] = -torch.inf
             log_p = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
             expected = expected - advantage * log_p.mean() / (3 * samples)
@@ -101,7 +101,8 @@ def test_training_raises_the_reward(tmp_path, model_type, baseline, stop):
     write_frequencies(tmp_path / "x.hdf5", references.numpy(), V)
     torch.manual_seed(0)
     options = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
-    model, features = model_type(V, 8, 16, encoder=None, feature_dim=7, dropout=0.0, **options), regions().float()
+    model = model_type(V, 8, 16, encoder=None, feature_dim=7, dropout=0.0, **options)
+    features = random_regions().float()
     loss_function = SCST(VOCABULARY, CiderD(tmp_path / "x.hdf5", V), 5, 16, baseline,
                          None if stop is None else stop_mask(model, stop))
     optimizer, rewards = torch.optim.Adam(model.parameters(), lr=2e-2), []
@@ -118,6 +119,6 @@ def test_constant_reward_raises_an_error():
     model = make(GridTDModel)
     loss = SCST(VOCABULARY, lambda captions, references: torch.ones(captions.shape[:2]), 6)
     for _ in range(SCST.PATIENCE - 1):
-        assert loss(model, regions(), REFERENCES, 2)[0] == 0
+        assert loss(model, random_regions(), REFERENCES, 2)[0] == 0
     with pytest.raises(InputError, match=f"constant for {SCST.PATIENCE} steps in epoch 3.*--decoder_lr"):
-        loss(model, regions(), REFERENCES, 2)
+        loss(model, random_regions(), REFERENCES, 2)
