@@ -178,9 +178,9 @@ def test_the_progress_bar_advances_within_a_batch(weights, tmp_path, monkeypatch
      {"method": "sample", "temperature": 3, "top_k": 4, "top_p": 0.9})])
 def test_captions_are_decoded_as_the_flags_specify(weights, tmp_path, flags, options):
     path = make_image(tmp_path / "a.png")
-    model, _ = checkpoint.load(weights / "gridtd.pth")
     run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "attention", "--max_len", "12", *flags)
-    torch.manual_seed(1)        # --seed's default
+    torch.manual_seed(1)        # the default of --seed; as in explain.py, the model is loaded after it
+    model, _ = checkpoint.load(weights / "gridtd.pth")
     with torch.no_grad():
         features = model.encode(preprocess(read_image(path), 112)[None])
         tokens = decoding.decode(model, features, WORDS, max_len=12, **options)[0]
