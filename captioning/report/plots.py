@@ -17,10 +17,11 @@ def scale_labels(method):
 
 
 def _colour_key(method):
-    low, high = scale_labels(method)
     if method in NON_NEGATIVE:
-        return "yellow: high"
-    return f"red {high}, blue {low}" if method == "lrp" else f"red: {high}, blue: {low}"
+        return "low: transparent, high: yellow"
+    if method == "lrp":
+        return "red supports the word, blue opposes it"
+    return "red: positive gradient, blue: negative gradient"
 
 
 def draw_heatmaps(path, image, words, maps, title, method, boxes=None):
