@@ -1,9 +1,6 @@
-"""Captions pictures, shows why each word was said: python explain.py --weight output/checkpoint_best.pth --images ."""
+"""Captions images and explains every word: python explain.py --weight output/checkpoint_best.pth --images ."""
 import hashlib
 import os
-import shutil
-import zipfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,279 +8,268 @@ import torch
 from tqdm import tqdm
 
 from captioning import checkpoint, decoding
-from captioning.cli import Parser, add_device, add_seed, non_negative, positive_int, print_settings, set_seed
+from captioning.cli import (
+    Parser,
+    add_decoding,
+    add_device,
+    add_seed,
+    decoding_options,
+    non_negative,
+    positive_int,
+    print_settings,
+    set_seed,
+)
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import check_features, weights_fingerprint
 from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.explanation.methods import METHODS, NON_NEGATIVE, methods_for_regions, pixel_maps, region_relevance
+from captioning.explanation.methods import METHODS, WITHOUT_WORDS, methods_for_regions, pixel_maps, region_relevance
 from captioning.files import fingerprint, make_folder
-from captioning.report.page import page_entry, sentence, write_page
-from captioning.report.plots import draw_heatmaps, draw_words
+from captioning.report.explanations import choose_folders, stored_value, write_explanation, write_index
+from captioning.report.page import caption_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def get_args_parser():
     parser = Parser(__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("input").add_argument
     add("--weight", required=True, help="checkpoint of a captioning model")
-    add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="pictures to caption and explain")
-    add("--dataset", help="instead of --images: the pictures of a data set that preparedataset.py made")
-    add("--data_folder", default="data", help="where preparedataset.py wrote it")
-    add("--split", choices=["train", "val", "test"], default="test", help="which of its pictures")
-    add("--max_images", type=positive_int, help="only so many pictures, the first")
-    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="ways to explain")
-    add("--caption", help="explain this sentence instead of the model's own")
-    add("--contrast", metavar="WORD", help="explain why each word was said rather than this one")
-    add("--decoding", choices=["greedy", "beam_search", "diverse_beam_search"], default="beam_search",
-        help="how the model's own is found")
-    add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
-    add("--max_len", type=positive_int, default=50, help="words at most")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
-    add("--eps", type=non_negative, default=0.01, help="of LRP's ε-rule")
-    add("--batch_size", type=positive_int, default=8, help="pictures explained at once")
-    add("--chunk", type=positive_int, help="words at once through the encoder, to bound memory")
-    add("--skip_broken", action="store_true", help="pictures that cannot be read are left out; let this be no error")
-    add("--overwrite", action="store_true", help="explain anew what is explained already")
-    add("--save_path", default="output/explanations", help="a folder for every picture goes here")
-    add_device(parser)
-    add_seed(parser)
+    add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, rotated upright as their "
+        "EXIF orientation specifies")
+    add("--dataset", help="instead of --images: explain the images of a data set that preparedataset.py prepared")
+    add("--data_folder", default="data", help="folder of prepared data sets")
+    add("--split", choices=["train", "val", "test"], default="test", help="split of the data set")
+    add("--max_images", type=positive_int, help="explain only the first images (default: all)")
+    add("--skip_broken", action="store_true", help="exit with status 0 even if images had to be skipped because they "
+        "cannot be read")
+
+    group = parser.add_argument_group("explanation")
+    add = group.add_argument
+    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanation methods")
+    add("--caption", help="explain this caption instead of the model's own")
+    add("--contrast", metavar="WORD", help="explain why the model prefers each word to this one: the difference of "
+        "their logits")
+    add("--eps", type=non_negative, default=0.01, help="ε of LRP's ε-rule")
+    add("--batch_size", type=positive_int, default=8, help="images per batch")
+    add("--chunk", type=positive_int, help="words per backward pass through the encoder; fewer need less memory "
+        "(default: 1 on a CPU, else all)")
+    add_device(group)
+    add_seed(group)
+
+    add_decoding(parser)
+
+    add = parser.add_argument_group("output").add_argument
+    add("--save_path", default="output/explanations", help="output folder: one folder per image, and an index.html of "
+        "all explanations in it, those of earlier commands included; explaining an image again with other settings "
+        "replaces its explanation")
+    add("--overwrite", action="store_true", help="also regenerate explanations that were made with the same settings")
     return parser
 
 
-def find_pictures(arguments):
-    """Files named, and the pictures of folders named, by name."""
+# -- input -------------------------------------------------------------------------------------------------------------
+
+
+def find_images(arguments):
+    """Paths of the files given and of the images in the folders given, sorted by name within each folder."""
     paths = []
     for argument in map(Path, arguments):
         if argument.is_dir():
-            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
-            if not found:
-                raise InputError(f"the folder {argument} holds no pictures ({', '.join(SUFFIXES)})")
-            paths += found
+            images = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
+            if not images:
+                raise InputError(f"the folder {argument} contains no images ({', '.join(SUFFIXES)}): check --images")
+            paths += images
         elif argument.exists():
             paths.append(argument)
         else:
-            raise InputError(f"the picture {argument} does not exist: check --images")
+            raise InputError(f"the image {argument} does not exist: check --images")
     return list(dict.fromkeys(paths))
 
 
-def folder_names(paths):
-    """A folder's name for each picture: its stem, or its whole name and a number where stems are alike."""
-    stems, names = Counter(path.stem for path in paths), []
-    for number, path in enumerate(paths):
-        name = path.stem if stems[path.stem] == 1 else f"{path.name}_{number}"
-        while name in names:        # another picture's stem can look just like that
-            name += "_"
-        names.append(name)
-    return names
-
-
-def split_pictures(args):
-    """Paths of the pictures of a data set's split."""
-    data = CaptionDataset(args.data_folder, args.dataset, args.split)
+def split_images(data_folder, dataset, split):
+    """Paths of the images of a data set's split."""
+    data = CaptionDataset(data_folder, dataset, split)
     if not data.image_folder:
-        raise InputError(f"{data.path} was prepared without a picture folder: run preparedataset.py with "
-                         "--image_folder to explain its pictures")
+        raise InputError(f"{data.path} was prepared without an image folder: run preparedataset.py with "
+                         "--image_folder to explain its images")
     return [Path(data.image_folder, path) for path in data.paths]
 
 
+def open_regions(data_folder, dataset, split, model):
+    """The split of a data set with the stored region features that the model needs."""
+    data = CaptionDataset(data_folder, dataset, split,
+                          features=features_path(data_folder, dataset, split, "bottom_up"))
+    check_features(data, model)
+    return data
+
+
+def read_regions(regions, indices, paths, images):
+    """Features (B, K, C), boxes (B, K, 4) and numbers of regions (B,) of the images at `indices` of the data set.
+
+    Raises InputError if boxes exceed an image: then the image has another size than when its features were computed.
+    """
+    boxes = regions.read_boxes(indices)
+    sides = torch.tensor([image.shape[:0:-1] for image in images])                     # (B, 2): W, H
+    exceeding = (boxes[..., 2:] > 1.05 * sides[:, None]).any(2).any(1).nonzero().flatten().tolist()
+    if exceeding:
+        raise InputError(f"{regions.features} has regions beyond the image {paths[exceeding[0]]}: restore the image in "
+                         "the size for which its features were computed")
+    return regions.read_features(indices), boxes, regions.region_counts(indices)
+
+
+# -- explanations ------------------------------------------------------------------------------------------------------
+
+
 def encode_caption(text, vocabulary, flag="--caption"):
-    """ids (L,) from <start> to <end>; InputError that names words outside the vocabulary."""
+    """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary."""
     words = tokenise(text)
+    if not words:
+        raise InputError(f"{flag} {text!r} contains no words: give at least one")
     unknown = [word for word in words if word not in vocabulary.wordmap]
-    if unknown or not words:
-        raise InputError(f"{flag} {text!r} has words outside the model's vocabulary: {', '.join(unknown)}" if unknown
-                         else f"{flag} holds no words")
+    if unknown:
+        raise InputError(f"{flag} {text!r} has words outside the model's vocabulary, replace them: "
+                         f"{', '.join(unknown)}")
     return torch.tensor(vocabulary.encode(words, len(words)))
 
 
-def contrast_word(text, vocabulary):
-    """The id of --contrast; InputError if it is not one word that the model knows."""
+def contrast_id(text, vocabulary):
+    """Token id of --contrast; InputError if it is not exactly one word of the vocabulary."""
     ids = encode_caption(text, vocabulary, "--contrast")
     if len(ids) != 3:
         raise InputError(f"--contrast {text!r} must be one word")
     return int(ids[1])
 
 
-def open_regions(args, model):
-    """The data set's split with the stored region features that the model needs."""
-    if args.images:
-        raise InputError(f"{args.weight} works on region features, not on pixels: give --dataset NAME, whose features "
-                         "preparedataset.py --features bottom_up stored")
-    args.methods = methods_for_regions(args.methods, args.weight)
-    data = CaptionDataset(args.data_folder, args.dataset, args.split,
-                          features=features_path(args.data_folder, args.dataset, args.split, "bottom_up"))
-    check_features(data, model)
-    return data
-
-
-def captions_of(args, model, vocabulary, images):
-    """(B, T+1) ids from <start> on: the user's sentence, or the model's own."""
-    if args.caption is not None:
-        return encode_caption(args.caption, vocabulary).to(images.device).expand(len(images), -1)
+def captions_to_explain(model, vocabulary, images, caption, decoding_settings):
+    """Token ids (B, T+1) from <start> on: `caption` for every image, or if it is None the model's own captions."""
+    if caption is not None:
+        return encode_caption(caption, vocabulary).to(images.device).expand(len(images), -1)
     with torch.no_grad():
-        tokens = decoding.decode(model, model.encode(images), vocabulary, args.decoding, args.max_len,
-                                 **({"beam_size": args.beam_size} if args.decoding != "greedy" else {}))
+        tokens = decoding.decode(model, model.encode(images), vocabulary, **decoding_settings)
     return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
 
 
-def explain_batch(args, model, vocabulary, images):
-    """images (B, 3, S, S), normalised, or features of regions (B, K, C) -> the arrays of each picture's
-    explanation.npz, a list of B dicts."""
-    captions = captions_of(args, model, vocabulary, images)
+def explain_batch(model, vocabulary, images, captions, methods, contrast=None, eps=0.01, chunk=None, bar=None):
+    """The arrays of explanation.npz for each image, a list of B dicts.
+
+    images: (B, 3, S, S) normalised, or region features (B, K, C). captions: token ids (B, T+1), zero-padded. contrast:
+    a word. bar: a tqdm progress bar, advanced by B for each method.
+    """
     lengths = (captions[:, 1:] != 0).sum(1).tolist()
     words = np.array(vocabulary.words)
-    given = {"methods": np.array(args.methods), "contrast": np.array(args.contrast or "")}
-    results = [given | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
-    options = {} if args.contrast is None else {"contrast": contrast_word(args.contrast, vocabulary)}
-    for method in args.methods:
-        own = {"eps": args.eps} if method == "lrp" else {}
-        found = getattr(model, method)(images, captions, chunk=args.chunk, **options, **own)
-        parts = {f"{method}_pixels": pixel_maps(found, method, tuple(images.shape[-2:]))} if images.dim() == 4 else {}
-        if method != "attention" or images.dim() == 3:
-            parts[f"{method}_regions"] = region_relevance(found, method)
-        if method != "attention":
-            parts[f"{method}_words"] = found.words
-        if method == "lrp":
-            parts["conservation"] = found.conservation
-        p = found.logits.softmax(-1)                                                   # (B, T, V)
-        best = p.topk(min(5, len(vocabulary)))
-        parts |= {"logits": found.targets, "attention": found.attention, "alternatives": best.indices,
-                  "probabilities": p.gather(2, captions[:, 1:, None]).squeeze(2),
-                  "alternative_probabilities": best.values}
-        for name, part in parts.items():
-            part = part.float().cpu().numpy() if part.is_floating_point() else words[part.cpu().numpy()]
+    common = {"methods": np.array(methods), "contrast": np.array(contrast or "")}
+    results = [common | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
+    options = {"chunk": chunk, "contrast": None if contrast is None else contrast_id(contrast, vocabulary)}
+    for method in methods:
+        method_options = options | ({"eps": eps} if method == "lrp" else {})
+        explanation = getattr(model, method)(images, captions, **method_options)
+        for name, values in _arrays(explanation, method, images, captions).items():
+            values = values.cpu().numpy() if values.is_floating_point() else words[values.cpu().numpy()]
             for b, T in enumerate(lengths):
-                results[b][name] = part[b, :T, :T] if name.endswith("_words") else part[b, :T]
+                results[b][name] = values[b, :T, :T] if name.endswith("_words") else values[b, :T]
+        if bar is not None:
+            bar.update(len(images))
     return results
 
 
-def publish(folder, picture, arrays):
-    """Writes the picture's folder; it appears whole. In one that is there already, a former explanation is replaced."""
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    try:
-        write(make_folder(temporary), picture, arrays)
-        if not folder.exists():
-            os.replace(temporary, folder)
-            return
-        ours = {f"{prefix}{method}.png" for method in METHODS for prefix in ("", "words_")} | {"explanation.npz"}
-        for name in ours:       # nothing else: the folder may hold files of the user's
-            (folder / name).unlink(missing_ok=True)
-        for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".npz"):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror or error}): free some space or choose another "
-                         "--save_path") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _arrays(explanation, method, images, captions):
+    """{name in explanation.npz: float32 values or token ids (B, T, …)} of one method."""
+    arrays = {}
+    if images.dim() == 4:
+        arrays[f"{method}_pixels"] = pixel_maps(explanation, method, tuple(images.shape[-2:]))
+    if method != "attention" or images.dim() == 3:
+        arrays[f"{method}_regions"] = region_relevance(explanation, method)
+    if method not in WITHOUT_WORDS:
+        arrays[f"{method}_words"] = explanation.words
+    if method == "lrp":
+        arrays["conservation"] = explanation.conservation
+    probabilities = explanation.logits.softmax(-1)                                     # (B, T, V)
+    best = probabilities.topk(min(5, probabilities.shape[-1]))
+    arrays |= {"logits": explanation.targets, "attention": explanation.attention, "alternatives": best.indices,
+               "probabilities": probabilities.gather(2, captions[:, 1:, None]).squeeze(2),
+               "alternative_probabilities": best.values}
+    return {name: values.float() if values.is_floating_point() else values for name, values in arrays.items()}
 
 
-def write(folder, picture, arrays):
-    """One PNG a method, words_<method>.png and explanation.npz; picture: uint8 (3, H, W)."""
-    words = arrays["words"].tolist()
-    rather = f" rather than “{arrays['contrast']}”" if arrays["contrast"] else ""
-    for method in arrays["methods"].tolist():
-        title = f"{sentence(words)}{rather}   [{method}]"
-        maps = arrays[f"{method}_regions" if "boxes" in arrays else f"{method}_pixels"]
-        draw_heatmaps(folder / f"{method}.png", photograph(picture), words[1:], maps, title,
-                      signed=method not in NON_NEGATIVE, boxes=arrays.get("boxes"))
-        if method != "attention":
-            draw_words(folder / f"words_{method}.png", words[:-1], words[1:], arrays[f"{method}_words"], title)
-    np.savez_compressed(folder / "explanation.npz", **arrays)
+def without_padded_regions(arrays, boxes, count):
+    """The arrays of the first `count` regions, and their `boxes` from (K, 4)."""
+    return {name: values[..., :count] if name == "attention" or name.endswith("_regions") else values
+            for name, values in arrays.items()} | {"boxes": boxes[:count].numpy()}
 
 
-def photograph(picture):
-    """uint8 (3, H, W) -> (H, W, 3)."""
-    return picture.permute(1, 2, 0).numpy()
+# -- the loop over images ----------------------------------------------------------------------------------------------
 
 
-def settings_of(args, model, regions):
-    """What an explanation depends on besides its picture."""
-    flags = ("methods", "caption", "contrast", "decoding", "beam_size", "max_len", "eps")
-    return [weights_fingerprint(model), [getattr(args, flag) for flag in flags],
+def settings_of(args, methods, model, regions):
+    """Everything that an explanation depends on besides its image, of JSON types."""
+    caption_settings = args.caption
+    if args.caption is None:
+        caption_settings = decoding_options(args) | ({"seed": args.seed} if args.decoding == "sample" else {})
+    return [weights_fingerprint(model), methods, caption_settings, args.contrast, args.eps, is_upright(args),
             os.stat(regions.features).st_mtime_ns if regions else None]
 
 
+def is_upright(args):
+    """Whether images are rotated by their EXIF orientation: not those of a data set, whose boxes refer to the files."""
+    return bool(args.images)
+
+
 def identity(path, settings):
-    """Of a picture's explanation: the settings and the file's content."""
+    """A hash of the settings and the image file; "" if the file cannot be read, which reading the image reports."""
     try:
         return fingerprint([settings, hashlib.sha256(path.read_bytes()).hexdigest()])
     except OSError:
-        return ""       # reading the picture will say what is wrong
+        return ""
 
 
-def is_explained(folder, key):
-    """Whether the folder holds the explanation with this identity."""
-    try:
-        with np.load(folder / "explanation.npz") as arrays:
-            return str(arrays["identity"]) == key
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return False
+def explain_all(args, methods, model, vocabulary, targets, regions, device):
+    """Explains the images that do not yet have an explanation with these settings.
 
-
-def explain_all(args, model, vocabulary, pictures, regions, device):
-    """Explains those of the pictures, [(path, folder)], that are not yet; returns {path: InputError} of broken ones.
-
-    regions: the data set that the pictures are the first of, for models on region features; None: on pixels.
+    targets: [(path, folder)] of all images. regions: for models of region features, the data set whose first images
+    these are; else None. Returns {path: InputError} of the images that cannot be read.
     """
-    settings, broken, size = settings_of(args, model, regions), {}, checkpoint.image_size(model)
-    todo = [(i, path, folder, identity(path, settings)) for i, (path, folder) in enumerate(pictures)]
-    todo = [item for item in todo if args.overwrite or not is_explained(*item[2:])]
-    with tqdm(total=len(pictures), initial=len(pictures) - len(todo), desc="explaining", unit="picture") as bar:
-        for batch in (todo[i:i + args.batch_size] for i in range(0, len(todo), args.batch_size)):
-            sound = []
-            for i, path, folder, key in batch:
+    settings, size, broken = settings_of(args, methods, model, regions), checkpoint.image_size(model), {}
+    pending = [(index, path, folder, identity(path, settings)) for index, (path, folder) in enumerate(targets)]
+    if not args.overwrite:
+        pending = [item for item in pending if stored_value(item[2], "identity") != item[3]]
+    if len(pending) < len(targets):
+        print(f"{len(targets) - len(pending)} of {len(targets)} images are already explained")
+    steps = len(methods) + 1        # for each image: every method, then drawing
+    with tqdm(total=len(pending) * steps, desc=f"explaining {len(pending)} images", unit="step") as bar:
+        for batch in (pending[i:i + args.batch_size] for i in range(0, len(pending), args.batch_size)):
+            readable, images = [], []
+            for item in batch:
                 try:
-                    sound.append((i, path, folder, key, read_image(path)))
+                    images.append(read_image(item[1], upright=is_upright(args)))
+                    readable.append(item)
                 except InputError as error:
-                    broken[path] = error
-                    bar.write(f"left out: {error}")
-            results = []
-            if sound:
-                if regions:
-                    images, boxes, counts = read_regions(regions, sound)
-                else:
-                    images = torch.stack([preprocess(picture, size) for *_, picture in sound])
-                results = explain_batch(args, model, vocabulary, images.to(device))
-                if regions:
-                    results = map(only_regions_there, results, boxes, counts)
-            for (_, path, folder, key, picture), arrays in zip(sound, results, strict=True):
-                publish(folder, picture, arrays | {"identity": np.array(key)})
-                arrived = f"   (LRP: {arrays['conservation'].mean():.0%} of the logits reached words and picture)" \
+                    broken[item[1]] = error
+                    bar.write(f"skipped: {error}")
+                    bar.update(steps)
+            if not readable:
+                continue
+            indices, paths, folders, identities = zip(*readable, strict=True)
+            if regions:
+                inputs, boxes, counts = read_regions(regions, list(indices), paths, images)
+            else:
+                inputs = torch.stack([preprocess(image, size) for image in images])
+            inputs = inputs.to(device)
+            captions = captions_to_explain(model, vocabulary, inputs, args.caption, decoding_options(args))
+            results = explain_batch(model, vocabulary, inputs, captions, methods, args.contrast, args.eps, args.chunk,
+                                    bar)
+            if regions:
+                results = map(without_padded_regions, results, boxes, counts)
+            for path, folder, key, image, arrays in zip(paths, folders, identities, images, results, strict=True):
+                source = {"identity": key, "image": os.path.abspath(path), "upright": is_upright(args)}
+                write_explanation(folder, image, arrays | {name: np.array(value) for name, value in source.items()})
+                share = f"   (LRP: {arrays['conservation'].mean():.0%} of the logits assigned to words and image)" \
                     if "conservation" in arrays else ""
-                bar.write(f"{path.name}: {sentence(arrays['words'].tolist())}{arrived}")
-            bar.update(len(batch))
+                bar.write(f"{path.name}: {caption_text(arrays['words'].tolist())}{share}")
+                bar.update()
     return broken
-
-
-def read_regions(regions, sound):
-    """Features (B, K, C), boxes (B, K, 4) and counts (B,) of the pictures [(index, path, …, picture)]; InputError if
-    boxes lie beyond their photograph."""
-    rows = [i for i, *_ in sound]
-    boxes, sides = regions.read_boxes(rows), torch.tensor([picture.shape[:0:-1] for *_, picture in sound])  # W, H
-    beyond = (boxes[..., 2:] > 1.05 * sides[:, None]).any(2).any(1).nonzero().flatten().tolist()
-    if beyond:
-        raise InputError(f"{regions.features} has regions beyond the photograph {sound[beyond[0]][1]}: give it the "
-                         "size that it had when its features were made")
-    return regions.read_features(rows), boxes, regions.region_counts(rows)
-
-
-def only_regions_there(arrays, boxes, count):
-    """The arrays without padded regions, and so `boxes` (K, 4)."""
-    return {name: part[..., :count] if name == "attention" or name.endswith("_regions") else part
-            for name, part in arrays.items()} | {"boxes": boxes[:count].numpy()}
-
-
-def make_page(path, pictures):
-    """index.html of the explanations in the folders of [(picture's path, folder)]."""
-    entries = []
-    for picture, folder in tqdm(pictures, desc=path.name, unit="picture"):
-        with np.load(folder / "explanation.npz") as arrays:
-            entries.append(page_entry(folder.name, photograph(read_image(picture)), dict(arrays)))
-    write_page(path, entries)
 
 
 def main(args):
@@ -293,23 +279,30 @@ def main(args):
     if bool(args.images) == bool(args.dataset):
         raise InputError("give either --images FILE_OR_FOLDER … or --dataset NAME")
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
-    regions = open_regions(args, model) if model.encoder is None else None
+    regions, methods = None, args.methods
+    if model.encoder is None:
+        if args.images:
+            raise InputError(f"{args.weight} uses region features, not pixels: give --dataset NAME, for which "
+                             "preparedataset.py --features bottom_up stored them")
+        methods = methods_for_regions(args.methods, args.weight)
+        regions = open_regions(args.data_folder, args.dataset, args.split, model)
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)
     if args.contrast is not None:
-        contrast_word(args.contrast, vocabulary)
-    paths = (find_pictures(args.images) if args.images else split_pictures(args))[:args.max_images]
+        contrast_id(args.contrast, vocabulary)
+    paths = find_images(args.images) if args.images else split_images(args.data_folder, args.dataset, args.split)
+    paths = paths[:args.max_images]
     save_path = make_folder(args.save_path)
-    pictures = [(path, save_path / name) for path, name in zip(paths, folder_names(paths), strict=True)]
-    broken = explain_all(args, model, vocabulary, pictures, regions, device)
-    sound = [item for item in pictures if item[0] not in broken]
-    if not sound:
-        raise InputError("none of the pictures can be read, so there is nothing to explain: check --images")
-    make_page(save_path / "index.html", sound)
-    print(f"pictures and arrays: {save_path}/index.html")
+    folders = choose_folders(paths, save_path)
+    broken = explain_all(args, methods, model, vocabulary, list(zip(paths, folders, strict=True)), regions, device)
+    explained = [folder for path, folder in zip(paths, folders, strict=True) if path not in broken]
+    if not explained:
+        raise InputError("none of the images can be read, so that there is nothing to explain: check --images")
+    write_index(save_path, explained)
+    print(f"explanations: {save_path}/index.html")
     if broken and not args.skip_broken:
-        raise InputError(f"{len(broken)} of {len(paths)} pictures were left out, the others are explained; the first: "
-                         f"{next(iter(broken.values()))} (--skip_broken makes this no error)")
+        raise InputError(f"{len(broken)} of {len(paths)} images were skipped, the others are explained; the first: "
+                         f"{next(iter(broken.values()))} (--skip_broken exits with status 0 all the same)")
 
 
 if __name__ == "__main__":

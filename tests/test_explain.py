@@ -1,4 +1,6 @@
-"""explain.py: a folder for every picture, with the model's own numbers in it."""
+"""explain.py: one folder per image with the model's explanations, and one page for all of them."""
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -15,10 +17,12 @@ from captioning import checkpoint, decoding
 from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import build
 from captioning.errors import InputError
+from captioning.report import explanations
 from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]
 WORDS = build([["a", "dog", "runs", "fast"]], 1)
+ORIENTATION = 0x0112        # EXIF tag
 
 
 def make_model(kind, **options):
@@ -36,7 +40,8 @@ def weights(tmp_path_factory):
     return folder
 
 
-def picture(path, size=(90, 60), seed=0):
+def make_image(path, size=(90, 60), seed=0):
+    """Writes an image of random pixels; size: width and height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
     return path
@@ -48,28 +53,53 @@ def run(weight, images, save_path, *flags):
          "--max_len", "4", *flags]))
 
 
+def run_data_set(weight, data, save_path, *flags):
+    explain.main(explain.get_args_parser().parse_args(
+        ["--weight", str(weight), "--dataset", "demo", "--data_folder", str(data), "--save_path", str(save_path),
+         "--device", "cpu", "--methods", "attention", "--caption", "a dog", *flags]))
+
+
+def page_entries(folder):
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    return json.loads(html.split('type="application/json" id="data">')[1].split("</script>")[0])
+
+
+def page_names(folder):
+    return [entry["name"] for entry in page_entries(folder)]
+
+
+def stored(folder):
+    """The arrays of a folder's explanation."""
+    with np.load(folder / "explanation.npz") as arrays:
+        return dict(arrays)
+
+
+# -- arrays and files --------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", ["gridtd", "aoa"])
-def test_arrays_are_the_models_own(weights, tmp_path, kind, capsys):
-    paths = [picture(tmp_path / "in" / f"{name}.png", (90 - 20 * i, 60), i) for i, name in enumerate("abc")]
+def test_arrays_equal_the_models_explanations(weights, tmp_path, kind, capsys):
+    paths = [make_image(tmp_path / "in" / f"{name}.png", (90 - 20 * i, 60), i) for i, name in enumerate("abc")]
     run(weights / f"{kind}.pth", paths, tmp_path / "out", "--methods", "lrp", "grad_cam", "attention", "--caption",
         "A dog runs!", "--batch_size", "2")
     model, _ = checkpoint.load(weights / f"{kind}.pth")
     captions = torch.tensor([WORDS.encode(["a", "dog", "runs"], 3)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for path in paths:
         expected = model.lrp(preprocess(read_image(path), 112)[None], captions)
-        found = np.load(tmp_path / "out" / path.stem / "explanation.npz")
-        assert list(found["words"]) == ["<start>", "a", "dog", "runs", "<end>"]
+        arrays = stored(tmp_path / "out" / path.stem)
+        assert list(arrays["words"]) == ["<start>", "a", "dog", "runs", "<end>"]
         for name, value in (("lrp_words", expected.words[0]), ("lrp_regions", expected.features[0].sum(-1)),
                             ("lrp_pixels", expected.pixels[0].sum(1)), ("logits", expected.targets[0]),
                             ("attention", expected.attention[0])):
-            assert np.allclose(found[name], value, rtol=1e-4, atol=1e-6 * value.abs().max().item()), name
-        assert found["lrp_pixels"].dtype == np.float32 and found["grad_cam_pixels"].shape == (4, 112, 112)
-        assert f"{path.name}: a dog runs   (LRP: {expected.conservation.mean():.0%}" in said
+            assert np.allclose(arrays[name], value, rtol=1e-4, atol=1e-6 * value.abs().max().item()), name
+        assert arrays["lrp_pixels"].dtype == np.float32 and arrays["grad_cam_pixels"].shape == (4, 112, 112)
+        assert str(arrays["image"]) == str(path) and bool(arrays["upright"])
+        assert f"{path.name}: a dog runs   (LRP: {expected.conservation.mean():.0%}" in output
 
 
-def test_files_of_a_picture(weights, tmp_path):
-    run(weights / "gridtd.pth", [picture(tmp_path / "a.png")], tmp_path / "out", "--methods", *explain.METHODS,
+def test_files_of_an_image(weights, tmp_path):
+    run(weights / "gridtd.pth", [make_image(tmp_path / "a.png")], tmp_path / "out", "--methods", *explain.METHODS,
         "--caption", "a dog")
     names = {path.name for path in (tmp_path / "out" / "a").iterdir()}
     assert names == {f"{method}.png" for method in explain.METHODS} | {"explanation.npz"} | {
@@ -78,154 +108,307 @@ def test_files_of_a_picture(weights, tmp_path):
         assert np.asarray(Image.open(path).convert("L")).std() > 3
 
 
-def test_own_caption_is_the_decoders(weights, tmp_path):
-    path = picture(tmp_path / "a.png")
-    model, _ = checkpoint.load(weights / "gridtd.pth")
-    with torch.no_grad():
-        features = model.encode(preprocess(read_image(path), 112)[None])
-    for method in ("greedy", "beam_search", "diverse_beam_search"):
-        run(weights / "gridtd.pth", [path], tmp_path / method, "--methods", "attention", "--decoding", method)
-        tokens = decoding.decode(model, features, WORDS, method, 4, beam_size=3)[0]
-        words = np.load(tmp_path / method / "a" / "explanation.npz")["words"]
-        assert list(words) == ["<start>", *(WORDS.words[i] for i in tokens.tolist() if i)]
-
-
 def test_captions_of_different_lengths_in_one_batch(weights, tmp_path, monkeypatch):
     rows = torch.tensor([WORDS.encode(["a", "dog"], 4) + [0, 0], WORDS.encode(["a", "dog", "runs", "fast"], 4)])
-    monkeypatch.setattr(explain, "captions_of", lambda *_: rows)
-    paths = [picture(tmp_path / "a.png"), picture(tmp_path / "b.png", seed=1)]
+    monkeypatch.setattr(explain, "captions_to_explain", lambda *_: rows)
+    paths = [make_image(tmp_path / "a.png"), make_image(tmp_path / "b.png", seed=1)]
     run(weights / "aoa.pth", paths, tmp_path / "out", "--methods", "lrp")
-    short, long = (np.load(tmp_path / "out" / name / "explanation.npz") for name in "ab")
+    short, long = (stored(tmp_path / "out" / name) for name in "ab")
     assert short["lrp_words"].shape == (3, 3) and long["lrp_words"].shape == (5, 5)
     assert short["lrp_pixels"].shape == (3, 112, 112) and short["attention"].shape == (3, 2, 49)
 
 
-def test_pictures_with_the_same_stem_keep_folders_of_their_own(tmp_path):
+@pytest.mark.parametrize("kind", ["gridtd", "aoa"])
+def test_contrast(weights, tmp_path, kind):
+    path = make_image(tmp_path / "a.png")
+    run(weights / f"{kind}.pth", [path], tmp_path / "out", "--caption", "a dog", "--contrast", "runs", "--methods",
+        *explain.METHODS)
+    model, _ = checkpoint.load(weights / f"{kind}.pth")
+    images, captions = preprocess(read_image(path), 112)[None], torch.tensor([WORDS.encode(["a", "dog"], 2)])
+    arrays = stored(tmp_path / "out" / "a")
+    logits = model(images, captions)[0].detach()
+    difference = logits[range(3), captions[0, 1:]] - logits[:, WORDS.wordmap["runs"]]
+    assert np.allclose(arrays["logits"], difference, atol=1e-5)
+    of_word, of_contrast = (model.gradient(images, ids).pixels[0].sum(1) for ids in (
+        captions, torch.tensor([[captions[0, 0], WORDS.wordmap["runs"], captions[0, 2]]])))
+    assert np.allclose(arrays["gradient_pixels"][0], of_word[0] - of_contrast[0], atol=1e-6)
+    assert page_entries(tmp_path / "out")[0]["contrast"] == "runs"
+
+
+def test_attention_alone_needs_no_backward_pass(weights, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a backward pass was run")
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    monkeypatch.setattr(torch.autograd, "backward", fail)
+    for kind in ("gridtd", "aoa"):
+        run(weights / f"{kind}.pth", [make_image(tmp_path / "a.png")], tmp_path / kind, "--methods", "attention",
+            "--contrast", "runs")
+        with pytest.raises(AssertionError, match="backward"):
+            run(weights / f"{kind}.pth", [tmp_path / "a.png"], tmp_path / kind, "--methods", "gradient")
+
+
+def test_the_progress_bar_advances_within_a_batch(weights, tmp_path, monkeypatch):
+    class Bar(explain.tqdm):
+        updates = []
+
+        def update(self, n=1):
+            self.updates.append(n)
+            super().update(n)
+
+        def close(self):
+            assert self.n == self.total == sum(self.updates)
+            super().close()
+    monkeypatch.setattr(explain, "tqdm", Bar)
+    paths = [make_image(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("abc")]
+    paths[1].write_bytes(b"not an image")
+    run(weights / "gridtd.pth", paths, tmp_path / "out", "--methods", "lrp", "gradient", "attention", "--skip_broken")
+    assert Bar.updates == [4, 2, 2, 2, 1, 1]        # the broken image, three methods of two images, drawing each
+
+
+# -- decoding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, options", [
+    (["--decoding", "greedy"], {"method": "greedy"}),
+    ([], {"method": "beam_search", "beam_size": 3}),
+    (["--length_penalty", "2", "--beam_size", "5"], {"method": "beam_search", "beam_size": 5, "length_penalty": 2}),
+    (["--decoding", "diverse_beam_search", "--diversity", "9"], {"method": "diverse_beam_search", "diversity": 9.0}),
+    (["--decoding", "greedy", "--block_trigrams"], {"method": "greedy", "block_trigrams": True}),
+    (["--decoding", "sample", "--temperature", "3", "--top_k", "4", "--top_p", "0.9"],
+     {"method": "sample", "temperature": 3, "top_k": 4, "top_p": 0.9})])
+def test_captions_are_decoded_as_the_flags_specify(weights, tmp_path, flags, options):
+    path = make_image(tmp_path / "a.png")
+    run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "attention", "--max_len", "12", *flags)
+    torch.manual_seed(1)        # the default of --seed; as in explain.py, the model is loaded after it
+    model, _ = checkpoint.load(weights / "gridtd.pth")
+    with torch.no_grad():
+        features = model.encode(preprocess(read_image(path), 112)[None])
+        tokens = decoding.decode(model, features, WORDS, max_len=12, **options)[0]
+    assert list(stored(tmp_path / "out" / "a")["words"]) == ["<start>", *(WORDS.words[i] for i in tokens.tolist() if i)]
+
+
+def settings(*flags):
+    args = explain.get_args_parser().parse_args(["--weight", "x", "--images", "y", *flags])
+    return explain.settings_of(args, args.methods, make_model("gridtd"), None)
+
+
+def test_an_explanation_depends_on_its_decoding_options():
+    for flags in (["--block_trigrams"], ["--length_penalty", "1"], ["--max_len", "9"], ["--beam_size", "2"]):
+        assert settings(*flags) != settings()
+    sampling = ["--decoding", "sample"]
+    for flags in (["--temperature", "2"], ["--top_k", "3"], ["--top_p", "0.5"], ["--seed", "2"]):
+        assert settings(*sampling, *flags) != settings(*sampling)
+    assert settings("--seed", "2") == settings()        # nothing is random in beam search
+    assert settings("--caption", "a", "--beam_size", "2") == settings("--caption", "a")
+
+
+# -- folders and the page ----------------------------------------------------------------------------------------------
+
+
+def test_images_with_the_same_stem_get_different_folders(tmp_path):
     paths = [Path(name) for name in ("x/a.jpg", "y/a.jpg", "a.png", "b.jpg", "a.jpg_0.png", "z/a.jpg_0.png")]
-    names = explain.folder_names(paths)
+    names = [folder.name for folder in explanations.choose_folders(paths, tmp_path)]
     assert len(set(names)) == len(names) and names[3] == "b"
-    odd = explain.folder_names([Path("x/a.jpg"), Path("y/a.jpg"), Path("a.jpg_0.png")])
-    assert len(set(odd)) == 3
+    paths = [Path("x/a.jpg"), Path("y/a.jpg"), Path("a.jpg_0.png")]
+    assert len(set(explanations.choose_folders(paths, tmp_path))) == 3
 
 
-def test_a_folders_pictures_come_by_name_and_once(tmp_path):
-    for name in ("b.png", "a.PNG", "c.png"):
-        picture(tmp_path / name.lower()).rename(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("")
-    found = explain.find_pictures([str(tmp_path), str(tmp_path / "c.png")])
-    assert [path.name for path in found] == ["a.PNG", "b.png", "c.png"]
+def test_later_commands_do_not_overwrite_other_images_of_the_same_name(weights, tmp_path):
+    first, second, third = (make_image(tmp_path / name / "a.png", seed=i) for i, name in enumerate("xyz"))
+    flags = ("--methods", "attention", "--caption", "a dog")
+    run(weights / "gridtd.pth", [first], tmp_path / "out", *flags)
+    before = stored(tmp_path / "out" / "a")
+    run(weights / "gridtd.pth", [second], tmp_path / "out", *flags)
+    after = stored(tmp_path / "out" / "a")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    run(weights / "gridtd.pth", [third, second], tmp_path / "out", *flags)      # `second` keeps its folder
+    images = {folder.name: str(stored(folder)["image"]) for folder in (tmp_path / "out").glob("*/")}
+    assert sorted(images.values()) == sorted(map(str, (first, second, third))) and images["a"] == str(first)
+    assert page_names(tmp_path / "out") == ["a.png_0", "a_2", "a"]
 
 
-def test_a_folder_appears_whole(weights, tmp_path, monkeypatch):
-    path = picture(tmp_path / "a.png")
+def test_the_page_shows_the_explanations_of_earlier_commands(weights, tmp_path):
+    paths = {name: make_image(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("abc")}
+    run(weights / "gridtd.pth", [paths["c"], paths["a"]], tmp_path / "out", "--methods", "lrp", "--caption", "a dog")
+    run(weights / "gridtd.pth", [paths["b"]], tmp_path / "out", "--methods", "attention", "--caption", "a")
+    first, *others = page_entries(tmp_path / "out")
+    assert [first["name"], *(entry["name"] for entry in others)] == ["b", "a", "c"]
+    assert [list(entry["methods"]) for entry in (first, *others)] == [["attention"], ["lrp"], ["lrp"]]
+    run(weights / "gridtd.pth", [paths["c"]], tmp_path / "out", "--methods", "attention", "--caption", "a dog runs")
+    assert [(entry["name"], entry["caption"]) for entry in page_entries(tmp_path / "out")] == [
+        ("c", "a dog runs"), ("a", "a dog"), ("b", "a")]
 
-    def fail(*_):
+
+def test_explanations_that_cannot_be_shown_are_omitted_from_the_page(weights, tmp_path, capsys):
+    paths = {name: make_image(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("abcde")}
+    flags = ("--methods", "attention", "--caption", "a dog")
+    run(weights / "gridtd.pth", paths.values(), tmp_path / "out", *flags)
+    paths["a"].unlink()
+    (tmp_path / "out" / "b" / "explanation.npz").write_bytes(b"cut short")
+    arrays = stored(tmp_path / "out" / "c")
+    del arrays["image"]         # as written by earlier versions
+    np.savez_compressed(tmp_path / "out" / "c" / "explanation.npz", **arrays)
+    killed = tmp_path / "out" / "e.123.tmp"
+    (tmp_path / "out" / "e").rename(killed)
+    capsys.readouterr()
+    run(weights / "gridtd.pth", [paths["d"]], tmp_path / "out", *flags)
+    assert page_names(tmp_path / "out") == ["d"]
+    (sentence,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("omitted from "))
+    assert "a (its image " in sentence and "is missing" in sentence
+    assert "b (its explanation.npz cannot be read)" in sentence
+    assert "c (its explanation.npz has no array 'image')" in sentence
+
+
+def test_a_new_folder_appears_only_when_complete(weights, tmp_path, monkeypatch):
+    path = make_image(tmp_path / "a.png")
+
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space"):
-        patch.setattr(explain.np, "savez_compressed", lambda *_, **__: fail())
+        patch.setattr(explanations.np, "savez_compressed", fail)
         run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "attention")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_second_run_replaces_the_first_and_nothing_else(weights, tmp_path):
-    path = picture(tmp_path / "a.png")
+def test_other_settings_replace_an_explanation_but_no_other_files(weights, tmp_path):
+    path = make_image(tmp_path / "a.png")
     run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "grad_cam", "--caption", "a dog")
     (tmp_path / "out" / "a" / "mine.txt").write_text("notes")
     run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "attention", "--caption", "a")
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"attention.png", "explanation.npz", "mine.txt"}
-    assert list(np.load(tmp_path / "out" / "a" / "explanation.npz")["words"]) == ["<start>", "a", "<end>"]
+    assert list(stored(tmp_path / "out" / "a")["words"]) == ["<start>", "a", "<end>"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "index.html"]
 
 
-def test_what_is_explained_already_is_not_explained_again(weights, tmp_path, monkeypatch):
-    paths = [picture(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("abc")]
-    explained = []
+def test_existing_explanations_are_not_computed_again(weights, tmp_path, monkeypatch):
+    paths = [make_image(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("abc")]
+    batch_sizes = []
     explain_batch = explain.explain_batch
-    monkeypatch.setattr(explain, "explain_batch",
-                        lambda *some: explained.append(len(some[-1])) or explain_batch(*some))
+
+    def counting(model, vocabulary, images, *arguments):
+        batch_sizes.append(len(images))
+        return explain_batch(model, vocabulary, images, *arguments)
+    monkeypatch.setattr(explain, "explain_batch", counting)
     flags = ("--methods", "attention", "--caption", "a dog")
     run(weights / "gridtd.pth", paths[:2], tmp_path / "out", *flags)
     before = (tmp_path / "out" / "a" / "explanation.npz").stat().st_mtime_ns
     run(weights / "gridtd.pth", paths, tmp_path / "out", *flags)
-    assert explained == [2, 1] and (tmp_path / "out" / "a" / "explanation.npz").stat().st_mtime_ns == before
-    assert [entry["name"] for entry in page_data(tmp_path / "out")] == ["a", "b", "c"]
-    picture(paths[1], seed=9)                                                           # another picture of that name
+    assert batch_sizes == [2, 1] and (tmp_path / "out" / "a" / "explanation.npz").stat().st_mtime_ns == before
+    assert page_names(tmp_path / "out") == ["a", "b", "c"]
+    make_image(paths[1], seed=9)        # the file is replaced by another image
     run(weights / "gridtd.pth", paths, tmp_path / "out", *flags)
     (tmp_path / "out" / "c" / "explanation.npz").write_bytes(b"cut short")
     run(weights / "gridtd.pth", paths, tmp_path / "out", *flags)
     run(weights / "gridtd.pth", paths, tmp_path / "out", *flags, "--overwrite")
     run(weights / "aoa.pth", paths, tmp_path / "out", *flags)
-    assert explained == [2, 1, 1, 1, 3, 3]
+    assert batch_sizes == [2, 1, 1, 1, 3, 3]
 
 
-def page_data(folder):
-    html = (folder / "index.html").read_text(encoding="utf-8")
-    return json.loads(html.split('type="application/json" id="data">')[1].split("</script>")[0])
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gridtd", "aoa"])
-def test_contrast(weights, tmp_path, kind):
-    path = picture(tmp_path / "a.png")
-    run(weights / f"{kind}.pth", [path], tmp_path / "out", "--caption", "a dog", "--contrast", "runs", "--methods",
-        *explain.METHODS)
-    model, _ = checkpoint.load(weights / f"{kind}.pth")
-    images, captions = preprocess(read_image(path), 112)[None], torch.tensor([WORDS.encode(["a", "dog"], 2)])
-    found = np.load(tmp_path / "out" / "a" / "explanation.npz")
-    logits = model(images, captions)[0].detach()
-    difference = logits[range(3), captions[0, 1:]] - logits[:, WORDS.wordmap["runs"]]
-    assert np.allclose(found["logits"], difference, atol=1e-5)
-    one, other = (model.gradient(images, ids).pixels[0].sum(1) for ids in (
-        captions, torch.tensor([[captions[0, 0], WORDS.wordmap["runs"], captions[0, 2]]])))
-    assert np.allclose(found["gradient_pixels"][0], one[0] - other[0], atol=1e-6)
-    assert page_data(tmp_path / "out")[0]["contrast"] == "runs"
+def rotated_jpeg(path):
+    """A JPEG of 60×90 pixels, displayed upright, that is stored as 90×60 pixels with EXIF orientation 6."""
+    ramp = np.linspace(0, 255, 90).astype(np.uint8)[:, None].repeat(60, 1)
+    upright = Image.fromarray(np.dstack([ramp, ramp, 255 - ramp]))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6       # the viewer rotates by 90 degrees clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+    return upright
 
 
-def test_a_data_sets_split(weights, demo_data, tmp_path):
-    parser = explain.get_args_parser()
-    flags = ["--weight", str(weights / "gridtd.pth"), "--save_path", str(tmp_path), "--device", "cpu", "--methods",
-             "attention", "--caption", "a dog", "--data_folder", str(demo_data), "--dataset", "demo"]
-    explain.main(parser.parse_args([*flags, "--split", "val", "--max_images", "3"]))
-    assert [entry["name"] for entry in page_data(tmp_path)] == ["val_00000", "val_00001", "val_00002"]
+def test_images_are_explained_and_shown_upright(weights, tmp_path, monkeypatch):
+    path = tmp_path / "portrait.jpg"
+    upright = rotated_jpeg(path)
+    drawn, draw_heatmaps = [], explanations.draw_heatmaps
+    monkeypatch.setattr(explanations, "draw_heatmaps",
+                        lambda file, image, *rest, **options: drawn.append(image) or draw_heatmaps(file, image, *rest,
+                                                                                                   **options))
+    run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "lrp", "--caption", "a dog")
+    image = read_image(path, upright=True)
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(upright)).mean() < 3
+    model, _ = checkpoint.load(weights / "gridtd.pth")
+    expected = model.lrp(preprocess(image, 112)[None], torch.tensor([WORDS.encode(["a", "dog"], 2)]))
+    pixels = expected.pixels[0].sum(1)
+    assert np.allclose(stored(tmp_path / "out" / "portrait")["lrp_pixels"], pixels, rtol=1e-4,
+                       atol=1e-5 * pixels.abs().max().item())
+    assert drawn[0].shape == (90, 60, 3)
+    assert shown_size(tmp_path / "out", 0) == (60, 90)
+    other = make_image(tmp_path / "other.png")      # the page is rebuilt by a later command
+    run(weights / "gridtd.pth", [other], tmp_path / "out", "--methods", "lrp", "--caption", "a dog")
+    assert page_names(tmp_path / "out") == ["other", "portrait"] and shown_size(tmp_path / "out", 1) == (60, 90)
+
+
+def shown_size(folder, index):
+    """Width and height of the image of the page's entry."""
+    data = page_entries(folder)[index]["image"].split("base64,")[1]
+    return Image.open(io.BytesIO(base64.b64decode(data))).size
+
+
+def test_images_of_a_data_set_keep_their_stored_orientation(weights, tmp_path, monkeypatch):
+    path = tmp_path / "portrait.jpg"
+    rotated_jpeg(path)
+    monkeypatch.setattr(explain, "split_images", lambda *_: [path])
+    run_data_set(weights / "gridtd.pth", tmp_path, tmp_path / "out")
+    assert not bool(stored(tmp_path / "out" / "portrait")["upright"]) and shown_size(tmp_path / "out", 0) == (90, 60)
+    run(weights / "gridtd.pth", [make_image(tmp_path / "b.png")], tmp_path / "out", "--caption", "a dog")
+    assert shown_size(tmp_path / "out", 1) == (90, 60)
+
+
+def test_images_of_a_folder_are_sorted_and_unique(tmp_path):
+    for name in ("b.png", "a.PNG", "c.png"):
+        make_image(tmp_path / name.lower()).rename(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    paths = explain.find_images([str(tmp_path), str(tmp_path / "c.png")])
+    assert [path.name for path in paths] == ["a.PNG", "b.png", "c.png"]
+
+
+def test_images_of_a_split(weights, demo_data, tmp_path):
+    run_data_set(weights / "gridtd.pth", demo_data, tmp_path, "--split", "val", "--max_images", "3")
+    assert page_names(tmp_path) == ["val_00000", "val_00001", "val_00002"]
     with pytest.raises(InputError, match="either --images"):
-        explain.main(parser.parse_args([*flags, "--images", "x.png"]))
+        run_data_set(weights / "gridtd.pth", demo_data, tmp_path, "--images", "x.png")
 
 
-def test_broken_pictures_do_not_stop_the_others(weights, tmp_path, capsys):
-    good, bad = picture(tmp_path / "good.png"), tmp_path / "bad.png"
+def test_images_that_cannot_be_read_are_skipped(weights, tmp_path, capsys):
+    good, bad = make_image(tmp_path / "good.png"), tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"1 of 2 pictures were left out.*bad\.png") as caught:
+    with pytest.raises(InputError, match=r"1 of 2 images were skipped.*bad\.png") as caught:
         run(weights / "gridtd.pth", [bad, good], tmp_path / "out", "--methods", "attention")
-    assert "\n" not in str(caught.value) and [entry["name"] for entry in page_data(tmp_path / "out")] == ["good"]
+    assert "\n" not in str(caught.value) and page_names(tmp_path / "out") == ["good"]
     run(weights / "gridtd.pth", [bad, good], tmp_path / "out", "--skip_broken", "--methods", "attention")
-    assert "left out" in capsys.readouterr().out and (tmp_path / "out" / "good" / "attention.png").exists()
-    with pytest.raises(InputError, match="none of the pictures"):
+    assert "skipped: " in capsys.readouterr().out and (tmp_path / "out" / "good" / "attention.png").exists()
+    with pytest.raises(InputError, match="none of the images"):
         run(weights / "gridtd.pth", [bad], tmp_path / "out", "--skip_broken")
 
 
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("flags, message", [
-    (["--caption", "a zebra runs past"], "vocabulary: zebra, past"), (["--caption", "?!"], "holds no words"),
-    (["--contrast", "zebra"], "--contrast 'zebra'.*vocabulary: zebra"), (["--contrast", "a dog"], "must be one word"),
+    (["--caption", "a zebra runs past"], "vocabulary.*: zebra, past"), (["--caption", "?!"], "contains no words"),
+    (["--contrast", "zebra"], "--contrast 'zebra'.*vocabulary.*: zebra"), (["--contrast", "a dog"], "must be one word"),
     (["--images", "nowhere.jpg"], "does not exist"), (["--weight", "nowhere.pth"], "cannot be read"),
-    (["--weight", "regions.pth"], "region features"), (["--images", "empty"], "holds no pictures")])
-def test_bad_input_is_one_clear_sentence(weights, tmp_path, monkeypatch, flags, message):
+    (["--weight", "regions.pth"], "region features"), (["--images", "empty"], "contains no images")])
+def test_bad_input_is_reported_in_one_sentence(weights, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     flags = [str(weights / flag) if flag == "regions.pth" else flag for flag in flags]
     with pytest.raises(InputError, match=message) as caught:
-        run(weights / "gridtd.pth", [picture(Path("a.png"))], "out", *flags)
+        run(weights / "gridtd.pth", [make_image(Path("a.png"))], "out", *flags)
     assert "\n" not in str(caught.value)
 
 
 def test_exit_status_and_standard_error(weights, tmp_path):
     command = [sys.executable, "explain.py", "--weight", str(weights / "gridtd.pth"), "--device", "cpu", "--caption",
-               "a zebra", "--images", str(picture(tmp_path / "a.png")), "--save_path", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout.startswith("settings: --weight ")
-    assert done.stderr.startswith("error: --caption 'a zebra'") and done.stderr.count("\n") == 1
+               "a zebra", "--images", str(make_image(tmp_path / "a.png")), "--save_path", str(tmp_path / "out")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stdout.startswith("settings: --weight ")
+    assert process.stderr.startswith("error: --caption 'a zebra'") and process.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", [["--methods", "magic"], ["--decoding", "sample"], ["--beam_size", "0"]])
-def test_unknown_choices(tmp_path, flag, capsys):
+@pytest.mark.parametrize("flag", [["--methods", "magic"], ["--decoding", "magic"], ["--beam_size", "0"]])
+def test_invalid_flags(tmp_path, flag, capsys):
     with pytest.raises(SystemExit) as end:
         explain.get_args_parser().parse_args(["--weight", "x", "--images", "y", *flag])
     assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1

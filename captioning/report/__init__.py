@@ -1,4 +1,4 @@
-"""Plots and the HTML page.
+"""Plots, folders of explanations and the HTML page.
 
-Imports captioning.explanation's list of methods and the modules of captioning (files).
+Imports captioning.data (images), captioning.explanation (the list of methods) and the modules of captioning.
 """

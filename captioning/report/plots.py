@@ -1,44 +1,64 @@
-"""Pictures of explanations: heatmaps over the photograph, the matrix of word relevances, correctness curves."""
+"""Plots: heatmaps over the image, matrices of word relevance, and results of the experiments."""
 import numpy as np
 from PIL import Image
 
+from captioning.explanation.methods import NON_NEGATIVE
 from captioning.files import atomic_path
 
 METHOD_COLOURS = {"lrp": "C3", "gradient": "C0", "grad_cam": "C2", "guided_backprop": "C4", "guided_grad_cam": "C1",
                   "attention": "C5", "sentinel": "C8"}
 
 
-def draw_heatmaps(path, image, words, maps, title, signed=True, boxes=None):
-    """The photograph and, for each word, its map over it, each to a scale of its own that stands below it.
+def scale_labels(method):
+    """What the lowest and the highest values of a method's maps mean, as two short labels."""
+    if method in NON_NEGATIVE:
+        return ["low", "high"]
+    return ["opposes the word", "supports the word"] if method == "lrp" else ["negative gradient", "positive gradient"]
 
-    image: uint8 (H, W, 3); maps (T, h, w), stretched to the photograph, or (T, K) of its regions, boxes (K, 4), x0, y0,
-    x1, y1 in pixels. Signed maps: red spoke for the word, blue against it, nothing at zero; others: from nothing to
-    yellow.
+
+def _colour_key(method):
+    if method in NON_NEGATIVE:
+        return "low: transparent, high: yellow"
+    if method == "lrp":
+        return "red supports the word, blue opposes it"
+    return "red: positive gradient, blue: negative gradient"
+
+
+def draw_heatmaps(path, image, words, maps, title, method, boxes=None):
+    """Draws the image, and beside it one heatmap per word over the image.
+
+    Each heatmap has its own colour scale; the number below it is the value of the strongest colour. Signed maps are red
+    where positive, blue where negative and transparent at zero; maps of the methods NON_NEGATIVE get more opaque, and
+    change from blue to yellow, as values grow.
+
+    image: uint8 (H, W, 3). words: T strings. maps: (T, h, w), stretched to the image; or (T, K), values of regions with
+    `boxes` (K, 4), which are x0, y0, x1, y1 in pixels of the image.
     """
     from matplotlib.figure import Figure
-    full, image = image.shape[1], thumbnail(image)
+    signed = method not in NON_NEGATIVE
+    full_width, image = image.shape[1], thumbnail(image)
     columns = min(6, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
     H, W = image.shape[:2]
     width = 2.1
-    height = width * min(max(H / W, 0.3), 3)        # of a cell; beyond that the photograph gets a margin
+    height = width * min(max(H / W, 0.3), 3)        # of a cell; an image beyond these limits gets a margin
     figure = Figure(figsize=(max(columns * width, 6), rows * (height + 0.3) + 1), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.06, hspace=0.02)
     figure.suptitle(title, fontsize=13, wrap=True)
-    meaning = "red spoke for the word, blue against it" if signed else "yellow marks the highest values"
-    figure.supxlabel(f"{meaning}; the strongest colour stands for the number below", fontsize=10, color="0.4")
+    figure.supxlabel(f"{_colour_key(method)}; below each map: the value of the strongest colour", fontsize=10,
+                     color="0.4")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
     axes[0].imshow(image)
-    axes[0].set_title("picture", fontsize=11, color="0.4")
+    axes[0].set_title("image", fontsize=11, color="0.4")
     grey = np.repeat(np.asarray(image, float).mean(2, keepdims=True), 3, axis=2) / 255 * 0.6 + 0.35
     for axis, word, heat in zip(axes[1:], words, maps, strict=False):
         axis.imshow(np.clip(grey, 0, 1), extent=(0, W, H, 0))
         if boxes is None:
             axis.imshow(colours(heat, signed), extent=(0, W, H, 0), interpolation="bilinear")
         else:
-            _draw_boxes(axis, boxes * (W / full), heat, signed)
+            _draw_boxes(axis, boxes * (W / full_width), heat, signed)
         axis.set_title(word, fontsize=12, fontweight="bold")
         top = scale(heat, signed) if boxes is None else np.abs(heat).max()
         axis.text(1, -0.02, f"{'±' if signed else ''}{top:.2g}", transform=axis.transAxes, ha="right",
@@ -47,21 +67,21 @@ def draw_heatmaps(path, image, words, maps, title, signed=True, boxes=None):
 
 
 def _draw_boxes(axis, boxes, values, signed):
-    """boxes (K, 4), thicker and more opaque the further values (K,) are from zero; the strongest on top."""
+    """Draws boxes (K, 4), thicker and more opaque for larger absolute values (K,), the strongest on top."""
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
     scaled = np.asarray(values, float) / (np.abs(values).max() or 1.0)
     for k in np.argsort(np.abs(scaled)):
         (x0, y0, x1, y1), strength = boxes[k], float(abs(scaled[k]))
         colour = ("#d62728" if scaled[k] > 0 else "#1f58dc") if signed else "#f0b400"
-        # powers, or 36 middling regions over each other hide the photograph and the strongest
+        # powers of the strength: otherwise overlapping regions of medium strength hide the image
         axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, linewidth=0.3 + 2.2 * strength,
                                  edgecolor=to_rgba(colour, strength ** 1.5),
                                  facecolor=to_rgba(colour, 0.12 * strength ** 4)))
 
 
 def colours(heat, signed):
-    """heat (h, w) -> RGBA (h, w, 4), more opaque the further from zero."""
+    """heat (h, w) -> RGBA (h, w, 4) in [0, 1], more opaque for larger absolute values."""
     from matplotlib import colormaps
     top = scale(heat, signed)
     heat = smooth(np.asarray(heat, float)) if signed else np.asarray(heat, float)
@@ -72,20 +92,20 @@ def colours(heat, signed):
 
 
 def scale(heat, signed):
-    """The absolute value that gets the strongest colour: the 99.5th percentile, as single pixels may stand out."""
+    """The value of the strongest colour: the 99.5th percentile of absolute values, robust against outliers."""
     heat = np.abs(smooth(np.asarray(heat, float)) if signed else np.asarray(heat, float))
-    return np.percentile(heat, 99.5) or heat.max()      # the maximum where nearly all is zero
+    return np.percentile(heat, 99.5) or heat.max()      # the maximum if nearly all values are zero
 
 
 def thumbnail(image, side=480):
-    """uint8 (H, W, 3), no side longer than `side`: every word's cell holds a copy of it."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((side, side))
-    return np.asarray(picture)
+    """uint8 (H, W, 3), reduced so that no side is longer than `side` pixels."""
+    reduced = Image.fromarray(np.ascontiguousarray(image))
+    reduced.thumbnail((side, side))
+    return np.asarray(reduced)
 
 
 def smooth(heat):
-    """A Gaussian over about 1/100 of the map's side, so that single pixels' relevance can be seen."""
+    """Gaussian smoothing by about 1/100 of the map's side (standard deviation), which makes single pixels visible."""
     radius = max(1, round(heat.shape[-1] / 50))
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / (radius / 2)) ** 2)
@@ -95,38 +115,45 @@ def smooth(heat):
     return sum(k * rows[radius + o:rows.shape[0] - radius + o] for k, o in zip(kernel, offsets, strict=True))
 
 
-def draw_words(path, read, explained, matrix, title):
-    """The words' relevance (T, T): rows are explained words, columns the words read before; each row has its scale."""
+def draw_words(path, read, explained, matrix, title, method):
+    """Draws the relevance of the words read, a matrix (T, T): row t belongs to the word explained at step t.
+
+    Each row has its own colour scale. read, explained: T strings each. method: name, for the labels of the colours.
+    """
     from matplotlib.figure import Figure
     matrix = np.asarray(matrix, float)
     T = len(explained)
     figure = Figure(figsize=(2.8 + 0.5 * max(T, 3), 1.8 + 0.5 * max(T, 3)), layout="constrained")
     figure.suptitle(title, fontsize=11, wrap=True)
     axis = figure.subplots()
-    scale = np.abs(matrix).max(1, keepdims=True)
-    shown = np.where(np.tri(T, dtype=bool), matrix / np.where(scale == 0, 1, scale), np.nan)
-    picture = axis.imshow(shown, cmap="bwr", vmin=-1, vmax=1)
+    largest = np.abs(matrix).max(1, keepdims=True)
+    scaled = np.where(np.tri(T, dtype=bool), matrix / np.where(largest == 0, 1, largest), np.nan)
+    drawn = axis.imshow(scaled, cmap="bwr", vmin=-1, vmax=1)
     axis.set_xticks(range(T), read, rotation=45, ha="right")
     axis.set_yticks(range(T), explained)
     axis.set(xlabel="word read", ylabel="word explained")
     if T <= 14:
         for row, column in zip(*np.tril_indices(T), strict=True):
-            strong = abs(shown[row, column]) > 0.55
+            strong = abs(scaled[row, column]) > 0.55
             axis.text(column, row, f"{matrix[row, column]:.2g}", ha="center", va="center", fontsize=7,
                       color="white" if strong else "black")
-    bar = figure.colorbar(picture, ax=axis, shrink=0.7, ticks=[-1, 0, 1])
-    bar.ax.set_yticklabels(["against", "0", "for"])
+    bar = figure.colorbar(drawn, ax=axis, shrink=0.7, ticks=[-1, 0, 1])
+    low, high = ("opposes", "supports") if method == "lrp" else ("negative\ngradient", "positive\ngradient")
+    bar.ax.set_yticklabels([low, "0", high])
     _save(figure, path)
 
 
 def draw_correctness(path, thresholds, shares, box_share):
-    """shares: {method: share inside the box at every threshold}; the dashed line is the box's share of the picture."""
+    """Draws the share of relevance inside the object's box over thresholds τ (docs/method.md, section 9).
+
+    shares: {method: its share at each threshold}. box_share: the box's share of the image area, the dashed line.
+    """
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axis = figure.subplots()
     for method, values in shares.items():
         axis.plot(thresholds, values, marker="o", markersize=4, label=method, color=_colour(method))
-    axis.axhline(box_share, color="0.5", linestyle="--", label="the box's share\nof the picture")
+    axis.axhline(box_share, color="0.5", linestyle="--", label="the box's share\nof the image")
     axis.set(xlabel="threshold τ", ylabel="share of relevance inside the box", ylim=(0, 1),
              title="correct object words")
     axis.grid(alpha=0.3)
@@ -135,7 +162,7 @@ def draw_correctness(path, thresholds, shares, box_share):
 
 
 def draw_comparison(path, runs):
-    """runs: {name: {metric: number}}; a panel for each metric, as their scales differ, with a bar for each run."""
+    """Draws one panel per metric, with its own scale and one bar per run. runs: {name: {metric: number}}."""
     from matplotlib.figure import Figure
     names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     columns = min(5, len(names))
@@ -158,13 +185,13 @@ def draw_comparison(path, runs):
 
 
 def draw_bars(path, panels):
-    """panels: {title: {method: Score}}, means with their standard errors."""
+    """Draws means with standard errors as horizontal bars. panels: {title: {method: Score}}."""
     from matplotlib.figure import Figure
     panels = {title: scores for title, scores in panels.items() if scores}
     figure = Figure(figsize=(3.4 * len(panels) + 0.6, 3.4), layout="constrained")
     for axis, (title, scores) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for place, (method, score) in enumerate(scores.items()):
-            axis.barh(place, score.mean, xerr=score.error, color=_colour(method), capsize=3)
+        for position, (method, score) in enumerate(scores.items()):
+            axis.barh(position, score.mean, xerr=score.error, color=_colour(method), capsize=3)
         axis.set_yticks(range(len(scores)), scores)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=10)
@@ -173,10 +200,10 @@ def draw_bars(path, panels):
 
 
 def draw_curves(path, panels, x, xlabel, ylabel):
-    """panels: {title: {method: a Score for every x}}; x: numbers, or names."""
+    """Draws means with bands of one standard error. panels: {title: {method: one Score per x}}, x: numbers or names."""
     from matplotlib.figure import Figure
-    names = isinstance(x[0], str)
-    figure = Figure(figsize=((7 if names else 4.4) * len(panels) + 1.4, 3.8), layout="constrained")
+    categorical = isinstance(x[0], str)
+    figure = Figure(figsize=((7 if categorical else 4.4) * len(panels) + 1.4, 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for method, scores in curves.items():
@@ -184,7 +211,7 @@ def draw_curves(path, panels, x, xlabel, ylabel):
             axis.plot(x, mean, marker="o", markersize=3, label=method, color=_colour(method))
             axis.fill_between(x, mean - error, mean + error, alpha=0.2, color=_colour(method), linewidth=0)
         axis.set(title=title, xlabel=xlabel)
-        if names:
+        if categorical:
             axis.set_xticks(range(len(x)), x, rotation=45, ha="right")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(ylabel)
@@ -193,23 +220,26 @@ def draw_curves(path, panels, x, xlabel, ylabel):
 
 
 def draw_roc(path, panels):
-    """panels: {statistic: {method: (false positive rates, true positive rates)}}."""
+    """Draws ROC curves of correct against wrong words.
+
+    panels: {statistic: {method: (false positive rates, true positive rates)}}.
+    """
     from matplotlib.figure import Figure
     figure = Figure(figsize=(3 * len(panels) + 1.6, 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        for method, (false, true) in curves.items():
-            axis.plot(false, true, label=method, color=_colour(method), linewidth=1.3)
+        for method, (false_rates, true_rates) in curves.items():
+            axis.plot(false_rates, true_rates, label=method, color=_colour(method), linewidth=1.3)
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-        axis.set(title=title, xlabel="wrong words above the threshold", aspect="equal")
+        axis.set(title=title, xlabel="wrong words above threshold", aspect="equal")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("right words above it")
+    axes[0].set_ylabel("correct words above threshold")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     _save(figure, path)
 
 
 def _colour(method):
-    """The same for a method in every plot; grey for baselines."""
+    """The method's colour, the same in every plot; grey for baselines."""
     return METHOD_COLOURS.get(method, "0.6")
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: words respond, the picture changes, nothing is fetched and nothing goes wrong."""
+"""The page in a browser: words respond, images change, nothing is fetched and no error occurs."""
 import html
 import json
 import re
@@ -15,18 +15,19 @@ WALK = """
 <script>
 const log = [], errors = []
 addEventListener("error", event => errors.push(String(event.message)))
-console.error = (...some) => errors.push(some.join(" "))
+console.error = (...parts) => errors.push(parts.join(" "))
 const key = name => document.body.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true}))
-function note(what) {
-  const words = [...document.querySelectorAll("#sentence button")]
-  log.push({ what, sentence: words.map(b => b.textContent), said: words.findIndex(b => b.ariaPressed === "true"),
+function note(action) {
+  const words = [...document.querySelectorAll("#caption button")]
+  log.push({ action, words: words.map(b => b.textContent), chosen: words.findIndex(b => b.ariaPressed === "true"),
     colours: words.map(b => b.style.backgroundColor), on: $("stage").classList.contains("on"), heat: $("heat").src,
-    photo: $("photo").src, stage: $("stage").clientWidth,
-    detail: $("detail").innerText, meaning: $("meaning").innerText,
+    image: $("image").src, methods: [...document.querySelectorAll("#methods input")].map(i => i.value),
+    stage: $("stage").clientWidth,
+    detail: $("detail").innerText, legend: $("legend").innerText,
     wide: document.documentElement.scrollWidth > innerWidth })
 }
 addEventListener("load", () => {
-  const word = i => document.querySelectorAll("#sentence button")[i]
+  const word = i => document.querySelectorAll("#caption button")[i]
   note("start")
   word(2).dispatchEvent(new MouseEvent("mouseenter")); note("hover")
   key("ArrowRight"); note("right")
@@ -36,6 +37,7 @@ addEventListener("load", () => {
   word(3).focus(); note("focus")
   key("Escape"); note("escape")
   key("ArrowDown"); note("down")
+  key("m")
   word(1).click(); note("tap")
   $("opacity").value = 0.5
   $("opacity").dispatchEvent(new Event("input"))
@@ -50,60 +52,65 @@ addEventListener("load", () => {
 
 
 def arrays(words, methods=METHODS, seed=0):
-    """What explain.py stores, of random numbers."""
+    """The contents of an explanation.npz, with random numbers."""
     rng, T = np.random.default_rng(seed), len(words) - 1
     best = np.array([["a", "cat", "dog", "on", "<end>"]] * T)
     ps = np.sort(rng.uniform(0, 0.3, (T, 5)))[:, ::-1]
     maps = rng.normal(size=(T, 40, 40)).astype(np.float32)
-    found = {"words": np.array(words), "methods": np.array(methods), "contrast": np.array(""), "alternatives": best,
+    entry = {"words": np.array(words), "methods": np.array(methods), "contrast": np.array(""), "alternatives": best,
              "alternative_probabilities": ps, "probabilities": np.full(T, 0.25), "lrp_words": rng.normal(size=(T, T)),
-             "lrp_pixels": maps, "attention_pixels": np.abs(maps)}
-    found["lrp_words"][1, :2] = 2.0, -1.0
-    return found
+             "lrp_pixels": maps, "attention_pixels": np.abs(maps), "gradient_pixels": -maps}
+    entry["lrp_words"][1, :2] = 2.0, -1.0
+    return entry
 
 
 @pytest.fixture
 def page(tmp_path):
     rng = np.random.default_rng(1)
-    photographs = [rng.integers(0, 256, (60, 80 + 200 * i, 3), dtype=np.uint8) for i in range(2)]
-    sentences = [["<start>", "a", "dog", "</script><b>", "<end>"], ["<start>", "two", "cats", "<end>"]]
-    write_page(tmp_path / "index.html", [page_entry(f"picture {i}", photographs[i], arrays(sentences[i], seed=i))
-                                         for i in range(2)])
+    images = [rng.integers(0, 256, (60, 80 + 200 * i, 3), dtype=np.uint8) for i in range(2)]
+    captions = [["<start>", "a", "dog", "</script><b>", "<end>"], ["<start>", "two", "cats", "<end>"]]
+    write_page(tmp_path / "index.html", [page_entry(f"image {i}", images[i], arrays(captions[i], methods, seed=i))
+                                         for i, methods in enumerate([METHODS, ["attention", "gradient"]])])
     return tmp_path / "index.html"
 
 
-def test_nothing_is_fetched_and_words_cannot_break_out(page):
+def test_nothing_is_fetched_and_words_are_escaped(page):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"https?://|src\s*=\s*[\"'](?!data:)|href\s*=|@import|url\(", text)
     assert text.count("</script>") == 2
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: install Debian's package chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
 @pytest.mark.parametrize("width", [500, 900, 1600])     # 500: the narrowest headless window
 def test_in_a_browser(page, tmp_path, width):
     page.write_text(page.read_text(encoding="utf-8").replace("<header>", WALK + "<header>", 1), encoding="utf-8")
-    ended = subprocess.run(
+    process = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
          "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
          f"--window-size={width},800", "--virtual-time-budget=4000", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="log">(.*?)</pre>', ended.stdout, re.S)
-    assert found, ended.stderr[-2000:]
-    result = json.loads(html.unescape(found[1]))
+    match = re.search(r'<pre id="log">(.*?)</pre>', process.stdout, re.S)
+    assert match, process.stderr[-2000:]
+    result = json.loads(html.unescape(match[1]))
     assert result["errors"] == []
-    seen = {entry["what"]: entry for entry in result["log"]}
-    assert seen["start"]["sentence"] == ["<start>", "a", "dog", "</script><b>", "<end>"] and not seen["start"]["on"]
-    assert seen["hover"]["said"] == 2 and seen["hover"]["on"]
+    seen = {entry["action"]: entry for entry in result["log"]}
+    assert seen["start"]["words"] == ["<start>", "a", "dog", "</script><b>", "<end>"] and not seen["start"]["on"]
+    assert seen["hover"]["chosen"] == 2 and seen["hover"]["on"]
     assert "“dog”: probability 25.0\u00a0%" in seen["hover"]["detail"]
-    assert "cat" in seen["hover"]["detail"] and "±" in seen["hover"]["meaning"]
-    colours = seen["hover"]["colours"]          # of <start>, +2, and a, −1, that were read; nothing of what came later
-    assert "--for" in colours[0] and "0.6" in colours[0] and "--against" in colours[1] and "0.3" in colours[1]
+    assert "cat" in seen["hover"]["detail"] and "±" in seen["hover"]["legend"]
+    assert seen["hover"]["legend"].startswith("opposes the word") and "supports the word;" in seen["hover"]["legend"]
+    colours = seen["hover"]["colours"]          # <start>: +2; a: −1; later words: none
+    assert "--positive" in colours[0] and "0.6" in colours[0] and "--negative" in colours[1] and "0.3" in colours[1]
     assert not any(colours[2:])
-    assert seen["right"]["said"] == 3 and seen["right"]["heat"] != seen["hover"]["heat"] == seen["left"]["heat"]
-    assert seen["attention"]["said"] == 2 and seen["attention"]["heat"] != seen["left"]["heat"] == seen["m"]["heat"]
-    assert not any(seen["attention"]["colours"]) and "±" not in seen["attention"]["meaning"]
-    assert seen["focus"]["said"] == 3 and seen["escape"]["said"] == -1 and not seen["escape"]["on"]
-    assert seen["down"]["sentence"] == ["<start>", "two", "cats", "<end>"] and not seen["down"]["on"]
-    assert seen["down"]["photo"] != seen["escape"]["photo"]
-    assert seen["tap"]["said"] == 1 and seen["tap"]["opacity"] == "0.5" and seen["tap"]["printed"] == 4 + 3
+    assert seen["right"]["chosen"] == 3 and seen["right"]["heat"] != seen["hover"]["heat"] == seen["left"]["heat"]
+    assert seen["attention"]["chosen"] == 2 and seen["attention"]["heat"] != seen["left"]["heat"] == seen["m"]["heat"]
+    assert not any(seen["attention"]["colours"]) and "±" not in seen["attention"]["legend"]
+    assert seen["attention"]["legend"].startswith("low")
+    assert seen["focus"]["chosen"] == 3 and seen["escape"]["chosen"] == -1 and not seen["escape"]["on"]
+    assert seen["down"]["words"] == ["<start>", "two", "cats", "<end>"] and not seen["down"]["on"]
+    assert seen["down"]["image"] != seen["escape"]["image"]
+    # methods of the second image, which has no LRP
+    assert seen["start"]["methods"] == METHODS and seen["down"]["methods"] == ["attention", "gradient"]
+    assert seen["down"]["legend"].startswith("low") and seen["tap"]["legend"].startswith("negative gradient")
+    assert seen["tap"]["chosen"] == 1 and seen["tap"]["opacity"] == "0.5" and seen["tap"]["printed"] == 4 + 3
     assert not any(entry["wide"] for entry in result["log"]) and min(width - 40, 300) <= seen["tap"]["stage"] <= width
