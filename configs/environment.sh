@@ -1,5 +1,5 @@
 # Sourced by the other scripts: changes to the repository and activates a Python that has the packages in $REQUIREMENTS.
-# Uses the active environment if it has them all, otherwise .venv, which is created once and updated when the list changes.
+# That is the active environment if it has them all, otherwise .venv, created once and updated when the list changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 requirements=${REQUIREMENTS:-requirements.txt}
@@ -30,7 +30,7 @@ else
         python=
     done
     [ -n "$python" ] || { echo "error: Python 3.10 or newer is required: install it" >&2; exit 2; }
-    echo "installing the packages in $requirements into .venv (once; takes some minutes)"
+    echo "installing the packages in $requirements into .venv (once; takes a few minutes)"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
     PATH="$PWD/.venv/bin:$PATH"
