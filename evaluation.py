@@ -84,7 +84,7 @@ def get_args_parser():
     add("--synonyms", metavar="FILE", help="chair: file with one line per category: its name and its synonyms, "
         "separated by commas (default: captioning/metrics/coco_objects.txt)")
     add = parser.add_argument_group("explanations").add_argument
-    add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="experiments on explanations")
+    add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="experiments on the explanations")
     add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanation methods to measure "
         "(default: lrp attention)")
     add("--max_images", type=positive_int, help="explain only the first images that have a word to measure (default: "
