@@ -1,4 +1,5 @@
-"""Captions a split and scores the captions: python evaluation.py --weight output/checkpoint_best.pth --dataset demo"""
+"""Captions the images of a split and scores the captions: python evaluation.py --weight output/checkpoint_best.pth"""
+import argparse
 import math
 import os
 import sys
@@ -10,9 +11,20 @@ from tqdm import tqdm
 
 from bert.bertscore import bert_score
 from captioning import checkpoint, processes
-from captioning.cli import Parser, add_device, add_seed, natural, non_negative, positive_int, print_settings, set_seed
+from captioning.cli import (
+    Parser,
+    add_decoding,
+    add_device,
+    add_seed,
+    add_workers,
+    decoding_options,
+    positive_int,
+    print_settings,
+    set_seed,
+)
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset, features_path
+from captioning.data.feature_store import check_features
 from captioning.data.loader import make_loader
 from captioning.data.predictions import image_ids, read_predictions, read_references
 from captioning.decoding import caption_batch, decode
@@ -24,7 +36,7 @@ from captioning.experiments.registry import EXPERIMENTS, NEED_BOXES, experiments
 from captioning.experiments.runner import run_experiments
 from captioning.explanation.methods import methods_for_regions
 from captioning.files import make_folder, read_json, write_json
-from captioning.metrics.object_metrics import chair_scores, frequent_word_scores, named_and_present
+from captioning.metrics.object_metrics import chair_scores, frequent_word_scores, named_and_present_categories
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
 from captioning.metrics.score_table import format_table, score_all, write_per_image
 from captioning.report.plots import draw_comparison
@@ -36,76 +48,128 @@ METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "bert", "map", "chair"
 
 def get_args_parser():
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--weight", help="checkpoint of a captioning model")
-    add("--predictions", metavar="FILE", help="score these captions instead: [{\"image\": name, \"caption\": text}, …] "
-        "or COCO's results, with \"image_id\"")
-    add("--references", metavar="FILE", help="score against a COCO captions file instead of the data set's captions")
-    add("--partial", action="store_true", help="score only the pictures that --predictions or --references has")
-    add("--compare", metavar="RUN", nargs="+", help="instead: table and plot of the scores in these folders of "
-        "--save_path")
-    add("--dataset", default="demo", help="name of a data set that preparedataset.py made")
-    add("--data_folder", default="data", help="where preparedataset.py wrote it")
-    add("--split", choices=["train", "val", "test"], default="test", help="which pictures")
-    add("--decoding", choices=["greedy", "beam_search", "diverse_beam_search"], default="beam_search",
-        help="how captions are found")
-    add("--beam_size", type=positive_int, default=3, help="hypotheses a picture")
-    add("--diversity", type=non_negative, default=0.5, help="penalty of diverse_beam_search")
-    add("--max_len", type=positive_int, default=50, help="words at most")
-    add("--metrics", nargs="+", choices=METRICS, help="scores; by default all, but chair only where there are "
-        "boxes, spice where there is CoreNLP and bert with --bert_model")
-    add("--per_image", action="store_true", help="also write each picture's scores")
-    add("--corenlp", metavar="FOLDER", help="jars of Stanford CoreNLP 3.6.0 for SPICE, fetched if they are not there; "
-        "by default <data_folder>/corenlp")
-    add("--bert_model", metavar="NAME_OR_FOLDER", help="model of BERTScore, by default roberta-large")
-    add("--bert_layer", type=positive_int, help="its layer; by default bert-score's choice, or the last")
-    add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="measures of explanations")
-    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanations to measure")
-    add("--max_images", type=positive_int, help="explain only so many pictures, the first of "
-        "whose words any can be measured")
-    add("--boxes", metavar="FILE", help="boxes of the pictures' objects; by default boxes_<dataset>.json")
-    add("--object_words", metavar="FILE", help="words of the metric map; by default the paper's lists for Flickr30K "
-        "and COCO, else all objects' words")
-    add("--synonyms", metavar="FILE", help="words for the objects of the metric chair: a line for each, its category "
-        "first, with commas; by default those of captioning/coco_objects.txt")
-    add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
-    add("--batch_size", type=positive_int, default=16, help="pictures at once")
-    add("--workers", type=natural, default=2, help="processes that read pictures")
-    add("--save_path", default="output", help="folder of predictions, metrics and plots")
     add_device(parser)
     add_seed(parser)
+    add = parser.add_argument_group("input", "exactly one of --weight, --predictions and --compare").add_argument
+    add("--weight", metavar="CHECKPOINT", help="caption the split with this model and score its captions")
+    add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
+    add("--predictions", metavar="FILE", help="score these captions: a JSON list of {\"image\": file name, "
+        "\"caption\": text}, or COCO results with \"image_id\"")
+    add("--compare", metavar="RUN", nargs="+", help="print and plot the metrics of several runs, given their folders")
+    add("--references", metavar="FILE", help="COCO captions file with the reference captions (default: those of the "
+        "data set)")
+    add("--partial", action="store_true", help="score only the images that --predictions or --references contains")
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset", help="name of the prepared data set (default: demo, or coco if --predictions are scored against "
+        "--references)")
+    add("--data_folder", default="data", help="output folder of preparedataset.py")
+    add("--split", choices=["train", "val", "test"], default="test", help="split to evaluate")
+    add("--boxes", metavar="FILE", help="boxes of the objects in the images (default: boxes_<dataset>.json of the data "
+        "set)")
+    add("--batch_size", type=positive_int, default=16, help="images per batch")
+    add_workers(group)
+    add_decoding(parser)
+    add = parser.add_argument_group("metrics").add_argument
+    add("--metrics", nargs="+", choices=METRICS, help="metrics to compute (default: all whose requirements are met; "
+        "chair requires boxes, spice CoreNLP, bert --bert_model)")
+    add("--per_image", action="store_true", help="also write the scores of each image")
+    add("--corenlp", metavar="FOLDER", help="spice: folder of Stanford CoreNLP 3.6.0, downloaded if missing (default: "
+        "<data_folder>/corenlp)")
+    add("--bert_model", metavar="NAME_OR_FOLDER", help="bert: model (default: roberta-large)")
+    add("--bert_layer", type=positive_int, help="bert: layer of the model (default: the one recommended by bert-score, "
+        "otherwise the last)")
+    add("--object_words", metavar="FILE", help="map: file of object words (default: the paper's lists for Flickr30K "
+        "and COCO, otherwise all object words)")
+    add("--synonyms", metavar="FILE", help="chair: file with one line per category: its name and its synonyms, "
+        "separated by commas (default: captioning/metrics/coco_objects.txt)")
+    add = parser.add_argument_group("explanations").add_argument
+    add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="experiments on the explanations")
+    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanation methods to measure "
+        "(default: lrp attention)")
+    add("--max_images", type=positive_int, help="explain only the first images that have a word to measure (default: "
+        "all images)")
+    add = parser.add_argument_group("output").add_argument
+    add("--save_path", metavar="FOLDER", help="output folder (default: the folder of --weight or --predictions; with "
+        "--compare the common parent folder of the runs)")
     return parser
 
 
-def open_data(args, model, from_features):
-    """The split: stored features if the model was trained on them, else pictures."""
-    split = args.data_folder, args.dataset, args.split
-    path = features_path(*split, model.config["encoder"] or "bottom_up")
+def check_flags(args):
+    if sum(map(bool, (args.weight, args.predictions, args.compare))) != 1:
+        raise InputError("give exactly one of --weight CHECKPOINT, --predictions FILE and --compare RUN …")
+    if args.explanations and not args.weight:
+        raise InputError("--explanations requires --weight: captions without a model cannot be explained")
+
+
+def with_defaults(args):
+    """A copy of args in which --dataset and --save_path, if not given, have the defaults that depend on other flags."""
+    dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
+    if args.compare:
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(run)) for run in args.compare])
+    else:
+        folder = str(Path(args.weight or args.predictions).parent)
+    return argparse.Namespace(**vars(args) | {"dataset": dataset, "save_path": args.save_path or folder})
+
+
+def open_data(data_folder, dataset, split, model, from_features):
+    """The split with stored features if the model was trained on stored features that exist, otherwise with images."""
+    path = features_path(data_folder, dataset, split, model.config["encoder"] or "bottom_up")
     if model.encoder is None or (from_features and path.exists()):
-        return CaptionDataset(*split, features=path)
-    return CaptionDataset(*split, image_size=checkpoint.image_size(model))
+        data = CaptionDataset(data_folder, dataset, split, features=path)
+        check_features(data, model)
+        return data
+    return open_images(data_folder, dataset, split, model)
 
 
-def caption_split(args, model, vocabulary, data, device):
-    """A sentence for every picture of the split."""
-    batches = processes.own([batch.tolist() for batch in torch.arange(len(data)).split(args.batch_size)])
-    loader = make_loader(data, batches, args.workers, device)
-    found = [caption_batch(model, batch["images"].to(device), vocabulary, False, device, **decoding_options(args))
-             for batch in tqdm(loader, desc="captioning", unit="batch", disable=processes.rank() > 0)]
-    return sum(processes.all_of(found), [])
+def open_images(data_folder, dataset, split, model):
+    """The split with images of the size that the model's encoder takes."""
+    return CaptionDataset(data_folder, dataset, split, image_size=checkpoint.image_size(model))
 
 
-def decoding_options(args):
-    options = {"method": args.decoding, "max_len": args.max_len}
-    if args.decoding != "greedy":
-        options["beam_size"] = args.beam_size
-    if args.decoding == "diverse_beam_search":
-        options["diversity"] = args.diversity
-    return options
+def open_boxes(data_folder, dataset, path=None, required_by=None):
+    """Boxes {file name: entry} of `path`, by default those of the data set, or {} if it has none.
+
+    required_by: the flag that requires boxes, if any; InputError if there are none then.
+    """
+    default = Path(data_folder, dataset, f"boxes_{dataset}.json")
+    boxes = load_boxes(path or default) if path or default.exists() else {}
+    if required_by and not boxes:
+        raise InputError(f"{path or default} is missing or empty: {required_by} requires boxes, give them with --boxes")
+    return boxes
+
+
+def open_masks(data_folder, dataset, split, image_count):
+    """The object masks of the split, required by the experiment mask_mass."""
+    path = Path(data_folder, dataset, f"masks_{dataset}.hdf5")
+    if not path.exists():
+        raise InputError(f"{path} is missing: --explanations mask_mass requires a data set with masks, such as demo")
+    return Masks(path, split, image_count)
+
+
+def caption_split(model, vocabulary, data, decoding, batch_size, workers, seed, device):
+    """One caption per image of the split, generated by all processes together."""
+    batches = processes.own([batch.tolist() for batch in torch.arange(len(data)).split(batch_size)])
+    captions = []
+    for batch in tqdm(make_loader(data, batches, workers, device), desc="captioning", unit="batch",
+                      disable=processes.rank() > 0):
+        options = with_generator(decoding, seed + batch["index"][0].item(), device)
+        captions.append(caption_batch(model, batch["images"].to(device), vocabulary, False, device, **options))
+    return sum(processes.all_of(captions), [])
+
+
+def with_generator(decoding, seed, device):
+    """Decoding options; sampling gets a generator, so that it is reproducible for any number of processes."""
+    if decoding["method"] != "sample":
+        return decoding
+    return decoding | {"generator": torch.Generator(device).manual_seed(seed)}
 
 
 def read_captions(args):
-    """Captions of --predictions {file name: caption}, and the references of each; of --references or the data set."""
+    """The captions {file name: caption} of --predictions, and the list of reference captions of each.
+
+    The references are those of --references or of the data set.
+    """
     if args.references:
         references, ids = read_references(args.references)
     else:
@@ -116,178 +180,190 @@ def read_captions(args):
     return captions, [references[name] for name in captions]
 
 
-def other_references(args, captions):
-    """The captions {file name: caption} that --references has sentences for, and these."""
-    references, _ = read_references(args.references)
+def match_references(captions, path, partial):
+    """The captions {file name: caption} that have references in the COCO captions file `path`, and these references.
+
+    InputError if captions have no references, unless `partial` is set and only some of them have none.
+    """
+    references, _ = read_references(path)
     missing = [name for name in captions if name not in references]
-    if len(missing) == len(captions) or (missing and not args.partial):
-        raise InputError(f"{args.references} has no captions for {len(missing)} of the {len(captions)} pictures of the "
-                         f"split, {missing[0]} first: give the file for these, or score the others with --partial")
+    if len(missing) == len(captions) or (missing and not partial):
+        raise InputError(f"{path} has no captions for {len(missing)} of the {len(captions)} images of the split, "
+                         f"{missing[0]} first: give the captions file of this split, or score the other images with "
+                         "--partial")
     captions = {name: caption for name, caption in captions.items() if name in references}
     return captions, [references[name] for name in captions]
 
 
-def open_pictures(args, model):
-    """The split with pictures of the model's size, also where it captions stored features."""
-    return CaptionDataset(args.data_folder, args.dataset, args.split, image_size=checkpoint.image_size(model))
-
-
-def make_study(args, model, vocabulary, boxes, objects, masks, read_boxes=None):
-    frequent = set(frequent_words(args.dataset, objects, args.object_words))
-    return Study(model, vocabulary, tuple(args.methods), objects, boxes, frequent, stop_words(), masks,
-                 lambda features: decode(model, features, vocabulary, **decoding_options(args)), args.seed, read_boxes)
-
-
-def score_explanations(args, model, vocabulary, data, captions, boxes, objects, masks, device):
-    """Tables and plots of --explanations; returns what metrics_<split>.json takes over."""
-    if not args.explanations:
-        return {}
-    pictures = data if model.encoder is None else open_pictures(args, model)
-    study = make_study(args, model, vocabulary, boxes, objects, masks, data.read_boxes)
-    if "ablation" in args.explanations and "attention" in args.methods:
-        print("attention gives the words read no relevance: word ablation leaves it out")
-    tables = run_experiments(study, pictures, captions, args.explanations, args.max_images, args.batch_size,
-                             args.workers, device, args.save_path, [args.split, decoding_options(args)])
-    if not tables or not tables.get("correctness"):
-        return {}
-    table = tables["correctness"]
-    methods = [*args.methods, *(["even"] if ("even", "0.0") in table else [])]
-    found = {f"inside_box_{method}": table[method, "0.0"].mean for method in methods}
-    return found | {"box_share": table["box", "0.0"].mean, "explained_words": table["box", "0.0"].count}
-
-
-def check_flags(args):
-    if sum(map(bool, (args.weight, args.predictions, args.compare))) != 1:
-        raise InputError("give either --weight CHECKPOINT or --predictions FILE, or --compare RUN …")
-    if args.explanations and not args.weight:
-        raise InputError("--explanations needs --weight: captions alone cannot be explained")
-
-
-def caption_scorers(args, names, boxes, objects, device):
-    """{metric: function of captions and references} that --metrics asks for, or that can be had without asking."""
+def make_scorers(args, names, boxes, objects, device):
+    """{metric: function of captions and references}, for --metrics or for all metrics whose requirements are met."""
     corenlp = args.corenlp or Path(args.data_folder, "corenlp")
     entries = [boxes.get(name) for name in names]
-    wanted = args.metrics or [name for name in METRICS if {
-        "bert": args.bert_model, "chair": any(entries), "spice": args.corenlp or find_corenlp(corenlp)}.get(name, True)]
+    is_available = {"bert": args.bert_model, "chair": any(entries), "spice": args.corenlp or find_corenlp(corenlp)}
+    selected = args.metrics or [name for name in METRICS if is_available.get(name, True)]
     if not args.metrics:
-        print(f"scores: {' '.join(wanted)}; for others see --metrics")
+        print(f"metrics: {' '.join(selected)} (see --metrics for others)")
     words = frequent_words(args.dataset, objects, args.object_words)
     if args.boxes and not any(entries):
-        raise InputError(f"the boxes are those of other pictures, {next(iter(boxes))} for one, not of "
+        raise InputError(f"the boxes belong to other images, such as {next(iter(boxes))}, and none to "
                          f"{next(iter(names))}: give the right file with --boxes")
-    every = SCORERS | {
+    scorers = SCORERS | {
         "spice": partial(spice, corenlp=corenlp),
         "bert": partial(bert, model=args.bert_model or "roberta-large", layer=args.bert_layer, device=device),
         "map": lambda captions, references: (frequent_word_scores(captions, references, words), {}),
         "chair": lambda captions, references: chair(captions, references, entries, objects)}
-    return {name: every[name] for name in METRICS if name in wanted}
+    return {name: scorers[name] for name in METRICS if name in selected}
 
 
 def bert(captions, references, **options):
-    each = bert_score(captions, references, **options)
-    return {"bert": sum(each) / len(each)}, {"bert": each}
+    """({"bert": mean}, {"bert": [score of each caption]})."""
+    scores = bert_score(captions, references, **options)
+    return {"bert": sum(scores) / len(scores)}, {"bert": scores}
 
 
 def chair(captions, references, entries, objects):
-    found = list(named_and_present(captions, references, entries, objects))
-    invented = [sorted(set(named) - there) for there, named in found]
+    """CHAIR of all captions, and per caption the objects that it names and those of them that are not present."""
+    categories = list(named_and_present_categories(captions, references, entries, objects))
+    hallucinated = [sorted(set(named) - present) for named, present in categories]
     return chair_scores(captions, references, entries, objects), {
-        "objects": ["; ".join(named) for _, named in found], "chair_s": [bool(names) for names in invented],
-        "invented_objects": ["; ".join(names) for names in invented]}
+        "objects": ["; ".join(named) for named, _ in categories], "chair_s": [bool(names) for names in hallucinated],
+        "invented_objects": ["; ".join(names) for names in hallucinated]}
 
 
-def compare(args):
-    """Table on the screen and compare_<split>.png of the runs' metrics_<split>.json."""
-    runs = {}
-    for folder in args.compare:
-        path = Path(os.path.abspath(folder), f"metrics_{args.split}.json")
-        metrics = read_json(path)
-        if not isinstance(metrics, dict) or not metrics or not all(
-                isinstance(value, int | float) and math.isfinite(value) for value in metrics.values()):
-            raise InputError(f"{path} must hold an object {{metric: number}}: make it with evaluation.py")
-        runs[path.parent] = metrics
-    common = os.path.commonpath([run.parent for run in runs])
-    runs = {os.path.relpath(run, common): metrics for run, metrics in runs.items()}
-    path = make_folder(args.save_path) / f"compare_{args.split}.png"
+def score_captions(args, captions, references, boxes, objects, device):
+    """Writes predictions_<split>.json; returns {key: score} and {key: [score of each caption]}.
+
+    A metric that fails is reported in one sentence; InputError if all fail.
+    """
+    scorers = make_scorers(args, captions, boxes, objects, device)
+    path = Path(args.save_path, f"predictions_{args.split}.json")
+    if not args.predictions or path.resolve() != Path(args.predictions).resolve():      # never overwrite the input
+        write_json(path, [{"image": name, "caption": caption} for name, caption in captions.items()])
+    metrics, per_caption, problems = score_all(list(captions.values()), references, scorers)
+    for name, problem in problems.items():
+        print(f"warning: no {name}: {problem}", file=sys.stderr)
+    if problems and not metrics:
+        raise InputError("none of the metrics could be computed (see the warnings above)")
+    return metrics, per_caption
+
+
+def write_scores(args, captions, metrics, per_caption):
+    """Writes metrics_<split>.json and, with --per_image, per_image_<split>.csv; prints the metrics."""
+    if args.per_image:
+        write_per_image(Path(args.save_path, f"per_image_{args.split}.csv"), captions, per_caption)
+    path = Path(args.save_path, f"metrics_{args.split}.json")
+    write_json(path, metrics)
+    print(f"{format_table({args.split: metrics})}\n{path}")
+
+
+def make_study(model, vocabulary, methods, objects, boxes, frequent, masks, decoding, seed, read_boxes=None):
+    """What the experiments share; images that an experiment changes are captioned with the same decoding options."""
+    def decode_features(features):
+        return decode(model, features, vocabulary, **with_generator(decoding, seed, features.device))
+    return Study(model, vocabulary, tuple(methods), objects, boxes, set(frequent), stop_words(), masks,
+                 decode_features, seed, read_boxes)
+
+
+def score_explanations(args, study, images, captions, experiments, device):
+    """Runs the experiments, which write tables and plots; returns the metrics of `correctness`, if it is among them."""
+    if "ablation" in experiments and "attention" in study.methods:
+        print("attention assigns no relevance to the preceding words: word ablation omits it")
+    tables = run_experiments(study, images, captions, experiments, args.max_images, args.batch_size, args.workers,
+                             device, args.save_path, [args.split, decoding_options(args)])
+    table = (tables or {}).get("correctness")
+    if not table:
+        return {}
+    methods = [*study.methods, *(["even"] if ("even", "0.0") in table else [])]
+    metrics = {f"inside_box_{method}": table[method, "0.0"].mean for method in methods}
+    return metrics | {"box_share": table["box", "0.0"].mean, "explained_words": table["box", "0.0"].count}
+
+
+def evaluate_predictions(args, device):
+    """Scores the captions of --predictions."""
+    boxes = open_boxes(args.data_folder, args.dataset, args.boxes, requiring_boxes(args.metrics, []))
+    objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
+    captions, references = read_captions(args)
+    make_folder(args.save_path)
+    write_scores(args, captions, *score_captions(args, captions, references, boxes, objects, device))
+
+
+def evaluate_model(args, device):
+    """Captions the split with the model of --weight, scores the captions and measures explanations of their words."""
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
+    training = checkpoint.read(args.weight).get("training") or {}
+    methods, experiments = args.methods, args.explanations
+    if experiments and model.encoder is None:
+        methods = methods_for_regions(methods, args.weight)
+        experiments = experiments_for_regions(experiments, args.weight)
+    boxes = open_boxes(args.data_folder, args.dataset, args.boxes, requiring_boxes(args.metrics, experiments))
+    objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
+    split = args.data_folder, args.dataset, args.split
+    data = open_data(*split, model, training.get("from_features", False))
+    masks = open_masks(*split, len(data)) if "mask_mass" in experiments else None
+    make_folder(args.save_path)
+    decoding = decoding_options(args)
+    generated = caption_split(model, vocabulary, data, decoding, args.batch_size, args.workers, args.seed, device)
+
+    def explain():
+        if not experiments:
+            return {}
+        frequent = frequent_words(args.dataset, objects, args.object_words)
+        study = make_study(model, vocabulary, methods, objects, boxes, frequent, masks, decoding, args.seed,
+                           data.read_boxes)
+        images = data if model.encoder is None else open_images(*split, model)
+        return score_explanations(args, study, images, generated, experiments, device)
+
+    if processes.rank():        # only the first process scores captions
+        explain()
+        return
+    captions, references = dict(zip(data.names, generated, strict=True)), data.references
+    if args.references:
+        captions, references = match_references(captions, args.references, args.partial)
+    metrics, per_caption = score_captions(args, captions, references, boxes, objects, device)
+    write_scores(args, captions, metrics | explain(), per_caption)
+
+
+def requiring_boxes(metrics, experiments):
+    """The first flag that requires boxes, or None."""
+    flags = [f"--explanations {name}" for name in experiments if name in NEED_BOXES]
+    return next(iter(flags), "--metrics chair" if "chair" in (metrics or ()) else None)
+
+
+def read_metrics(path):
+    """The metrics {name: number} that an earlier run wrote."""
+    metrics = read_json(path)
+    if not isinstance(metrics, dict) or not metrics or not all(
+            isinstance(value, int | float) and math.isfinite(value) for value in metrics.values()):
+        raise InputError(f"{path} must contain an object {{metric: number}}: create it with evaluation.py")
+    return metrics
+
+
+def compare_runs(folders, split, save_path):
+    """Prints a table of the metrics_<split>.json of several runs and plots it in compare_<split>.png."""
+    folders = [os.path.abspath(folder) for folder in folders]
+    common = os.path.commonpath([os.path.dirname(folder) for folder in folders])
+    runs = {os.path.relpath(folder, common): read_metrics(Path(folder, f"metrics_{split}.json")) for folder in folders}
+    path = make_folder(save_path) / f"compare_{split}.png"
     draw_comparison(path, runs)
     print(f"{format_table(runs)}\n{path}")
 
 
-def open_model(args, device):
-    """(model, vocabulary, whether it was trained on stored features) of --weight."""
-    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
-    if args.explanations and model.encoder is None:
-        args.methods = methods_for_regions(args.methods, args.weight)
-        args.explanations = experiments_for_regions(args.explanations, args.weight)
-    training = checkpoint.read(args.weight).get("training") or {}
-    return model, vocabulary, training.get("from_features", False)
-
-
-def open_boxes(args):
-    """Boxes {file name: entry}, empty if there are none, and the data set's Objects."""
-    path = Path(args.boxes or Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
-    boxes = load_boxes(path) if args.boxes or path.exists() else {}
-    needs = next((f"--explanations {name}" for name in args.explanations if name in NEED_BOXES),
-                 "--metrics chair" if "chair" in (args.metrics or ()) else None)
-    if needs and not boxes:
-        raise InputError(f"{path} is missing or empty: {needs} needs boxes, name them with --boxes")
-    return boxes, load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
-
-
-def open_masks(args, data):
-    """The pictures' masks if --explanations needs them, else None."""
-    if "mask_mass" not in args.explanations:
-        return None
-    path = Path(args.data_folder, args.dataset, f"masks_{args.dataset}.hdf5")
-    if not path.exists():
-        raise InputError(f"{path} is missing: --explanations mask_mass needs a data set with masks, such as the demo")
-    return Masks(path, args.split, len(data))
-
-
 def main(args):
     processes.start()
-    print_settings(args)
     check_flags(args)
+    args = with_defaults(args)
+    print_settings(args)
     if args.compare:
-        compare(args)
+        compare_runs(args.compare, args.split, args.save_path)
         return
-    if args.references and args.predictions and args.dataset == "demo":
-        args.dataset = "coco"       # whose object words count
     device = pick_device(args.device)
     if args.explanations:
-        torch.set_num_threads(1)    # or the last digit would depend on the cores: torchrun uses them all
+        torch.set_num_threads(1)    # results to the last digit must not depend on the number of cores
     set_seed(args.seed)
-    save_path = make_folder(args.save_path)
-    model, vocabulary, from_features = open_model(args, device) if args.weight else (None, None, False)
-    boxes, objects = open_boxes(args)
-    if model is None:
-        captions, references = read_captions(args)
+    if args.weight:
+        evaluate_model(args, device)
     else:
-        data = open_data(args, model, from_features)
-        study = partial(score_explanations, args, model, vocabulary, data, boxes=boxes, objects=objects,
-                        masks=open_masks(args, data), device=device)
-        sentences = caption_split(args, model, vocabulary, data, device)
-        if processes.rank():    # the first process does the rest
-            study(sentences)
-            return
-        captions, references = dict(zip(data.names, sentences, strict=True)), data.references
-        if args.references:
-            captions, references = other_references(args, captions)
-    scorers = caption_scorers(args, captions, boxes, objects, device)
-    write_json(save_path / f"predictions_{args.split}.json",
-               [{"image": name, "caption": text} for name, text in captions.items()])
-    metrics, each, problems = score_all(list(captions.values()), references, scorers)
-    for name, problem in problems.items():
-        print(f"warning: no {name}: {problem}", file=sys.stderr)
-    if problems and not metrics:
-        raise InputError("none of the scores could be had")
-    if args.explanations:
-        metrics |= study(sentences)
-    if args.per_image:
-        write_per_image(save_path / f"per_image_{args.split}.csv", captions, each)
-    write_json(save_path / f"metrics_{args.split}.json", metrics)
-    print(format_table({args.split: metrics}))
-    print(f"{save_path}/metrics_{args.split}.json")
+        evaluate_predictions(args, device)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,51 @@
-"""BERTScore (Zhang et al. 2020) of captions, through the package bert-score."""
+"""BERTScore (Zhang et al. 2020) of captions, computed by the package bert-score."""
 from pathlib import Path
 
 from tqdm import tqdm
 
 from captioning.errors import InputError
 
-CHUNK = 512         # captions at once: bert-score keeps the features of all words of a call
+CHUNK = 512         # captions per call: bert-score keeps the features of all words of a call in memory
 
 
 def bert_score(captions, references, model, layer=None, device="cpu"):
-    """F_BERT of each caption with the reference that it fits best, without idf or rescaling -> a list.
+    """F_BERT of each of N captions with its best-matching reference, without idf weights or rescaling.
 
-    model: a name on the hub or a local folder; layer: whose features count, by default the one that bert-score chose
-    for the model's name, else the last. A caption without words has 0, and one whose references all have none.
+    model: name of a model on the Hugging Face hub, or a local folder. layer: the layer whose features are compared, by
+    default the one that bert-score recommends for the model, otherwise the last. The score is 0 if the caption or all
+    its references are empty.
     """
     try:
-        from bert.bertscore import BERTScorer
+        from bert_score import BERTScorer
     except ImportError as error:
-        raise InputError(f"BERTScore is not installed ({error}): pip install -r bert/requirements.txt") from error
+        raise InputError(f"BERTScore is not installed ({error}): pip install bert-score") from error
     scorer = load(BERTScorer, str(model), layer, device)
     scores = [0.0] * len(captions)
-    references = [[text for text in sentences if text.strip()] for sentences in references]
-    whole = [i for i, caption in enumerate(captions) if caption.strip() and references[i]]
-    for start in tqdm(range(0, len(whole), CHUNK), desc="BERTScore", unit=f"{CHUNK} captions"):
-        chosen = whole[start:start + CHUNK]
-        _, _, best = scorer.score([captions[i] for i in chosen], [references[i] for i in chosen])
-        for i, value in zip(chosen, best.tolist(), strict=True):
-            scores[i] = value
+    references = [[text for text in texts if text.strip()] for texts in references]
+    non_empty = [i for i, caption in enumerate(captions) if caption.strip() and references[i]]
+    for start in tqdm(range(0, len(non_empty), CHUNK), desc="BERTScore", unit=f"{CHUNK} captions"):
+        indices = non_empty[start:start + CHUNK]
+        _, _, f_scores = scorer.score([captions[i] for i in indices], [references[i] for i in indices])
+        for i, score in zip(indices, f_scores.tolist(), strict=True):
+            scores[i] = score
     return scores
 
 
 def load(scorer_class, model, layer, device):
-    """bert-score's scorer with the tokens that its published scores were made with."""
+    """The scorer of bert-score, with the tokeniser settings of its published scores."""
     from bert_score.utils import model2layers
     from transformers import AutoConfig, AutoTokenizer
     try:
         config = AutoConfig.from_pretrained(model)
         layer = layer or model2layers.get(model) or model2layers.get(Path(model).name) or config.num_hidden_layers
         scorer = scorer_class(model_type=model, num_layers=layer, device=str(device))
-        # transformers 5 ignores the prefix space that bert-score asks RoBERTa's tokeniser for
+        # bert-score requests a prefix space for RoBERTa, which transformers 5 ignores
         tokenizer = AutoTokenizer.from_pretrained(model, add_prefix_space=True)
-    except Exception as error:      # of any kind: transformers reads what the folder holds
-        raise InputError(f"the model {model} of --bert_model cannot be loaded ({str(error).splitlines()[0]}): give a "
-                         "model of the hub where the network allows, or a local folder") from error
-    # a folder's tokeniser may not know how long its model's sentences are; RoBERTa's positions start at 2
+    except Exception as error:      # of any kind: transformers parses arbitrary files
+        raise InputError(f"the model {model} of --bert_model cannot be loaded ({str(error).splitlines()[0]}): give "
+                         "the name of a model on the Hugging Face hub, which requires network access, or a local folder"
+                         ) from error
+    # the tokeniser of a local folder may lack its maximum length; RoBERTa's positions start at 2
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings - 2)
     scorer._tokenizer = tokenizer
     return scorer

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: goes to the repository and finds or makes a Python with what REQUIREMENTS lists.
-# The active environment serves if it has everything; otherwise .venv here, filled once and again when the list changes.
+# Sourced by the other scripts: changes to the repository and activates a Python that has the packages in $REQUIREMENTS.
+# That is the active environment if it has them all, otherwise .venv, created once and updated when the list changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 requirements=${REQUIREMENTS:-requirements.txt}
@@ -29,8 +29,8 @@ else
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break
         python=
     done
-    [ -n "$python" ] || { echo "error: Python 3.10 or newer is needed: install it" >&2; exit 2; }
-    echo "installing $requirements into .venv (once, some minutes)"
+    [ -n "$python" ] || { echo "error: Python 3.10 or newer is required: install it" >&2; exit 2; }
+    echo "installing the packages in $requirements into .venv (once; takes a few minutes)"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
     PATH="$PWD/.venv/bin:$PATH"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up an environment and runs the tests; arguments go to pytest.
+# Sets up an environment, checks the code style and runs the tests. Arguments are passed on to pytest.
 REQUIREMENTS=tests/requirements.txt
 . "$(dirname "$0")/environment.sh"
 python -m ruff check .

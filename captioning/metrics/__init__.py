@@ -1,3 +1,3 @@
-"""Metrics of captions beyond those of pycocoevalcap and bert: object words, CHAIR, tables of scores.
+"""Caption metrics beyond those of the packages pycocoevalcap and bert: object words, CHAIR and tables of scores.
 
 Imports captioning.data and the modules of captioning."""

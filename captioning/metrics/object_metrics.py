@@ -3,48 +3,52 @@ from captioning.data.vocabulary import tokenise
 
 
 def chair_scores(captions, references, entries, objects):
-    """CHAIR of captions, with their pictures' references and box entries (or None), a list item an image.
+    """CHAIR (Rohrbach et al. 2018) of N captions, from N lists of reference captions and N box entries or None.
 
-    {"chair_i": share of object words whose object is not there, "chair_s": share of captions with such a word,
-    "object_precision": 1 − chair_i} and, if some objects are biased, object_precision of those and of all others, as
-    far as captions name any, and "companions_invented", the share of pictures with the first of a pair and without its
-    companion whose caption names the companion.
+    Returns {"chair_i": share of named objects that are not in the image, "chair_s": share of captions that name such an
+    object, "object_precision": 1 − chair_i}. If `objects` has biased categories, also "object_precision_biased" and
+    "object_precision_unbiased", each if captions name such categories, and "companions_invented": among the images that
+    show the first category of a pair without its companion, the share whose caption names the companion.
     """
-    right, biased, per_caption, invented = [], [], [], []
-    for there, categories in named_and_present(captions, references, entries, objects):
-        right += [category in there for category in categories]
-        biased += [category in objects.biased for category in categories]
-        per_caption.append(all(category in there for category in categories))
-        invented += [companion in categories for category, companion in objects.pairs.items()
-                     if category in there and companion not in there]
-    found = {"chair_i": 1 - _share(right), "chair_s": 1 - _share(per_caption), "object_precision": _share(right)}
+    is_correct, is_biased, captions_correct, companions = [], [], [], []
+    for named, present in named_and_present_categories(captions, references, entries, objects):
+        is_correct += [category in present for category in named]
+        is_biased += [category in objects.biased for category in named]
+        captions_correct.append(all(category in present for category in named))
+        companions += [companion in named for category, companion in objects.pairs.items()
+                       if category in present and companion not in present]
+    precision = _share(is_correct)
+    scores = {"chair_i": 1 - precision, "chair_s": 1 - _share(captions_correct), "object_precision": precision}
     if objects.biased:
         for name, wanted in (("biased", True), ("unbiased", False)):
-            chosen = [ok for ok, b in zip(right, biased, strict=True) if b == wanted]
-            found |= {f"object_precision_{name}": _share(chosen)} if chosen else {}
-    return found | ({"companions_invented": _share(invented)} if invented else {})
+            selected = [correct for correct, biased in zip(is_correct, is_biased, strict=True) if biased == wanted]
+            scores |= {f"object_precision_{name}": _share(selected)} if selected else {}
+    return scores | ({"companions_invented": _share(companions)} if companions else {})
 
 
-def named_and_present(captions, references, entries, objects):
-    """For each caption the categories in its picture and those that it names, as often as it does."""
-    for caption, sentences, entry in zip(captions, references, entries, strict=True):
+def named_and_present_categories(captions, references, entries, objects):
+    """Yields for each caption (list of the categories that it names, set of the categories present in its image)."""
+    for caption, image_references, entry in zip(captions, references, entries, strict=True):
         named = [category for _, category in objects.named(tokenise(caption))]
-        yield objects.present(entry, sentences), named
+        yield named, objects.present(entry, image_references)
 
 
 def frequent_word_scores(captions, references, words):
-    """{"map", "map_recall", "map_f1"}: means over `words` of precision, recall and F1 of "the caption has the word"
-    against "a reference has it" (method.md, section 9). Precision is of words that are predicted at all, recall of
-    words that references have, F1 of both."""
+    """Means over `words` of precision, recall and F1 of a word occurring in a caption (docs/method.md, section 9).
+
+    A prediction is correct if a reference caption of the image contains the word. Returns {"map": mean precision of the
+    words that occur in captions, "map_recall": mean recall of those that occur in references, "map_f1": mean F1 of
+    those that occur in either}, without the means of no words.
+    """
     predicted = [set(tokenise(caption)) for caption in captions]
-    true = [set().union(*(tokenise(text) for text in sentences)) for sentences in references]
+    true = [set().union(*(tokenise(text) for text in texts)) for texts in references]
     precision, recall, f1 = [], [], []
     for word in dict.fromkeys(words):
-        both = sum(word in said and word in there for said, there in zip(predicted, true, strict=True))
-        said, there = sum(word in some for some in predicted), sum(word in some for some in true)
-        precision += [both / said] if said else []
-        recall += [both / there] if there else []
-        f1 += [2 * both / (said + there)] if said + there else []
+        true_positives = sum(word in p and word in t for p, t in zip(predicted, true, strict=True))
+        in_captions, in_references = sum(word in p for p in predicted), sum(word in t for t in true)
+        precision += [true_positives / in_captions] if in_captions else []
+        recall += [true_positives / in_references] if in_references else []
+        f1 += [2 * true_positives / (in_captions + in_references)] if in_captions + in_references else []
     means = zip(("map", "map_recall", "map_f1"), (precision, recall, f1), strict=True)
     return {name: sum(values) / len(values) for name, values in means if values}
 

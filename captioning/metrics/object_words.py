@@ -1,5 +1,6 @@
-"""Object words: which objects a caption names, and which of them are in the picture."""
-from functools import cache
+"""Object words: the object categories that a caption names and those that are present in an image."""
+import importlib
+from functools import cache, cached_property
 from pathlib import Path
 
 from captioning.data.vocabulary import tokenise
@@ -7,34 +8,37 @@ from captioning.errors import InputError
 from captioning.files import read_json
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
-NOTHING = "none"        # the category of phrases that hold an object word and name no object: train tracks
+NO_OBJECT = "none"      # category of phrases that contain an object word but name no object, such as "train tracks"
 
 
 class Objects:
-    """words: {object word, or several separated by spaces: category}; pairs: {category: its companion, which habit
-    invents}; exact: whether boxes tell all that is in a picture, else its references count too."""
+    """The object categories of a data set and the words that name them.
+
+    words: {word, or several separated by spaces: category}. pairs: {category: its companion, which a biased model names
+    out of habit}. exact: whether the boxes cover all objects of an image; otherwise references count as well.
+    """
 
     def __init__(self, words, pairs=(), exact=False):
         self.words = {tuple(tokenise(phrase)): category for phrase, category in words.items()}
         self.pairs, self.exact = dict(pairs), exact
         self.biased = set(self.pairs.values())
-        self.longest = max(map(len, self.words), default=0)
+
+    @cached_property
+    def _tokenizer(self):
+        return _import("nltk.tokenize").MWETokenizer(self.words, separator=" ")
 
     def named(self, words):
-        """[(step, category)] of the object words in a list of words; the longest phrase counts, at its last word."""
-        found, t = [], 0
-        while t < len(words):
-            for length in range(min(self.longest, len(words) - t), 0, -1):
-                category = self.words.get(tuple(words[t:t + length]))
-                if category is not None:
-                    found += [(t + length - 1, category)] if category != NOTHING else []
-                    t += length - 1
-                    break
-            t += 1
-        return found
+        """[(step, category)] of the phrases in a list of words, the longest at each position, at their last words."""
+        named, step = [], -1
+        for phrase in self._tokenizer.tokenize(words):
+            phrase = tuple(phrase.split(" "))
+            step += len(phrase)
+            if self.words.get(phrase, NO_OBJECT) != NO_OBJECT:
+                named.append((step, self.words[phrase]))
+        return named
 
     def present(self, entry, references):
-        """Categories in a picture: those with a box, and unless boxes are exact those that its references name."""
+        """The set of categories in an image: those with boxes, and unless boxes are exact those named by references."""
         categories = set(entry["categories"]) if entry else set()
         if not self.exact:
             categories |= {category for text in references for _, category in self.named(tokenise(text))}
@@ -42,74 +46,83 @@ class Objects:
 
 
 def load_objects(data_folder, dataset, boxes, synonyms=None):
-    """The data set's objects_<dataset>.json, unless there is none or `synonyms` are given; else the categories in
-    `boxes` with the words that the file `synonyms`, by default coco_objects.txt, has for them. Where that knows all of
-    them, its other categories count too: captions may name what no picture shows."""
+    """The Objects of a data set, from its objects_<dataset>.json if that exists and `synonyms` is not given.
+
+    Otherwise they are the categories in `boxes` with the words listed for them in the file `synonyms`, by default
+    coco_objects.txt. If the file lists all these categories, its other categories are included, because captions may
+    name objects that no image shows.
+    """
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists() and not synonyms:
         content = read_json(path, ["words", "pairs"])
         words, pairs = content["words"], content["pairs"]
         if not (isinstance(words, dict) and all(isinstance(name, str) for name in words.values())
                 and isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)):
-            raise InputError(f"{path} must hold \"words\", {{word: category}}, and \"pairs\", a list of [category, "
+            raise InputError(f"{path} must contain \"words\", {{word: category}}, and \"pairs\", a list of [category, "
                              "companion]")
         return Objects(words, pairs, exact=True)
     lists = read_synonyms(synonyms or COCO_OBJECTS)
     categories = {name for entry in boxes.values() for name in entry["categories"]}
     if not categories <= lists.keys():
-        lists = {name: lists.get(name, []) for name in [*sorted(categories), NOTHING]}
+        lists = {name: lists.get(name, []) for name in [*sorted(categories), NO_OBJECT]}
     words = {}
     for category, others in lists.items():
-        for phrase in [category, *others] if category != NOTHING else others:
-            for form in (phrase, phrase.replace(" ", "")):      # wine glass, wineglass
+        for phrase in [category, *others] if category != NO_OBJECT else others:
+            for form in (phrase, phrase.replace(" ", "")):      # "wine glass" and "wineglass"
                 words.setdefault(form, category)
                 words.setdefault(plural(form), category)
     return Objects(words)
 
 
 def read_synonyms(path):
-    """{category: other words} of a text file with a line for each category: its name, then the words, after commas."""
+    """{category: [synonym, …]} of a text file with one line per category: its name and synonyms, comma-separated."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"the synonyms {path} cannot be read ({error}): give a text file") from error
     rows = [[phrase.strip() for phrase in line.split(",") if phrase.strip()] for line in lines if line.strip(" ,")]
     if not rows or any(not tokenise(phrase) for row in rows for phrase in row):
-        raise InputError(f"the synonyms {path} must have a line for each category: its name, then other words for it, "
-                         "with commas between them")
+        raise InputError(f"the synonyms {path} must contain one line per category: its name and its synonyms, "
+                         "separated by commas")
     return {category: words for category, *words in rows}
 
 
-@cache
-def _inflect():
+def _import(module):
+    """A module of a package that only object words need, so that all else works without it."""
     try:
-        import inflect
+        return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"plurals of object words need inflect ({error}): pip install inflect") from error
-    return inflect.engine()
+        package = module.partition(".")[0]
+        raise InputError(f"object words require {package} ({error}): pip install {package}") from error
+
+
+@cache
+def _inflect_engine():
+    return _import("inflect").engine()
 
 
 @cache
 def plural(phrase):
-    return _inflect().plural_noun(phrase)
+    return _inflect_engine().plural_noun(phrase)
 
 
 def frequent_words(dataset, objects, path=None):
-    """Words of `frequent_word_scores`: those of a file, the paper's for Flickr30K and COCO, else all objects'."""
+    """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for Flickr30K and COCO,
+    and for other data sets all single object words."""
     if path:
         try:
             words = tokenise(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"the object words {path} cannot be read ({error}): give a text file of words") from error
         if not words:
-            raise InputError(f"the object words {path} hold no word: give a text file of words")
+            raise InputError(f"the object words {path} contain no word: give a text file of words")
         return words
     lists = read_json(Path(__file__).with_name("object_words.json"))
-    own = "coco" if dataset.startswith("coco") else dataset
-    return lists.get(own) or sorted({phrase[0] for phrase, category in objects.words.items()
-                                    if len(phrase) == 1 and category != NOTHING})
+    words = lists.get("coco" if dataset.startswith("coco") else dataset)
+    return words or sorted({phrase[0] for phrase, category in objects.words.items()
+                            if len(phrase) == 1 and category != NO_OBJECT})
 
 
 def stop_words():
-    """The words of stop_words.txt."""
+    """The set of words in stop_words.txt."""
     return set(tokenise(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8")))

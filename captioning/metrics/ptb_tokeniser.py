@@ -1,21 +1,23 @@
-"""The tokens that Stanford's PTB tokeniser (CoreNLP 3.4.1), which the official caption metrics use, gives for captions;
-without Java. tests/test_tokeniser.py compares the two on COCO's captions."""
+"""The PTB tokeniser of Stanford CoreNLP 3.4.1, on which the official caption metrics are based, without Java.
+
+It reproduces the tokens of captions: tests/metrics/test_ptb_tokeniser.py compares both on captions of COCO.
+"""
 import re
 from functools import lru_cache
 
-# what the official metrics drop; in capitals there, brackets stay
+# dropped by the official metrics; brackets are kept
 PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 ABBREVIATIONS = ("mr mrs ms dr st ave etc rd blvd bldg penn co inc jr sr dept bros vs prof ft mt ct jan feb sept oct "
                  "mon tues gov gen sgt lt col capt rev hon ph est al corp ltd calif ky ind ga fla ste sq")
 SPELLINGS = str.maketrans("‘’`“”–—…£€", "'''\"\"--…#$") | {ord("–"): "--", ord("—"): "--", ord("…"): "..."}
 
-# the first alternative that fits is the token; (?i:…) where capitals do not matter
+# a token is the first alternative that matches; (?i:…): regardless of case
 TOKEN = re.compile(rf"""
     (?i: (?:https?://|www\.) [^\s"<>()]+ [^\s"<>().,;:!?']
        | [\w.+-]+ @ \w+ (?:\.\w+)+
        | [@#][a-z]\w*
-       | [<>]? [:;=] [-o*']? [()DPp] (?![a-z])                          # a smiley
+       | [<>]? [:;=] [-o*']? [()DPp] (?![a-z])                          # an emoticon
        | (?:[a-z]\.){{2,}} (?![a-z0-9])                                 # t.v.
        | (?:{"|".join(ABBREVIATIONS.split())})\. (?!\w)
        | no\. (?=\s*\d)
@@ -33,9 +35,9 @@ TOKEN = re.compile(rf"""
 """, re.VERBOSE)
 
 
-@lru_cache(maxsize=1 << 16)     # references come again with every validation
+@lru_cache(maxsize=1 << 16)     # every validation tokenises the same references
 def ptb_tokens(text):
-    """Lower-case tokens of a sentence, punctuation dropped: "A dog's T-shirt." -> ("a", "dog", "'s", "t-shirt")."""
+    """Lower-case tokens of a caption without punctuation: "A dog's T-shirt." -> ("a", "dog", "'s", "t-shirt")."""
     tokens = (token.lower() for token in TOKEN.findall(text.translate(SPELLINGS)))
     tokens = (re.sub(r"[][(){}]", lambda bracket: BRACKETS[bracket[0]], token) for token in tokens)
     return tuple(token for token in tokens if token not in PUNCTUATION)

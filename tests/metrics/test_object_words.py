@@ -1,11 +1,14 @@
 """Object words and CHAIR, counted by hand."""
 import json
+import random
+import sys
 
 import pytest
 
 from captioning.data.boxes import load_boxes
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
+from captioning.metrics import object_words
 from captioning.metrics.object_metrics import chair_scores
 from captioning.metrics.object_words import COCO_OBJECTS, Objects, load_objects, plural, read_synonyms
 
@@ -32,9 +35,9 @@ def test_plural(word, expected):
     assert plural(word) == expected
 
 
-@pytest.mark.parametrize("sentence, expected", [
+@pytest.mark.parametrize("caption, expected", [
     ("a dog and two cats", [(1, "dog"), (4, "cat")]),
-    ("a man eats a hot dog", [(1, "person"), (5, "hot dog")]),             # not a dog
+    ("a man eats a hot dog", [(1, "person"), (5, "hot dog")]),             # no dog
     ("two hot dogs", [(2, "hot dog")]),
     ("a teddy bear", [(2, "teddy bear")]),
     ("a dining table and a table", [(2, "dining table"), (5, "dining table")]),
@@ -42,42 +45,73 @@ def test_plural(word, expected):
     ("babies and ladies", [(0, "person"), (2, "person")]),
     ("wine glasses", [(1, "wine glass")]),
     ("wineglasses on a train track", [(0, "wine glass")]),
-    ("cattle though no picture shows any", [(0, "cow")]),
+    ("cattle though no image shows any", [(0, "cow")]),
     ("dogged", []),
     ("", []),
 ])
-def test_objects_that_a_caption_names(coco, sentence, expected):
-    assert coco.named(sentence.split()) == expected
+def test_objects_named_by_a_caption(coco, caption, expected):
+    assert coco.named(caption.split()) == expected
 
 
-def test_the_words_are_for_cocos_80_categories_and_no_word_is_for_two():
+def named_by_definition(phrases, words):
+    """From left to right, the longest phrase that starts at a word; phrases of category "none" name no object."""
+    named, t = [], 0
+    while t < len(words):
+        length = max((n for n in range(1, len(words) - t + 1) if " ".join(words[t:t + n]) in phrases), default=0)
+        category = phrases.get(" ".join(words[t:t + length]), "none")
+        named += [(t + length - 1, category)] if category != "none" else []
+        t += max(length, 1)
+    return named
+
+
+def test_objects_named_by_random_captions():
+    generator = random.Random(0)
+
+    def text(longest):
+        return generator.choices("abcd", k=generator.randint(1, longest))
+    for _ in range(1000):
+        phrases = {" ".join(text(4)): generator.choice(["dog", "cat", "none"]) for _ in range(generator.randint(0, 6))}
+        words = text(12)
+        assert Objects(phrases).named(words) == named_by_definition(phrases, words)
+
+
+@pytest.mark.parametrize("package, module", [("nltk", "nltk.tokenize"), ("inflect", "inflect")])
+def test_a_missing_package_is_reported_in_one_sentence(tmp_path, monkeypatch, package, module):
+    monkeypatch.setitem(sys.modules, module, None)      # importing it raises ImportError
+    object_words._inflect_engine.cache_clear()
+    plural.cache_clear()
+    with pytest.raises(InputError, match=f"object words require {package} .*: pip install {package}$"):
+        load_objects(tmp_path, "coco2017", {}).named(["dog"])
+
+
+def test_the_synonyms_cover_the_80_categories_of_coco_and_no_word_belongs_to_two():
     lists = read_synonyms(COCO_OBJECTS)
     words = [word for category, others in lists.items() for word in [category, *others]]
     assert len(lists.keys() - {"none"}) == 80 and len(words) == len(set(words))
 
 
-def test_synonyms_of_a_file(tmp_path):
+def test_synonyms_from_a_file(tmp_path):
     (tmp_path / "words.txt").write_text("dog, puppy , police dog\n\nplate\nnone, home plate\n")
     objects = load_objects(tmp_path, "coco2017", {"a.jpg": entry("dog", "cat")}, tmp_path / "words.txt")
-    said = tokenise("puppies and police dogs with two cats at the home plate with plates")
-    # the boxes' categories alone count, as the file does not know all of them
-    assert objects.named(said) == [(0, "dog"), (3, "dog"), (6, "cat")]
+    words = tokenise("puppies and police dogs with two cats at the home plate with plates")
+    # only the categories of the boxes are included, because the file does not list all of them
+    assert objects.named(words) == [(0, "dog"), (3, "dog"), (6, "cat")]
 
 
-def test_a_boxs_category_that_coco_lacks_has_its_own_name(tmp_path):
+def test_a_category_that_coco_does_not_have_is_named_by_its_own_name(tmp_path):
     objects = load_objects(tmp_path, "mine", {"a.jpg": entry("dog", "red panda")})
     assert objects.named(tokenise("puppies, red pandas, cats")) == [(0, "dog"), (2, "red panda")]
 
 
 @pytest.mark.parametrize("content", [None, "", " , \n", "dog, !!\n", b"\xff\xfe\x00"])
-def test_broken_synonyms(tmp_path, content):
+def test_invalid_synonyms(tmp_path, content):
     if content is not None:
         (tmp_path / "words.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match="words.txt"):
         read_synonyms(tmp_path / "words.txt")
 
 
-def test_boxes_of_cocos_instances(tmp_path):
+def test_boxes_of_coco_instances(tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps({
         "images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}],
         "categories": [{"id": 3, "name": "dog"}],
@@ -86,7 +120,7 @@ def test_boxes_of_cocos_instances(tmp_path):
     assert boxes["a.jpg"]["categories"] == {"dog": 3} and boxes["a.jpg"]["bbox"] == {"3": [[1, 2, 4, 6]]}
 
 
-def test_demo_words_come_from_the_file(tmp_path):
+def test_words_of_the_demo_data_set_are_read_from_its_file(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "objects_demo.json").write_text(json.dumps(
         {"words": {"puppy": "dog", "ball": "ball"}, "pairs": [["dog", "ball"]]}))
@@ -97,7 +131,7 @@ def test_demo_words_come_from_the_file(tmp_path):
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"words": [], "pairs": []}', '{"words": {"a": 1}, "pairs": []}',
                                      "{not json"])
-def test_broken_objects_file(tmp_path, content):
+def test_invalid_objects_file(tmp_path, content):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "objects_demo.json").write_text(content)
     with pytest.raises(InputError):
@@ -108,13 +142,13 @@ def test_broken_objects_file(tmp_path, content):
     [], {"a.jpg": []}, {"a.jpg": {"categories": {"dog": 1}, "bbox": {}, "shape": [10, 10]}},
     {"a.jpg": {"categories": {"dog": 1}, "bbox": {"1": [[1, 2, 3]]}, "shape": [10, 10]}},
     {"a.jpg": {"categories": {}, "bbox": {}, "shape": [0, 10]}}, {"a.jpg": {"categories": {}, "bbox": {}}}])
-def test_broken_boxes(tmp_path, content):
+def test_invalid_boxes(tmp_path, content):
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     with pytest.raises(InputError):
         load_boxes(tmp_path / "boxes.json")
 
 
-def test_sound_boxes(tmp_path):
+def test_valid_boxes(tmp_path):
     (tmp_path / "boxes.json").write_text(json.dumps({"a.jpg": entry("dog", "cat"), "b.jpg": entry()}))
     assert load_boxes(tmp_path / "boxes.json").keys() == {"a.jpg", "b.jpg"}
 
@@ -123,27 +157,27 @@ def test_chair_by_hand(coco):
     captions = ["a dog and a cat", "a man", "A bus.", "nothing here"]
     references = [["a dog"], ["grass"], ["many buses"], ["sky"]]
     entries = [entry("dog"), entry("person"), None, entry("dog")]
-    found = chair_scores(captions, references, entries, coco)
-    # of dog, cat, man, bus only the cat is not there; the bus is, by a reference
-    assert found == {"chair_i": 1 / 4, "chair_s": 1 / 4, "object_precision": 3 / 4}
+    scores = chair_scores(captions, references, entries, coco)
+    # of dog, cat, man and bus only the cat is not present; the bus is present because a reference names it
+    assert scores == {"chair_i": 1 / 4, "chair_s": 1 / 4, "object_precision": 3 / 4}
 
 
-def test_references_do_not_count_where_boxes_are_exact():
+def test_references_are_ignored_if_boxes_are_exact():
     objects = Objects({"bus": "bus"}, exact=True)
     assert chair_scores(["a bus"], [["a bus"]], [entry("dog")], objects)["chair_i"] == 1
     assert chair_scores(["a bus"], [["a dog"]], [entry("bus")], objects)["chair_i"] == 0
 
 
-def test_biased_objects_are_counted_apart():
+def test_biased_objects_are_counted_separately():
     objects = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, pairs=[("dog", "ball")], exact=True)
     captions, references = ["a dog with a ball", "a dog with a ball", "a cat"], [[""]] * 3
-    found = chair_scores(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
-    assert found["object_precision_biased"] == 1 / 2 and found["object_precision_unbiased"] == 2 / 3
-    assert found["object_precision"] == pytest.approx(3 / 5) and found["chair_s"] == pytest.approx(2 / 3)
+    scores = chair_scores(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
+    assert scores["object_precision_biased"] == 1 / 2 and scores["object_precision_unbiased"] == 2 / 3
+    assert scores["object_precision"] == pytest.approx(3 / 5) and scores["chair_s"] == pytest.approx(2 / 3)
 
 
-def test_what_no_caption_names_has_no_precision():
+def test_objects_that_no_caption_names_have_no_precision():
     objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
-    found = chair_scores(["a dog"], [[""]], [entry("dog")], objects)
-    assert "object_precision_biased" not in found and found["object_precision_unbiased"] == 1
+    scores = chair_scores(["a dog"], [[""]], [entry("dog")], objects)
+    assert "object_precision_biased" not in scores and scores["object_precision_unbiased"] == 1
     assert chair_scores(["nothing"], [[""]], [entry()], objects)["chair_i"] == 0

@@ -1,4 +1,4 @@
-"""Scores that do not depend on each other, their table and their CSV."""
+"""Metrics computed independently of each other, their table and their CSV file."""
 import csv
 
 from captioning.errors import InputError
@@ -6,18 +6,18 @@ from captioning.metrics.score_table import format_table, score_all, write_per_im
 
 
 def broken(captions, references):
-    raise ZeroDivisionError("of\nits own")
+    raise ZeroDivisionError("on\ntwo lines")
 
 
-def without_tools(captions, references):
-    raise InputError("no tool: install it")
+def not_installed(captions, references):
+    raise InputError("not installed: install it")
 
 
-def test_no_failure_loses_anothers_result():
+def test_metrics_are_computed_although_others_fail():
     length = {"length": lambda captions, references: ({"length": 2.0}, {"length": [1, 3]})}
-    found = score_all(["a", "abc"], [["a"], ["b"]], {"broken": broken} | length | {"missing": without_tools})
-    assert found == ({"length": 2.0}, {"length": [1, 3]},
-                     {"broken": "ZeroDivisionError: of its own", "missing": "no tool: install it"})
+    results = score_all(["a", "abc"], [["a"], ["b"]], {"broken": broken} | length | {"missing": not_installed})
+    assert results == ({"length": 2.0}, {"length": [1, 3]},
+                       {"broken": "ZeroDivisionError: on two lines", "missing": "not installed: install it"})
 
 
 def test_table():
@@ -26,7 +26,7 @@ def test_table():
                                  "spice            0.2500"]
 
 
-def test_scores_of_each_picture(tmp_path):
+def test_scores_of_each_image(tmp_path):
     captions = {"a.jpg": 'a "dog", on\ngrass', "é.jpg": ""}
     write_per_image(tmp_path / "s.csv", captions, {"cider": [1.5, 0.0], "objects": ["dog; hot dog", ""]})
     with open(tmp_path / "s.csv", newline="", encoding="utf-8") as file:

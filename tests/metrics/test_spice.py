@@ -1,5 +1,8 @@
-"""SPICE's jar on every Java here. Its parser's models (400 MB) are not: tuples are put where it keeps parsed sentences,
-so that all but the parser runs, with the tokeniser's CoreNLP 3.4.1 in the place of 3.6.0."""
+"""SPICE's jar, on every available Java.
+
+The models of its parser (400 MB) are not available: tuples are written to its cache of parsed captions, so that all but
+the parser runs, with the tokeniser's CoreNLP 3.4.1 in place of version 3.6.0.
+"""
 import functools
 import http.server
 import json
@@ -21,8 +24,8 @@ FILL = """if True:
     given = json.load(sys.stdin)
     jpype.startJVM(given["jvm"], *given["options"], classpath=given["jars"], convertStrings=True)
     array_list, tuples = jpype.JClass("java.util.ArrayList"), jpype.JClass("java.util.HashMap")()
-    for text, found in given["tuples"].items():
-        tuples.put(text, array_list([array_list(words) for words in found]))
+    for text, text_tuples in given["tuples"].items():
+        tuples.put(text, array_list([array_list(words) for words in text_tuples]))
     jpype.JClass("edu.anu.spice.LmdbTupleDB")(given["cache"]).putTransaction(tuples)
 """
 
@@ -35,17 +38,17 @@ def runtimes():
         return {first, java.runtime.__wrapped__()}
 
 
-@pytest.fixture(params=sorted(runtimes()), ids=lambda found: f"java{found.version}")
+@pytest.fixture(params=sorted(runtimes()), ids=lambda runtime: f"java{runtime.version}")
 def corenlp(request, tmp_path, monkeypatch):
-    """A folder with what stands for CoreNLP and its models."""
-    found = request.param
-    monkeypatch.setattr(java, "runtime", lambda: found)
+    """A folder with the replacement of CoreNLP and the cache."""
+    runtime = request.param
+    monkeypatch.setattr(java, "runtime", lambda: runtime)
     (tmp_path / "spice_cache").mkdir()
     for name in spice_jar.CORENLP:
         shutil.copy(java.package_file("tokenizer", "stanford-corenlp-3.4.1.jar"), tmp_path / name)
     jars = [*spice_jar.find_corenlp(tmp_path), java.package_file("spice", "spice-1.0.jar"),
             *java.package_file("spice", "lib").glob("*.jar")]
-    given = {"jvm": str(spice_jar.java_library(found.home)), "options": spice_jar.java_options(found.version),
+    given = {"jvm": str(spice_jar.java_library(runtime.home)), "options": spice_jar.java_options(runtime.version),
              "jars": list(map(str, jars)), "tuples": TUPLES, "cache": str(tmp_path / "spice_cache")}
     subprocess.run([sys.executable, "-c", FILL], input=json.dumps(given), text=True, check=True)
     return tmp_path
@@ -54,7 +57,7 @@ def corenlp(request, tmp_path, monkeypatch):
 def test_f1_of_tuples_by_hand(corenlp):
     captions = ["a dog on grass", "a dog", "a dog on grass", "a bicycle", "a dog", ""]
     references = [["a dog on grass"], ["a dog on grass", "a dog"], ["a dog"], ["a red bike"], ["a red bike"], ["a dog"]]
-    # identical; 1 of 1 and 1 of 3; 1 of 3 and 1 of 1; bicycle = bike, a synonym: 1 of 1 and 1 of 2; none; nothing said
+    # precision, recall: identical; 1/1, 1/3; 1/3, 1/1; 1/1, 1/2 with the synonyms bicycle and bike; none; no tuples
     assert spice_jar.spice(captions, references, corenlp) == pytest.approx([1, 1 / 2, 1 / 2, 2 / 3, 0, 0])
 
 
@@ -64,19 +67,19 @@ def test_as_a_metric(corenlp):
     assert total["spice"] == pytest.approx(3 / 4) and each["spice"] == pytest.approx([1 / 2, 1])
 
 
-def test_what_fails_in_java_is_one_sentence(corenlp):
+def test_a_failure_in_java_is_reported_in_one_sentence(corenlp):
     with pytest.raises(InputError, match="SPICE failed .*englishPCFG") as caught:
-        spice_jar.spice(["a sentence that must be parsed"], [["a dog"]], corenlp)
+        spice_jar.spice(["a caption that must be parsed"], [["a dog"]], corenlp)
     assert "\n" not in str(caught.value)
 
 
 def test_time_limit(corenlp, monkeypatch):
     monkeypatch.setattr(spice_jar, "LIMIT_SECONDS", (0.05, 0))
-    with pytest.raises(InputError, match="no answer in time"):
+    with pytest.raises(InputError, match="not answer in time"):
         spice_jar.spice(["a dog"], [["a dog"]], corenlp)
 
 
-def test_old_javas_get_no_options_that_they_do_not_know():
+def test_options_depend_on_the_version_of_java():
     options = {version: " ".join(spice_jar.java_options(version)) for version in (8, 11, 17, 25)}
     assert "--" not in options[8] and "--add-opens" in options[11] and "native" not in options[11]
     assert "native" in options[17] and "unsafe" not in options[17] and "unsafe" in options[25]
@@ -84,7 +87,7 @@ def test_old_javas_get_no_options_that_they_do_not_know():
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """A server's folder, from which CoreNLP is fetched."""
+    """Path of the archive on a local server from which CoreNLP is downloaded."""
     folder = tmp_path / "server"
     folder.mkdir()
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
@@ -95,7 +98,7 @@ def archive(tmp_path, monkeypatch):
         server.shutdown()
 
 
-def test_fetching_corenlp(archive, tmp_path):
+def test_download_of_corenlp(archive, tmp_path):
     with zipfile.ZipFile(archive, "w") as content:
         for name in (*spice_jar.CORENLP, "../elsewhere.jar"):
             content.writestr(f"{spice_jar.UNPACKED}/{name}", name)
@@ -104,8 +107,8 @@ def test_fetching_corenlp(archive, tmp_path):
     assert [path.read_text() for path in spice_jar.find_corenlp(tmp_path / "corenlp")] == list(spice_jar.CORENLP)
 
 
-@pytest.mark.parametrize("content", [None, b"no archive", "empty"])
-def test_what_cannot_be_fetched_is_one_sentence(archive, tmp_path, content):
+@pytest.mark.parametrize("content", [None, b"not an archive", "empty"])
+def test_a_failed_download_is_reported_in_one_sentence(archive, tmp_path, content):
     if content == "empty":
         zipfile.ZipFile(archive, "w").close()
     elif content:
@@ -117,5 +120,5 @@ def test_what_cannot_be_fetched_is_one_sentence(archive, tmp_path, content):
 
 def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(spice_jar, "ARCHIVE", "http://127.0.0.1:9/corenlp.zip")
-    with pytest.raises(InputError, match="could not be fetched .*--corenlp"):
+    with pytest.raises(InputError, match="could not be downloaded .*--corenlp"):
         spice_jar.fetch_corenlp(tmp_path)
