@@ -76,7 +76,7 @@ def main(args):
     print(f"    one image and one word at a time: {60 * n / single_seconds:.0f} images per minute, "
           f"{single_seconds / batched_seconds:.1f} times as long")
     differences = [abs(value - single_values[key]) for key, value in batched_values.items() if key in single_values]
-    print(f"    {len(differences)} common values, {sum(d > 1e-3 for d in differences)} of which differ by more than 0.001")
+    print(f"    {len(differences)} common values; {sum(d > 1e-3 for d in differences)} differ by more than 0.001")
 
 
 if __name__ == "__main__":

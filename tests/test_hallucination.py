@@ -13,7 +13,7 @@ from captioning.metrics.object_words import Objects
 
 
 def write_runs(folder, models=("gridtd", "aoa"), seeds=(1, 2, 3)):
-    """Hallucinated companions: 0.4 + seed / 100 in the base, about 0.1 less after lrp, 0.2 after cider; all else equal"""
+    """Hallucinated companions: 0.4 + seed / 100 in the base, 0.1 less after lrp, 0.2 after cider."""
     decrease = {"base": 0, "ce": 0, "lrp": 0.1, "cider": 0.2, "lrp_cider": 0.2}
     for model in models:
         for seed in seeds:
@@ -52,7 +52,8 @@ def test_changed_captions_are_shown_first():
     captions = [[with_ball, without, with_ball, without], [with_ball, without, without, with_ball]]
     selected, removed, added = before_after.select(cases, captions, objects, 3)
     assert (removed, added) == (1, 1)
-    assert [(i, hallucinated) for i, _, _, hallucinated in selected] == [(2, (True, False)), (3, (False, True)), (0, (True, True))]
+    assert [(i, hallucinated) for i, _, _, hallucinated in selected] == [
+        (2, (True, False)), (3, (False, True)), (0, (True, True))]
     assert before_after.explained_step(with_ball.split(), objects, "dog", "ball") == (4, "ball")
     assert before_after.explained_step(without.split(), objects, "dog", "ball") == (1, "dog")
     assert before_after.explained_step(["nothing"], objects, "dog", "ball") == (0, "nothing")

@@ -116,7 +116,7 @@ def test_share_of_regions_equals_a_literal_loop():
 
 
 def test_regions_and_the_pixels_that_they_cover_have_the_same_share():
-    """The same share of relevance lies inside the box if each region's relevance is distributed evenly over its pixels."""
+    """The share inside the box is the same if each region's relevance is distributed evenly over its pixels."""
     regions = torch.tensor([[[0, 0, 4, 6], [3, 2, 9, 8], [5, 5, 10, 10]]]).double() / 10
     relevance = torch.tensor([[3.0, 1.0, 2.0]]).double()
     box = torch.tensor([[[0.2, 0.1, 0.7, 0.9]]]).double()
