@@ -1,4 +1,4 @@
-"""Figure of what fine-tuning changed: python benchmarks/before_after.py output/demo output/demo_lrp_tune
+"""Figure of what fine-tuning changed: python benchmarks/before_after.py output/demo output/demo_finetuned
 
 Both folders contain checkpoint_best.pth and the files that evaluation.py wrote for the test split. Prints the scores of
 both models and writes <after>/before_after.png: test images without a planted companion, both captions, and LRP of the

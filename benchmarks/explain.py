@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from aoamodel import AOAModel
 from captioning.cli import Parser, add_device, positive_int
 from captioning.device import pick_device
+from captioning.errors import run_script
 from captioning.explanation import attribution, encoders
 from captioning.explanation.rules import LRP
 from gridTDmodel import GridTDModel
@@ -228,4 +229,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    run_script(main, get_args_parser().parse_args())

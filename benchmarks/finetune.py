@@ -18,6 +18,7 @@ from benchmarks.explain import MODELS, measure, report
 from captioning.cli import Parser, add_device, positive_int
 from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioning.device import pick_device
+from captioning.errors import run_script
 from captioning.explanation.lrp_inference import lrp_loss
 from captioning.training.loop import make_optimizer, train_step
 from captioning.training.losses import teacher_forced_loss
@@ -127,4 +128,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    run_script(main, get_args_parser().parse_args())
