@@ -1,8 +1,9 @@
-"""Pictures a minute of all scores of explanations: batched, and one picture and one word at a time.
+"""Speed of the explanation experiments, batched against one image and one word at a time.
 
     python benchmarks/explanation_scores.py --weight output/demo/checkpoint_best.pth
 
-The same functions, methods, pictures and captions; sanity checks aside. Also prints how far the values differ.
+Both use the same functions, methods, images and captions, without the sanity checks. Also prints how many of their
+values differ.
 """
 import sys
 import time
@@ -27,16 +28,17 @@ def get_args_parser():
     parser = Parser(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--weight", required=True, help="checkpoint of a captioning model")
-    add("--dataset", default="demo", help="a data set with boxes and masks")
-    add("--data_folder", default="data", help="where preparedataset.py wrote it")
-    add("--images", type=positive_int, default=16, help="pictures in all")
-    add("--batch_size", type=positive_int, default=16, help="pictures at once")
+    add("--dataset", default="demo", help="name of a data set with boxes and masks")
+    add("--data_folder", default="data", help="folder of prepared data sets")
+    add("--images", type=positive_int, default=16, help="number of images")
+    add("--batch_size", type=positive_int, default=16, help="images per batch")
     add_device(parser)
     return parser
 
 
 def run(make_batch, groups):
-    """({(image, step, word, method, measure): value}, seconds) of batches made from `groups`."""
+    """({(image, step, word, method, measure): value}, seconds) of one batch for each of `groups`, arguments of
+    make_batch."""
     started = time.perf_counter()
     rows = [row for group in groups for batch in [make_batch(*group)] for name in NAMES
             for row in measure(EXPERIMENTS[name], batch)]
@@ -64,17 +66,17 @@ def main(args):
 
     n = len(images)
     run(make_batch, [([0],)])       # warm up
-    together, batched = run(make_batch, [(list(range(i, min(i + args.batch_size, n))),)
-                                         for i in range(0, n, args.batch_size)])
-    single, literal = run(make_batch, [([i], step) for i in range(n) for step in range(len(words[i]))])
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{type(model).__name__}, {n} pictures, {len(NAMES)} experiments, {len(METHODS)} methods, {len(together)} "
-          f"values; {what}")
-    print(f"    {args.batch_size} pictures at once: {60 * n / batched:.0f} pictures a minute")
-    print(f"    one picture and one word at a time: {60 * n / literal:.0f} pictures a minute, {literal / batched:.1f} "
-          "times as long")
-    differ = [abs(value - single[key]) for key, value in together.items() if key in single]
-    print(f"    {len(differ)} values in both, {sum(d > 1e-3 for d in differ)} of them differ by more than 0.001")
+    batched_values, batched_seconds = run(make_batch, [(list(range(i, min(i + args.batch_size, n))),)
+                                                       for i in range(0, n, args.batch_size)])
+    single_values, single_seconds = run(make_batch, [([i], step) for i in range(n) for step in range(len(words[i]))])
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{type(model).__name__}, {n} images, {len(NAMES)} experiments, {len(METHODS)} methods, "
+          f"{len(batched_values)} values; {hardware}")
+    print(f"    {args.batch_size} images per batch: {60 * n / batched_seconds:.0f} images per minute")
+    print(f"    one image and one word at a time: {60 * n / single_seconds:.0f} images per minute, "
+          f"{single_seconds / batched_seconds:.1f} times as long")
+    differences = [abs(value - single_values[key]) for key, value in batched_values.items() if key in single_values]
+    print(f"    {len(differences)} common values; {sum(d > 1e-3 for d in differences)} differ by more than 0.001")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Table and plot of configs/hallucination_experiment.sh: python benchmarks/hallucination.py output/hallucination
+"""Table and figure of configs/hallucination_experiment.sh: python benchmarks/hallucination.py output/hallucination
 
 Reads <folder>/<model>_<seed>/<mode>/metrics_test.json; writes <folder>/table.md and <folder>/differences.png.
 """
@@ -19,58 +19,63 @@ METRICS = {"cider": "CIDEr", "bleu_4": "BLEU-4", "map": "precision", "map_recall
 
 def get_args_parser():
     parser = Parser(__doc__.split("\n")[0])
-    parser.add_argument("folder", help="of the runs")
+    parser.add_argument("folder", help="folder of the runs")
     return parser
 
 
 def read_runs(folder):
-    """{model: {mode: {seed: metrics}}} of the seeds that have all modes; variants follow, of those that have them."""
+    """{model: {mode: {seed: metrics}}} of the random seeds for which all modes are finished.
+
+    Other modes (variants) follow, each with the seeds for which it is finished. InputError if there is no finished run.
+    """
     runs = {}
     for path in sorted(Path(folder).glob("*_*/base/metrics_test.json")):
         model, seed = path.parts[-3].rsplit("_", 1)
         paths = {mode: path.parents[1] / mode / path.name for mode in MODES}
-        if all(other.exists() for other in paths.values()):
-            paths |= {other.parent.name: other for other in sorted(path.parents[1].glob(f"*/{path.name}"))}
-            for mode, other in paths.items():
-                runs.setdefault(model, {}).setdefault(mode, {})[seed] = read_json(other, METRICS)
+        if all(mode_path.exists() for mode_path in paths.values()):
+            paths |= {variant.parent.name: variant for variant in sorted(path.parents[1].glob(f"*/{path.name}"))}
+            for mode, mode_path in paths.items():
+                runs.setdefault(model, {}).setdefault(mode, {})[seed] = read_json(mode_path, METRICS)
     if not runs:
-        raise InputError(f"{folder} holds no finished runs: make them with configs/hallucination_experiment.sh")
+        raise InputError(f"{folder} contains no finished runs: run configs/hallucination_experiment.sh first")
     return runs
 
 
 def mean_and_error(values):
-    """"mean ± standard error" in three decimals."""
+    """Text "mean ± standard error" with three decimals."""
     error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{error}"
 
 
 def differences(runs, model, mode, metric):
-    """Of each seed: what the mode has more than the control."""
+    """Differences of a metric between a mode and the control, one per random seed."""
     return [metrics[metric] - runs[model][CONTROL][seed][metric] for seed, metrics in runs[model][mode].items()]
 
 
-def name_of(mode, seeds):
+def label(mode, seeds):
+    """Name of a mode; of a variant also its random seeds."""
     return mode if mode in MODES else f"{mode} (seeds {', '.join(seeds)})"
 
 
 def format_table(runs):
+    """Markdown tables, one per model: means and standard errors, then paired differences to the control."""
     lines = []
     for model, modes in runs.items():
         lines += ["", f"| {model}, {len(modes['base'])} seeds | " + " | ".join(METRICS.values()) + " |",
                   "|---" * (len(METRICS) + 1) + "|"]
         for mode, seeds in modes.items():
             cells = [mean_and_error([metrics[metric] for metrics in seeds.values()]) for metric in METRICS]
-            lines.append(f"| {name_of(mode, seeds)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {label(mode, seeds)} | " + " | ".join(cells) + " |")
         for mode in list(modes)[2:]:
             cells = [mean_and_error(differences(runs, model, mode, metric)) for metric in METRICS]
-            lines.append(f"| {name_of(mode, modes[mode])} − {CONTROL} | " + " | ".join(cells) + " |")
+            lines.append(f"| {label(mode, modes[mode])} − {CONTROL} | " + " | ".join(cells) + " |")
     return "\n".join(lines[1:]) + "\n"
 
 
 def draw(path, runs):
-    """Every seed's difference to the control, with mean and standard error: invented companions and CIDEr."""
+    """Figure of the differences to the control: one dot per random seed, and mean and standard error of each mode."""
     from matplotlib.figure import Figure
-    shown = {"companions_invented": "companions invented", "chair_i": "CHAIR_i", "cider": "CIDEr"}
+    shown = {"companions_invented": "companions hallucinated", "chair_i": "CHAIR_i", "cider": "CIDEr"}
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axes, (metric, name) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
         for m, model in enumerate(runs):
@@ -82,7 +87,7 @@ def draw(path, runs):
                 axes.errorbar([x + 0.08], [statistics.fmean(values)], yerr=[error], color=colour, fmt="_", capsize=3,
                               markersize=12, label=model if k == 0 else None)
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set(title=f"{name}, less the control's", xticks=range(len(MODES) - 2), xticklabels=MODES[2:])
+        axes.set(title=f"{name}, difference to control", xticks=range(len(MODES) - 2), xticklabels=MODES[2:])
         axes.grid(axis="y", alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:

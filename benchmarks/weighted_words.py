@@ -1,7 +1,8 @@
-"""What LRP-inference does to right and to invented words: python benchmarks/weighted_words.py output/demo
+"""Effect of LRP-inference weights on present and hallucinated objects: python benchmarks/weighted_words.py output/demo
 
-Of the object words in a run's own test captions (predictions_test.json): the mean probability p of the word, p̃ with the
-weights ω of this word, and how much of its logit comes from the context ĉ and from the hidden state h.
+For the object words in a model's own test captions (predictions_test.json): the mean probability p of the word, its
+probability p̃ with the weights ω of this word (docs/method.md, section 7), and the parts of its logit that come from the
+context ĉ and the hidden state h.
 """
 import sys
 from pathlib import Path
@@ -22,27 +23,27 @@ from captioning.metrics.object_words import load_objects
 def get_args_parser():
     parser = Parser(__doc__.split("\n")[0])
     add = parser.add_argument
-    add("run", help="folder with checkpoint_last.pth and what evaluation.py wrote for the test split")
+    add("run", help="folder with checkpoint_last.pth and the files that evaluation.py wrote for the test split")
     add("--dataset", default="demo", help="name of the data set")
-    add("--data_folder", default="data", help="where preparedataset.py wrote it")
-    add("--batch_size", type=positive_int, default=50, help="pictures at once")
+    add("--data_folder", default="data", help="folder of prepared data sets")
+    add("--batch_size", type=positive_int, default=50, help="images per batch")
     return parser
 
 
 def object_words(captions, names, boxes, objects):
-    """[(picture, step, kind)] of the object words in the captions."""
+    """[(index of the image, step, kind)] of the object words in the captions."""
     return [(i, t, ("companion" if category in objects.biased else "other object")
-             + (", there" if category in boxes[name]["categories"] else ", invented"))
+             + (", present" if category in boxes[name]["categories"] else ", hallucinated"))
             for i, (caption, name) in enumerate(zip(captions, names, strict=True))
             for t, category in objects.named(caption.split())]
 
 
 @torch.no_grad()
 def measure(model, images, ids):
-    """p, p̃ and the logit's parts from ĉ and h of the words ids[:, 1:]: (B, T, 4)."""
+    """(B, T, 4): p, p̃ and the logit's parts from ĉ and h of the words ids[:, 1:]."""
     trace, words = model.teacher_force(model.encode(images), ids[:, None]), ids[:, None, 1:]
-    none = torch.zeros(len(model.W_o.weight), dtype=torch.bool)
-    weighted = weighted_hidden(model, trace.c_hat, trace.h, words, none)
+    no_stop_words = torch.zeros(len(model.W_o.weight), dtype=torch.bool)
+    weighted = weighted_hidden(model, trace.c_hat, trace.h, words, no_stop_words)
     p = [model.W_o(hidden).softmax(-1).gather(-1, words[..., None]).squeeze(-1) for hidden in (trace.hidden, weighted)]
     parts = [(model.W_o.weight[words] * part).sum(-1) for part in (trace.c_hat, trace.h)]
     return torch.stack(p + parts, -1)[:, 0]
@@ -53,15 +54,15 @@ def main(args):
     data = CaptionDataset(args.data_folder, args.dataset, "test", image_size=checkpoint.image_size(model))
     boxes = load_boxes(Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
     captions = list(read_predictions(Path(args.run) / "predictions_test.json", data.names, {}).values())
-    named = object_words(captions, data.names, boxes, load_objects(args.data_folder, args.dataset, boxes))
+    words = object_words(captions, data.names, boxes, load_objects(args.data_folder, args.dataset, boxes))
     encoded = [torch.tensor(vocabulary.encode(caption.split(), len(caption))) for caption in captions]
     encoded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
-    found = torch.cat([measure(model, data.__getitems__(part.tolist())["images"], encoded[part])
-                       for part in torch.arange(len(data)).split(args.batch_size)])
-    print(f"{'word':24}{'count':>6}{'p':>8}{'p̃':>8}{'from ĉ':>8}{'from h':>8}")
-    for kind in sorted({kind for *_, kind in named}):
-        rows = torch.stack([found[i, t] for i, t, own in named if own == kind])
-        print(f"{kind:24}{len(rows):6}" + "".join(f"{value:8.2f}" for value in rows.mean(0).tolist()))
+    values = torch.cat([measure(model, data.__getitems__(indices.tolist())["images"], encoded[indices])
+                        for indices in torch.arange(len(data)).split(args.batch_size)])
+    print(f"{'word':28}{'count':>6}{'p':>8}{'p̃':>8}{'from ĉ':>8}{'from h':>8}")
+    for kind in sorted({kind for *_, kind in words}):
+        rows = torch.stack([values[i, t] for i, t, word_kind in words if word_kind == kind])
+        print(f"{kind:28}{len(rows):6}" + "".join(f"{value:8.2f}" for value in rows.mean(0).tolist()))
 
 
 if __name__ == "__main__":

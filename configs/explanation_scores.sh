@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Which explanation tells the truth? Both models on the demo's test pictures, after `bash configs/demo.sh`: trains aoa
-# as that trained gridtd, then scores every explanation. Interrupted, it goes on when it is run again.
+# Evaluates the explanation methods of both models on the demo's test images. Run `bash configs/demo.sh` first, which
+# trains gridtd; this script trains aoa with the same settings and runs every experiment (docs/experiments.md).
+# If interrupted, run it again: it resumes.
 . "$(dirname "$0")/environment.sh"
 export OMP_NUM_THREADS=1
 
@@ -26,18 +27,22 @@ python train.py \
     --workers 1 \
     --save_path output/demo_aoa
 
+methods="lrp gradient grad_cam guided_backprop guided_grad_cam attention random"
+experiments="ablation correctness tpfp deletion_insertion pointing_game mask_mass"
 for model in demo demo_aoa; do
-    python evaluation.py \
-        --weight output/$model/checkpoint_best.pth \
+    weight=output/$model/checkpoint_best.pth
+    # evaluation.py writes metrics_test.json last: what is newer than the checkpoint is finished
+    [ output/$model/scores/metrics_test.json -nt $weight ] || python evaluation.py \
+        --weight $weight \
         --dataset demo \
-        --explanations ablation correctness tpfp deletion_insertion pointing_game mask_mass \
-        --methods lrp gradient grad_cam guided_backprop guided_grad_cam attention random \
+        --explanations $experiments \
+        --methods $methods \
         --save_path output/$model/scores
-    python evaluation.py \
-        --weight output/$model/checkpoint_best.pth \
+    [ output/$model/sanity/metrics_test.json -nt $weight ] || python evaluation.py \
+        --weight $weight \
         --dataset demo \
         --explanations sanity \
-        --methods lrp gradient grad_cam guided_backprop guided_grad_cam attention random \
+        --methods $methods \
         --max_images 100 \
         --save_path output/$model/sanity
 done

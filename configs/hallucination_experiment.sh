@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Does LRP-inference fine-tuning make a model invent fewer objects? On the demo's biased pictures: both models, five
-# seeds, each trained and then fine-tuned in four ways for as many steps; scores on test pictures where the planted
-# companions are missing half the time. Hours on two cores; QUICK=1 takes one seed and one epoch, 15 minutes.
+# Does LRP-inference fine-tuning reduce object hallucination? Trains both models on biased demo scenes with five random
+# seeds, fine-tunes each in four modes for the same number of steps, and evaluates on test images in which the planted
+# companion is missing half the time (docs/experiments.md). Takes hours on two cores; QUICK=1 runs one seed and one epoch
+# in 15 minutes. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs, one job per core):
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
-#     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh     adds a variant
-# Interrupted, it goes on when it is run again.
+# A variant of a mode with other flags, beside the existing runs:
+#     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh
 . "$(dirname "$0")/environment.sh"
-export OMP_NUM_THREADS=1    # a job for each core instead
+export OMP_NUM_THREADS=1    # one job per core instead
 if [ -n "${QUICK:-}" ]; then
     SEEDS=${SEEDS:-1} EPOCHS=${EPOCHS:-1} OUT=${OUT:-output/hallucination_quick}
 fi
@@ -20,7 +21,7 @@ export OUT=${OUT:-output/hallucination}
     --bias 0.95 \
     --test_bias 0.5
 
-evaluate() {    # folder of a run
+evaluate() {    # arguments: folder of a run
     [ -f "$1/metrics_test.json" ] || python evaluation.py \
         --weight "$1/checkpoint_last.pth" \
         --dataset demo \
@@ -30,7 +31,7 @@ evaluate() {    # folder of a run
         --save_path "$1"
 }
 
-chain() {       # model, seed
+train_and_finetune() {      # arguments: model type, random seed
     local run=$OUT/$1_$2
     mkdir -p "$run"
     exec >>"$run/output.txt" 2>&1
@@ -60,7 +61,7 @@ chain() {       # model, seed
     evaluate "$run/base"
     for mode in $MODES; do
         local lr=5e-4
-        [[ $mode == *cider ]] && lr=1e-4    # more, and captions lose their form
+        [[ $mode == *cider ]] && lr=1e-4    # a higher rate degrades the captions' grammar
         python finetune.py \
             --weight "$run/base/checkpoint_last.pth" \
             --${mode}_tune \
@@ -75,11 +76,11 @@ chain() {       # model, seed
         evaluate "$run/$mode$NAME"
     done
 }
-export -f chain evaluate
+export -f train_and_finetune evaluate
 
 for seed in ${SEEDS:-1 2 3 4 5}; do
     printf '%s %s\n' gridtd "$seed" aoa "$seed"
 done | xargs -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -L 1 bash -c '
-    echo "$0, seed $1: started, see $OUT/$0_$1/output.txt"
-    bash -euo pipefail -c "chain $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
+    echo "$0, seed $1: started, output in $OUT/$0_$1/output.txt"
+    bash -euo pipefail -c "train_and_finetune $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
 python benchmarks/hallucination.py "$OUT"

@@ -1,4 +1,4 @@
-"""The experiment's table, and what before_after.py shows, on runs whose numbers are known."""
+"""Table of the hallucination experiment and figure of before_after.py, on runs with known numbers."""
 import json
 
 import numpy as np
@@ -13,20 +13,20 @@ from captioning.metrics.object_words import Objects
 
 
 def write_runs(folder, models=("gridtd", "aoa"), seeds=(1, 2, 3)):
-    """Invented companions: 0.4 + seed / 100 in the base, 0.1 less after lrp, 0.2 after cider; the rest the same"""
-    less = {"base": 0, "ce": 0, "lrp": 0.1, "cider": 0.2, "lrp_cider": 0.2}
+    """Hallucinated companions: 0.4 + seed / 100 in the base, 0.1 less after lrp, 0.2 after cider."""
+    decrease = {"base": 0, "ce": 0, "lrp": 0.1, "cider": 0.2, "lrp_cider": 0.2}
     for model in models:
         for seed in seeds:
             for mode in hallucination.MODES:
                 path = folder / f"{model}_{seed}" / mode / "metrics_test.json"
                 path.parent.mkdir(parents=True)
                 path.write_text(json.dumps(dict.fromkeys(hallucination.METRICS, 0.5) | {
-                    "companions_invented": 0.4 + seed / 100 - less[mode] * (1 + (seed - 2) / 10)}))
+                    "companions_invented": 0.4 + seed / 100 - decrease[mode] * (1 + (seed - 2) / 10)}))
 
 
-def test_table_has_means_errors_and_paired_differences(tmp_path):
+def test_table_of_means_standard_errors_and_paired_differences(tmp_path):
     write_runs(tmp_path)
-    (tmp_path / "gridtd_4" / "base").mkdir(parents=True)        # not finished: not counted
+    (tmp_path / "gridtd_4" / "base").mkdir(parents=True)        # unfinished: not counted
     (tmp_path / "gridtd_4" / "base" / "metrics_test.json").write_text("{}")
     hallucination.main(hallucination.get_args_parser().parse_args([str(tmp_path)]))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]]
@@ -40,25 +40,26 @@ def test_table_has_means_errors_and_paired_differences(tmp_path):
     assert (tmp_path / "differences.png").stat().st_size > 5000
 
 
-def test_no_runs_are_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="no finished runs.*hallucination_experiment.sh"):
+def test_a_folder_without_runs_is_rejected(tmp_path):
+    with pytest.raises(InputError, match="contains no finished runs.*hallucination_experiment.sh"):
         hallucination.read_runs(tmp_path)
 
 
-def test_changes_are_shown_first():
+def test_changed_captions_are_shown_first():
     objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
     cases = [(i, "dog", "ball") for i in range(4)]
     with_ball, without = "a dog with a ball", "a dog"
     captions = [[with_ball, without, with_ball, without], [with_ball, without, without, with_ball]]
-    chosen, cured, new = before_after.choose(cases, captions, objects, 3)
-    assert (cured, new) == (1, 1)
-    assert [(i, said) for i, _, _, said in chosen] == [(2, (True, False)), (3, (False, True)), (0, (True, True))]
+    selected, removed, added = before_after.select(cases, captions, objects, 3)
+    assert (removed, added) == (1, 1)
+    assert [(i, hallucinated) for i, _, _, hallucinated in selected] == [
+        (2, (True, False)), (3, (False, True)), (0, (True, True))]
     assert before_after.explained_step(with_ball.split(), objects, "dog", "ball") == (4, "ball")
     assert before_after.explained_step(without.split(), objects, "dog", "ball") == (1, "dog")
     assert before_after.explained_step(["nothing"], objects, "dog", "ball") == (0, "nothing")
 
 
-def test_before_and_after_of_two_models(demo_data, tmp_path, capsys):
+def test_figure_of_two_models(demo_data, tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("before", "after")]
     for folder, seed in zip(folders, "12", strict=True):
         train_run(demo_data, folder, "--epochs", "1", "--seed", seed, "--decoder_lr", "1e-2")
@@ -70,9 +71,9 @@ def test_before_and_after_of_two_models(demo_data, tmp_path, capsys):
     data = before_after.CaptionDataset(demo_data, "demo", "test")
     boxes = json.loads((demo_data / "demo" / "boxes_demo.json").read_text())
     objects = before_after.load_objects(demo_data, "demo", boxes)
-    for i, first, companion in before_after.lacking(data, boxes, objects):
+    for i, first, companion in before_after.images_without_companion(data, boxes, objects):
         assert first in boxes[data.names[i]]["categories"] and companion not in boxes[data.names[i]]["categories"]
     before_after.main(before_after.get_args_parser().parse_args(arguments))
     assert "companions_invented" in capsys.readouterr().out
-    picture = np.asarray(Image.open(tmp_path / "after" / "before_after.png"))
-    assert picture.shape[1] == 840 and picture.std() > 10
+    figure = np.asarray(Image.open(tmp_path / "after" / "before_after.png"))
+    assert figure.shape[1] == 840 and figure.std() > 10

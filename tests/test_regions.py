@@ -1,4 +1,4 @@
-"""Bottom-up features from end to end: masking, explanations drawn as boxes, and the page in a browser."""
+"""Region features from end to end: masking, explanations drawn as boxes, and the page in a browser."""
 import csv
 import html
 import json
@@ -24,12 +24,12 @@ from captioning.errors import InputError
 from gridTDmodel import GridTDModel
 
 MODELS = [GridTDModel, AOAModel]
-COUNTS = [3, 5, 1, 5, 5, 5, 5, 5]       # regions of the test pictures, of at most 5
+COUNTS = [3, 5, 1, 5, 5, 5, 5, 5]       # number of regions of each test image, at most 5
 
 
 @pytest.fixture(scope="module")
 def data(demo_data):
-    """The demo data folder with regions of 6 channels for its test pictures"""
+    """The demo data folder with region features of 6 channels for its test images."""
     with h5py.File(split_path(demo_data, "demo", "test")) as file:
         names = file["names"].asstr()[:].tolist()
     rng, folder = np.random.default_rng(0), demo_data / "regions"
@@ -46,9 +46,9 @@ def data(demo_data):
 def weights(request, data, tmp_path_factory):
     words = read(data / "demo" / "wordmap_demo.json")
     torch.manual_seed(0)
-    own = {"num_head": 2} if request.param is AOAModel else {"attention_dim": 5}
+    options = {"num_head": 2} if request.param is AOAModel else {"attention_dim": 5}
     path = tmp_path_factory.mktemp("weights") / "x.pth"
-    checkpoint.save(path, request.param(len(words), 8, 16, encoder=None, feature_dim=6, **own), words)
+    checkpoint.save(path, request.param(len(words), 8, 16, encoder=None, feature_dim=6, **options), words)
     return path
 
 
@@ -61,29 +61,29 @@ def run(weights, data, save_path, *flags):
 
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("method", ["lrp", "gradient", "guided_backprop"])
-def test_padded_regions_are_not_there(model_type, method):
-    """A picture of 3 regions among pictures of 5 is explained as it is alone, without padding"""
+def test_padding_does_not_change_explanations(model_type, method):
+    """An image of 3 regions in a batch of images with 5 has the same explanation as alone, without padding."""
     model, captions = make(model_type), torch.tensor([[1, 7, 3, 9]] * 3)
     features = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features[1, 3:], features[2, 1:] = 0, 0
-    found = getattr(model, method)(features, captions)
+    batched = getattr(model, method)(features, captions)
     for b, n in enumerate([5, 3, 1]):
         alone = getattr(model, method)(features[b:b + 1, :n], captions[:1])
-        assert not found.features[b, :, n:].any() and not found.attention[b, ..., n:].any()
+        assert not batched.features[b, :, n:].any() and not batched.attention[b, ..., n:].any()
         for part in ("logits", "words"):
-            torch.testing.assert_close(getattr(found, part)[b:b + 1], getattr(alone, part))
-        torch.testing.assert_close(found.features[b:b + 1, :, :n], alone.features)
-        torch.testing.assert_close(found.attention[b:b + 1, ..., :n], alone.attention)
+            torch.testing.assert_close(getattr(batched, part)[b:b + 1], getattr(alone, part))
+        torch.testing.assert_close(batched.features[b:b + 1, :, :n], alone.features)
+        torch.testing.assert_close(batched.attention[b:b + 1, ..., :n], alone.attention)
 
 
 def test_explanations_of_a_split(weights, data, tmp_path):
-    found = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop", "attention", "--max_images",
-                "4", "--batch_size", "3")
-    assert len(found) == 4
+    explanations = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop", "attention",
+                       "--max_images", "4", "--batch_size", "3")
+    assert len(explanations) == 4
     split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test", "bottom_up"))
     model, vocabulary = checkpoint.load(weights)
     for i, (name, n) in enumerate(zip(split.names[:4], COUNTS, strict=False)):
-        arrays = found[name.removesuffix(".png")]
+        arrays = explanations[name.removesuffix(".png")]
         T = len(arrays["words"]) - 1
         assert arrays["boxes"].shape == (n, 4) and not any(key.endswith("_pixels") for key in arrays)
         assert arrays["lrp_regions"].shape == arrays["attention_regions"].shape == (T, n)
@@ -92,37 +92,37 @@ def test_explanations_of_a_split(weights, data, tmp_path):
         expected = model.lrp(split.read_features([i]), ids).features.sum(-1)[0, :, :n]
         np.testing.assert_allclose(arrays["lrp_regions"], expected.numpy(), rtol=1e-4, atol=1e-5)
         folder = tmp_path / name.removesuffix(".png")
-        pictures = [np.asarray(Image.open(folder / f"{method}.png").convert("RGB"), int) for method in
+        figures = [np.asarray(Image.open(folder / f"{method}.png").convert("RGB"), int) for method in
                     ("lrp", "attention")]
-        red, blue = pictures[0][..., 0] - pictures[0][..., 2], pictures[0][..., 2] - pictures[0][..., 0]
+        red, blue = figures[0][..., 0] - figures[0][..., 2], figures[0][..., 2] - figures[0][..., 0]
         assert (red > 100).sum() > 20 or (blue > 100).sum() > 20
     again = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop", "attention", "--max_images",
                 "4")
     assert {name: str(arrays["identity"]) for name, arrays in again.items()} == {
-        name: str(arrays["identity"]) for name, arrays in found.items()}
+        name: str(arrays["identity"]) for name, arrays in explanations.items()}
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--images", "."], "works on region features.*give --dataset"),
-    (["--dataset", "demo", "--methods", "grad_cam"], "no pixel maps: name other --methods than grad_cam"),
+    (["--images", "."], "region features.*give --dataset"),
+    (["--dataset", "demo", "--methods", "grad_cam"], "no pixel maps: choose other --methods than grad_cam"),
     (["--dataset", "demo", "--split", "train"], "features_bottom_up_train_demo.hdf5.*preparedataset.py"),
 ])
-def test_what_regions_cannot_do_is_said(weights, data, tmp_path, flags, message):
+def test_flags_that_region_features_do_not_permit(weights, data, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
         explain.main(explain.get_args_parser().parse_args(
             ["--weight", str(weights), "--data_folder", str(data), "--save_path", str(tmp_path), *flags]))
 
 
-def test_what_needs_pixels_is_left_out_and_said(weights, data, tmp_path, capsys):
+def test_methods_that_need_pixels_are_omitted_with_a_message(weights, data, tmp_path, capsys):
     (arrays,) = run(weights, data, tmp_path, "--max_images", "1", "--methods", "grad_cam", "lrp",
                     "guided_grad_cam").values()
     assert arrays["methods"].tolist() == ["lrp"]
-    said = capsys.readouterr().out
-    assert said.count("works on region features, which have no pixel maps: grad_cam, guided_grad_cam left out\n") == 1
+    output = capsys.readouterr().out
+    assert output.count("uses region features, which have no pixel maps: grad_cam, guided_grad_cam omitted\n") == 1
 
 
 def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsys):
-    """Correctness, word by word, by the definition; what needs pixels is left out"""
+    """Correctness of every word equals its definition; experiments that need pixels are omitted."""
     split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test", "bottom_up"))
     captions = [texts[0] for texts in split.references]
     monkeypatch.setattr(evaluation, "caption_split", lambda *_: captions)
@@ -130,23 +130,25 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
         ["--weight", str(weights), "--data_folder", str(data), "--workers", "0", "--device", "cpu", "--save_path",
          str(tmp_path), "--metrics", "bleu", "--batch_size", "3", "--explanations", "correctness", "tpfp", "ablation",
          "--methods", "lrp", "attention", "random", "grad_cam"]))
-    said = capsys.readouterr().out
-    assert "no pixel maps: grad_cam left out" in said and "no pixel maps: tpfp, patch_ablation left out" in said
+    output = capsys.readouterr().out
+    assert "no pixel maps: grad_cam omitted" in output and "no pixel maps: tpfp, patch_ablation omitted" in output
     model, vocabulary = checkpoint.load(weights)
     boxes, words_of = (json.loads((data / "demo" / f"{name}_demo.json").read_text()) for name in ("boxes", "objects"))
     expected = {"lrp": [], "attention": [], "even": []}
     for i, caption in enumerate(captions):
         words, entry, n = caption.split(), boxes[split.names[i]], COUNTS[i]
-        found = model.lrp(split.read_features([i]), torch.tensor([vocabulary.encode(words, len(words))]))
-        attention = found.attention[0].mean(1) if found.attention.dim() == 4 else found.attention[0]
+        explanation = model.lrp(split.read_features([i]), torch.tensor([vocabulary.encode(words, len(words))]))
+        attention = explanation.attention[0]
+        attention = attention.mean(1) if attention.dim() == 3 else attention
         regions = split.read_boxes([i])[0][:n].double() / 112
         for t, word in enumerate(words):
             if word in words_of["words"]:
-                own = torch.tensor(entry["bbox"][str(entry["categories"][words_of["words"][word]])]).double() / 112
-                for name, relevance in (("lrp", found.features[0, t].sum(-1)), ("attention", attention[t]),
+                number = entry["categories"][words_of["words"][word]]
+                word_boxes = torch.tensor(entry["bbox"][str(number)]).double() / 112
+                for name, relevance in (("lrp", explanation.features[0, t].sum(-1)), ("attention", attention[t]),
                                         ("even", torch.ones(5))):
                     positive = relevance[:n].clamp(min=0).sum() > 0
-                    expected[name].append(literal_of_regions(relevance[:n], regions, own, 0) if positive else 0)
+                    expected[name].append(literal_of_regions(relevance[:n], regions, word_boxes, 0) if positive else 0)
     metrics = json.loads((tmp_path / "metrics_test.json").read_text())
     table, ablation = (list(csv.DictReader((tmp_path / f"{name}_test.csv").read_text().splitlines()))
                        for name in ("correctness", "ablation"))
@@ -160,15 +162,15 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
     assert {row["measure"] for row in ablation} == {"stop_word_drop", "object_word_drop"}
 
 
-def test_photographs_of_another_size_are_noticed(weights, data, tmp_path, monkeypatch):
+def test_images_of_another_size_than_their_regions_are_rejected(weights, data, tmp_path, monkeypatch):
     read_image = explain.read_image
     monkeypatch.setattr(explain, "read_image", lambda path: read_image(path)[:, ::2, ::2])
-    with pytest.raises(InputError, match="regions beyond the photograph .*test_0000"):
+    with pytest.raises(InputError, match="regions beyond .*test_0000"):
         run(weights, data, tmp_path)
 
 
 def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
-    """They come from .npy files; captioning does without boxes"""
+    """Features from .npy files have no boxes; captioning does not need them."""
     folder = tmp_path / "npy"
     folder.mkdir()
     with h5py.File(split_path(data, "demo", "val")) as file:
@@ -177,15 +179,15 @@ def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
         np.save(folder / f"{name}.npy", np.random.default_rng(0).random((4, 6)))
     path = features_path(data, "demo", "val", "bottom_up")
     bottom_up.store(path, [Record(name, name, "val", [], []) for name in names], folder)
-    with pytest.raises(InputError, match=r"no boxes of val_00000\.png.*features with boxes"):
+    with pytest.raises(InputError, match=r"no boxes .*val_00000\.png"):
         run(weights, data, tmp_path / "out", "--split", "val")
     path.unlink()
 
 
-def test_features_of_another_width_are_refused(data, tmp_path):
+def test_features_of_another_width_are_rejected(data, tmp_path):
     words = read(data / "demo" / "wordmap_demo.json")
     checkpoint.save(tmp_path / "x.pth", GridTDModel(len(words), 8, 16, 5, encoder=None, feature_dim=7), words)
-    with pytest.raises(InputError, match="6 channels, the model takes 7"):
+    with pytest.raises(InputError, match="6 channels.*7"):
         run(tmp_path / "x.pth", data, tmp_path / "out")
 
 
@@ -217,7 +219,7 @@ addEventListener("load", () => {
   log.said = $("detail").innerText
   key("Escape")
   log.escaped = [chosen().length, $("stage").classList.contains("on"), $("detail").innerText]
-  rects()[1].dispatchEvent(new FocusEvent("focus"))      // a window behind others gets no focus of its own
+  rects()[1].dispatchEvent(new FocusEvent("focus"))      // an inactive window does not receive focus itself
   log.focused = rects()[1].classList.contains("chosen")
   log.heatHidden = $("heat").hidden
   dispatchEvent(new Event("beforeprint"))
@@ -230,14 +232,13 @@ addEventListener("load", () => {
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_page_in_a_browser(weights, data, tmp_path):
-    found = run(weights, data, tmp_path, "--max_images", "1")
-    (arrays,) = found.values()
+    (arrays,) = run(weights, data, tmp_path, "--max_images", "1").values()
     page = tmp_path / "index.html"
     page.write_text(page.read_text().replace("</html>", WALK + "</html>"))
-    shown = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,900",
+    output = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,900",
                             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
                             page.as_uri()], capture_output=True, text=True, timeout=120).stdout
-    result = json.loads(html.unescape(re.search(r'<pre id="log">(.*?)</pre>', shown, re.DOTALL)[1]))
+    result = json.loads(html.unescape(re.search(r'<pre id="log">(.*?)</pre>', output, re.DOTALL)[1]))
     log = result["log"]
     assert not result["errors"] and log["count"] == COUNTS[0] and log["on"] and log["heatHidden"]
     assert not any(log["before"]) and log["chosen"] and log["focused"]
@@ -251,9 +252,9 @@ def test_page_in_a_browser(weights, data, tmp_path):
     assert ["--against" in colour for colour in log["supported"]] == [False, *(signs < 0).tolist()]
     ranks = np.argsort(-np.abs(values), kind="stable")
     assert log["walk"] and log["walked"] == [[k] for k in [*ranks.tolist(), ranks[0]]][:4]
-    own = arrays["lrp_regions"][:, ranks[0]] / np.abs(arrays["lrp_regions"]).max(1)
-    t = np.argmax(np.abs(np.round(own, 3)))
+    relevance = arrays["lrp_regions"][:, ranks[0]] / np.abs(arrays["lrp_regions"]).max(1)
+    t = np.argmax(np.abs(np.round(relevance, 3)))
     assert log["said"].startswith(f"Region {ranks[0] + 1}") and arrays["words"][t + 1] in log["said"]
-    assert f"{'for' if own[t] > 0 else 'against'} 100.0\u00a0%" in log["said"]
+    assert f"{'for' if relevance[t] > 0 else 'against'} 100.0\u00a0%" in log["said"]
     assert log["escaped"][:2] == [0, False] and "Point at a word" in log["escaped"][2]
     assert log["back"] != log["supported"] and log["printed"] == len(arrays["words"][1:]) * COUNTS[0]

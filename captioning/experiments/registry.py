@@ -1,5 +1,6 @@
-"""The experiments, one entry each: which words, which measure, which table, which plot."""
+"""The experiments by name: for each, the words that it measures, its measures, its table and its plot."""
 import math
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -15,23 +16,35 @@ from captioning.report import plots
 
 
 class Score(NamedTuple):
-    """A line of a table."""
+    """A row of a table."""
     mean: float
     error: float        # standard error
-    count: int
+    count: int          # number of words
 
 
-def after(mask, first):
+class Experiment(NamedTuple):
+    """One entry of EXPERIMENTS.
+
+    `values`, here and below, are {(method, measure): numbers, one per word}; a `table` is {(method, measure): Score}.
+    """
+    parts: tuple            # pairs of functions: batch -> words (B, T) bool; (batch, rows, steps) -> values
+    draw: object            # function: (path, table, values) -> None; writes the plot
+    shown: tuple            # measures printed on the screen; if empty, every fourth
+    table: object           # function: values -> table
+
+
+def from_step(mask, first):
     """mask (B, T) without the steps before `first`."""
     return mask & (torch.arange(mask.shape[1], device=mask.device) >= first)
 
 
 def means(values):
-    """{(method, measure): Score} of the values {(method, measure): numbers}."""
+    """Table of the means over words."""
     return {key: mean_and_error(numbers) for key, numbers in values.items()}
 
 
 def mean_and_error(numbers):
+    """Score of a list of numbers; the standard error of a single number is NaN."""
     n = len(numbers)
     mean = math.fsum(numbers) / n
     error = math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1) / n) if n > 1 else math.nan
@@ -39,21 +52,27 @@ def mean_and_error(numbers):
 
 
 def areas(values):
-    """Of tpfp: {(method, statistic): Score}, the mean over pairs of a right and a wrong word that is the area under the
-    ROC curve, with its standard error."""
-    scores, right = scores_and_labels(values)
-    return {key: Score(*auc(own, right), len(right)) for key, own in scores.items()}
+    """Table of tpfp: areas under the ROC curve, that is, means over pairs of a correct and an incorrect word."""
+    scores, is_correct = scores_and_labels(values)
+    return {key: Score(*auc(word_scores, is_correct), len(is_correct)) for key, word_scores in scores.items()}
 
 
 def scores_and_labels(values):
-    """{(method, statistic): (words,)} and whether each word is right, (words,) bool."""
+    """Values of tpfp -> {(method, statistic): scores (words,)}, and (words,) bool, whether each word is correct."""
     tensors = {key: torch.tensor(numbers, dtype=torch.float64) for key, numbers in values.items()}
     return tensors, tensors.pop(("reference", "right")) > 0
 
 
+def by_method(table, measure):
+    """{method: Score} of one measure."""
+    return {method: score for (method, name), score in table.items() if name == measure}
+
+
 def draw_ablation(path, table, values):
-    titles = {"disappears": "20 patches grey: words that disappear", "patch_drop": "drop of those that stay",
-              "object_word_drop": "3 words deleted: drop of object words", "stop_word_drop": "drop of stop words"}
+    titles = {"disappears": "20 patches hidden: object words that disappear",
+              "patch_drop": "probability drop of those that remain",
+              "object_word_drop": "3 words deleted: probability drop of object words",
+              "stop_word_drop": "probability drop of stop words"}
     plots.draw_bars(path, {title: by_method(table, measure) for measure, title in titles.items()})
 
 
@@ -63,75 +82,74 @@ def draw_correctness(path, table, values):
 
 
 def draw_tpfp(path, table, values):
-    scores, right = scores_and_labels(values)
-    if right.all() or not right.any():
-        print(f"tpfp: all {len(right)} words are {'right' if right.all() else 'wrong'}: there is no ROC curve")
+    scores, is_correct = scores_and_labels(values)
+    if is_correct.all() or not is_correct.any():
+        label = "correct" if is_correct.all() else "incorrect"
+        print(f"tpfp: all {len(is_correct)} words are {label}, so there is no ROC curve to plot")
         return
-    plots.draw_roc(path, {name: {method: roc_curve(own, right) for (method, measured), own in scores.items()
-                                 if measured in (name, "1-beta")}
-                          for name in ("mean", "positive_mean", "absolute_mean", "maximum")})
+    curves = {key: roc_curve(word_scores, is_correct) for key, word_scores in scores.items()}
+    plots.draw_roc(path, {statistic: {method: curve for (method, name), curve in curves.items()
+                                      if name in (statistic, "1-beta")}
+                          for statistic in ("mean", "positive_mean", "absolute_mean", "maximum")})
 
 
-def draw_curves(path, table, values):
+def draw_deletion_insertion(path, table, values):
     panels = {name: {method: [table[method, f"{name}_{x}"] for x in FRACTIONS] for method in by_method(table, name)}
               for name in ("deletion", "insertion")}
-    plots.draw_curves(path, panels, FRACTIONS, "share of patches", "log-probability of the word")
+    plots.draw_curves(path, panels, FRACTIONS, "fraction of patches", "log-probability of the word")
 
 
-def draw_localisation(measure, title):
-    return lambda path, table, values: plots.draw_bars(path, {title: by_method(table, measure)})
+def draw_pointing_game(path, table, values):
+    plots.draw_bars(path, {"most relevant pixel inside the box": by_method(table, "hit")})
+
+
+def draw_mask_mass(path, table, values):
+    plots.draw_bars(path, {"positive relevance on the object": by_method(table, "inside")})
 
 
 def draw_sanity(path, table, values):
     layers = sorted({measure for _, measure in table})
-    panels = {"another model, another explanation": {method: [table[method, layer] for layer in layers]
-                                                     for method in by_method(table, layers[0])}}
+    panels = {"cascading randomisation of the weights": {method: [table[method, layer] for layer in layers]
+                                                         for method in by_method(table, layers[0])}}
     plots.draw_curves(path, panels, [layer.split("_", 1)[1] for layer in layers], "randomised down to this layer",
-                      "rank correlation with the explanation")
+                      "rank correlation with the original map")
 
 
-def by_method(table, measure):
-    """{method: Score} of one measure."""
-    return {method: score for (method, name), score in table.items() if name == measure}
+def words_for_word_ablation(batch):
+    return from_step(batch.stop_words | batch.object_words, 6)
 
 
-class Experiment(NamedTuple):
-    """parts: [(which words of a batch, (B, T) bool, and the function that measures them)]; table(values) -> Scores;
-    draw(path, table, values); shown: the measures that the screen shows."""
-    parts: tuple
-    draw: object
-    shown: tuple
-    table: object = means
+def later_object_words(batch):
+    """Object words at steps t ≥ 1."""
+    return from_step(batch.object_words, 1)
 
+
+words_with_box, words_with_mask, frequent_words = map(attrgetter, ("words_with_box", "words_with_mask",
+                                                                   "frequent_words"))
 
 EXPERIMENTS = {
-    "ablation": Experiment(((lambda batch: after(batch.stop_words | batch.object_words, 6), word_ablation),
-                            (lambda batch: after(batch.object_words, 1), patch_ablation)), draw_ablation,
-                           ("disappears", "patch_drop", "object_word_drop", "stop_word_drop")),
-    "correctness": Experiment(((lambda batch: batch.boxed_words, correctness),), draw_correctness,
-                              ("0.0", "0.3", "0.6", "0.9")),
-    "tpfp": Experiment(((lambda batch: batch.frequent_words, tpfp),), draw_tpfp,
+    "ablation": Experiment(((words_for_word_ablation, word_ablation), (later_object_words, patch_ablation)),
+                           draw_ablation, ("disappears", "patch_drop", "object_word_drop", "stop_word_drop"), means),
+    "correctness": Experiment(((words_with_box, correctness),), draw_correctness, ("0.0", "0.3", "0.6", "0.9"), means),
+    "tpfp": Experiment(((frequent_words, tpfp),), draw_tpfp,
                        ("mean", "positive_mean", "absolute_mean", "maximum", "quantile_0.5", "1-beta"), areas),
-    "deletion_insertion": Experiment(((lambda batch: after(batch.object_words, 1), deletion_insertion),), draw_curves,
-                                     ("deletion", "insertion")),
-    "pointing_game": Experiment(((lambda batch: batch.boxed_words, pointing_game),),
-                                draw_localisation("hit", "most relevant pixel in the box"), ("hit",)),
-    "mask_mass": Experiment(((lambda batch: batch.masked_words, mask_mass),),
-                            draw_localisation("inside", "positive relevance on the object"), ("inside",)),
-    "sanity": Experiment(((lambda batch: after(batch.object_words, 1), sanity),), draw_sanity, ()),
+    "deletion_insertion": Experiment(((later_object_words, deletion_insertion),), draw_deletion_insertion,
+                                     ("deletion", "insertion"), means),
+    "pointing_game": Experiment(((words_with_box, pointing_game),), draw_pointing_game, ("hit",), means),
+    "mask_mass": Experiment(((words_with_mask, mask_mass),), draw_mask_mass, ("inside",), means),
+    "sanity": Experiment(((later_object_words, sanity),), draw_sanity, (), means),
 }
-
-
-NEED_BOXES = {"correctness", "pointing_game"}
-
-
+NEED_BOXES = {"correctness", "pointing_game"}       # experiments
 NEED_PIXELS = {patch_ablation, tpfp, deletion_insertion, pointing_game, mask_mass, sanity}     # parts of experiments
 
 
 def experiments_for_regions(names, weight):
-    """Those of the experiments that need no pixels; says in one sentence what is left out."""
-    left = [name for name in names if any(part not in NEED_PIXELS for _, part in EXPERIMENTS[name].parts)]
-    missing = [part.__name__ for name in names for _, part in EXPERIMENTS[name].parts if part in NEED_PIXELS]
-    if missing:
-        report_omitted(missing, weight)
-    return left
+    """Those of the experiments `names` that region features permit; prints one sentence on the omitted ones.
+
+    weight: path of the checkpoint, for the message.
+    """
+    applicable = [name for name in names if any(part not in NEED_PIXELS for _, part in EXPERIMENTS[name].parts)]
+    omitted = [part.__name__ for name in names for _, part in EXPERIMENTS[name].parts if part in NEED_PIXELS]
+    if omitted:
+        report_omitted(omitted, weight)
+    return applicable

@@ -1,12 +1,13 @@
-"""Scores of explanations: the loop over pictures, its part files, tables and plots.
+"""The loop over a split that runs the experiments: part files, tables and plots.
 
-The unit of work is a batch of pictures. Its rows go into part files, one for each experiment, that appear whole; what
-is there already is not measured again, by whichever process. Batches are the same with any number of processes, and so
-is every digit.
+The unit of work is a batch of images. For each experiment its rows are written to a part file, completely or not at
+all, and existing part files are not computed again, so that an interrupted run resumes. The batches do not depend on
+the number of processes, so that results are reproducible to the last digit.
 """
 import csv
 import io
 import math
+import shutil
 from array import array
 from pathlib import Path
 
@@ -25,43 +26,52 @@ COLUMNS = ("image", "step", "word", "method", "measure", "value")
 TABLE = ("method", "measure", "mean", "standard_error", "count")
 
 
-def run_experiments(study, pictures, captions, names, limit, batch_size, workers, device, folder, flags):
-    """Runs the experiments `names` on pictures, a CaptionDataset with images, and their captions: on the first `limit`
-    pictures, or all, of which any experiment has a word to measure. Writes <experiment>_words_<split>.csv,
-    <experiment>_<split>.csv and .png in `folder`; flags: the split, and what else the captions of changed pictures
-    depend on. Returns {experiment: table} in the first process, else None."""
+def run_experiments(study, data, captions, names, limit, batch_size, workers, device, folder, flags):
+    """Runs the experiments `names` on the captions of a split.
+
+    data: CaptionDataset of images or region features; captions: one text per image; limit: the number of images, the
+    first of those with a word that any experiment can measure (None: all); workers: processes that read images; flags:
+    the split's name, and all other settings on which captions of modified images depend.
+
+    Writes <experiment>_words_<split>.csv, <experiment>_<split>.csv and .png in `folder`. Returns {experiment: table}
+    in the first process and None in the others. Meanwhile <folder>/parts_<hash>/ contains the part files; it is removed
+    when all tables and plots are written.
+    """
     split = flags[0]
-    chosen = [i for i, caption in enumerate(captions) if has_words(study, pictures, i, caption, names)][:limit]
-    identity = fingerprint([weights_fingerprint(study.model), [(pictures.names[i], captions[i]) for i in chosen],
+    selected = [i for i, caption in enumerate(captions) if has_words(study, data, i, caption, names)][:limit]
+    identity = fingerprint([weights_fingerprint(study.model), [(data.names[i], captions[i]) for i in selected],
                             study.methods, study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
                             sorted(study.frequent), flags])
     parts = make_folder(Path(folder) / f"parts_{identity}")
-    batches = [chosen[i:i + batch_size] for i in range(0, len(chosen), batch_size)]
+    batches = [selected[i:i + batch_size] for i in range(0, len(selected), batch_size)]
     paths = {name: [parts / f"{name}_{batch[0]:06d}.csv" for batch in batches] for name in names}
-    measure_all(study, pictures, captions, names, batches, paths, workers, device)
+    measure_all(study, data, captions, names, batches, paths, workers, device)
     processes.wait()
     if processes.rank():
         return None
-    return {name: conclude(name, paths[name], Path(folder), split) for name in names}
+    tables = {name: conclude(name, paths[name], Path(folder), split) for name in names}
+    shutil.rmtree(parts, ignore_errors=True)
+    return tables
 
 
-def has_words(study, pictures, i, caption, names):
-    """Whether any of the experiments `names` has a word of picture i to measure."""
-    batch = Batch(study, [i], [pictures.names[i]], torch.empty(1, 3, 1, 1), [caption.split()], [pictures.references[i]])
-    return any(choose(batch).any() for name in names for choose, _ in EXPERIMENTS[name].parts)
+def has_words(study, data, i, caption, names):
+    """Whether the caption of image i has a word that any of the experiments `names` measures."""
+    batch = Batch(study, [i], [data.names[i]], torch.empty(1, 3, 1, 1), [caption.split()], [data.references[i]])
+    return any(select(batch).any() for name in names for select, _ in EXPERIMENTS[name].parts)
 
 
-def measure_all(study, pictures, captions, names, batches, paths, workers, device):
-    """Writes the part files {experiment: [path of each batch]} that are missing."""
-    mine = processes.own(list(range(len(batches))))
-    todo = [k for k in mine if not all(paths[name][k].exists() for name in names)]
-    loader = make_loader(pictures, [batches[k] for k in todo], workers, device) if todo else []
-    with tqdm(total=sum(len(batches[k]) for k in mine), initial=sum(len(batches[k]) for k in set(mine) - set(todo)),
-              desc="explanations", unit="image", disable=processes.rank() > 0) as bar:
-        for k, content in zip(todo, loader, strict=True):
+def measure_all(study, data, captions, names, batches, paths, workers, device):
+    """Writes this process's share of the missing part files; paths: {experiment: path of each batch}."""
+    share = range(processes.rank(), len(batches), processes.count())
+    missing = [k for k in share if not all(paths[name][k].exists() for name in names)]
+    loader = make_loader(data, [batches[k] for k in missing], workers, device) if missing else []
+    with tqdm(total=sum(len(batches[k]) for k in share),
+              initial=sum(len(batches[k]) for k in set(share) - set(missing)),
+              desc="measuring explanations", unit="image", disable=processes.rank() > 0) as bar:
+        for k, content in zip(missing, loader, strict=True):
             indices = batches[k]
-            batch = Batch(study, indices, [pictures.names[i] for i in indices], content["images"].to(device),
-                          [captions[i].split() for i in indices], [pictures.references[i] for i in indices])
+            batch = Batch(study, indices, [data.names[i] for i in indices], content["images"].to(device),
+                          [captions[i].split() for i in indices], [data.references[i] for i in indices])
             for name in names:
                 if not paths[name][k].exists():
                     write_text(paths[name][k], as_csv(measure(EXPERIMENTS[name], batch)))
@@ -69,18 +79,20 @@ def measure_all(study, pictures, captions, names, batches, paths, workers, devic
 
 
 def measure(experiment, batch):
-    """Rows (image, step, word, method, measure, value) of a batch, word by word."""
+    """Rows (image, step, word, method, measure, value) of one experiment on one batch, word by word."""
     lines = []
     with torch.no_grad():
-        for choose, function in experiment.parts:
-            rows, steps = choose(batch).nonzero(as_tuple=True)
+        for select, function in experiment.parts:
+            rows, steps = select(batch).nonzero(as_tuple=True)
             if not len(rows) or (batch.on_regions and function in NEED_PIXELS):
                 continue
-            found = function(batch, rows, steps)
-            values = torch.stack([part.cpu().double() for part in found.values()], 1).tolist()     # (n, measures)
-            for b, t, own in zip(rows.tolist(), steps.tolist(), values, strict=True):
+            values = function(batch, rows, steps)
+            if not values:      # no method applies: attention assigns nothing to words
+                continue
+            by_word = torch.stack([numbers.cpu().double() for numbers in values.values()], 1).tolist()
+            for b, t, numbers in zip(rows.tolist(), steps.tolist(), by_word, strict=True):
                 word = batch.names[b], t, batch.words[b][t]
-                lines += [(*word, *key, f"{value:.9g}") for key, value in zip(found, own, strict=True)
+                lines += [(*word, *key, f"{value:.9g}") for key, value in zip(values, numbers, strict=True)
                           if not math.isnan(value)]
     return lines
 
@@ -92,7 +104,7 @@ def as_csv(lines):
 
 
 def conclude(name, parts, folder, split):
-    """Joins the part files, writes table and plot, prints the table; returns {(method, measure): Score}."""
+    """Joins the part files of an experiment, writes its table and plot, prints the table and returns it."""
     values = {}
     with atomic_path(folder / f"{name}_words_{split}.csv") as temporary, open(temporary, "w", newline="",
                                                                              encoding="utf-8") as file:
@@ -101,36 +113,36 @@ def conclude(name, parts, folder, split):
             text = part.read_text(encoding="utf-8")
             file.write(text)
             try:
-                for *_, method, measured, value in csv.reader(io.StringIO(text)):
-                    values.setdefault((method, measured), array("d")).append(float(value))
+                for *_, method, measure_name, value in csv.reader(io.StringIO(text)):
+                    values.setdefault((method, measure_name), array("d")).append(float(value))
             except ValueError as error:
                 raise InputError(f"{part} is damaged ({error}): remove it and run the same command again") from error
     if not values:
-        print(f"{name}: no caption has a word that it could measure")
+        print(f"{name}: the captions have no word that it measures with the given --methods, so there is no table")
         return {}
     experiment = EXPERIMENTS[name]
-    values = dict(sorted(values.items(), key=lambda item: place(item[0][0])))
+    values = dict(sorted(values.items(), key=lambda item: method_order(item[0][0])))
     table = experiment.table(values)
-    lines = [(method, measured, f"{mean:.6g}", f"{error:.6g}", count)
-             for (method, measured), (mean, error, count) in table.items()]
+    lines = [(method, measure_name, f"{mean:.6g}", f"{error:.6g}", count)
+             for (method, measure_name), (mean, error, count) in table.items()]
     write_text(folder / f"{name}_{split}.csv", as_csv([TABLE, *lines]))
     experiment.draw(folder / f"{name}_{split}.png", table, values)
-    show(name, table, experiment.shown or sorted({measured for _, measured in table})[::4])
+    show(name, table, experiment.shown or sorted({measure_name for _, measure_name in table})[::4])
     return table
 
 
-def place(method):
-    """Methods come as in METHODS, baselines of an experiment's own after them."""
+def method_order(method):
+    """Sorting key: the order of METHODS, then the experiments' own baselines."""
     return METHODS.index(method) if method in METHODS else len(METHODS)
 
 
 def show(name, table, measures):
-    """Prints a line for each method, a column for each of the measures."""
-    print(f"\n{name:18}" + "".join(f"{measured:>18}" for measured in measures))
+    """Prints a row for each method and a column for each of the measures."""
+    print(f"\n{name:18}" + "".join(f"{measure_name:>18}" for measure_name in measures))
     for method in dict.fromkeys(method for method, _ in table):
-        cells = [f"{table[key].mean:.3f} ± {table[key].error:.3f}" if (key := (method, measured)) in table else ""
-                 for measured in measures]
+        cells = [f"{table[key].mean:.3f} ± {table[key].error:.3f}" if (key := (method, measure_name)) in table else ""
+                 for measure_name in measures]
         print(f"{method:18}" + "".join(f"{cell:>18}" for cell in cells))
-    counts = [max((found.count for (_, name), found in table.items() if name == measured), default="")
-              for measured in measures]
+    counts = [max((score.count for (_, name), score in table.items() if name == measure_name), default="")
+              for measure_name in measures]
     print(f"{'words':18}" + "".join(f"{count:>18}" for count in counts), flush=True)

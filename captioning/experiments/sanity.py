@@ -1,4 +1,4 @@
-"""Sanity checks for explanations (Adebayo et al. 2018): another model must get another explanation."""
+"""Sanity checks of explanations (Adebayo et al. 2018): an explanation must change when the model's weights change."""
 import copy
 from dataclasses import replace
 
@@ -10,27 +10,30 @@ from captioning.experiments.tpfp import average_ranks
 
 
 def sanity(batch, rows, steps):
-    """Spearman's rank correlation of a word's map with its map after the model's layers, from the output down to the
-    encoder's first convolution, have been randomised one after the other, each staying so (cascading randomisation). A
-    method that explains the model falls to 0, one that is 1 to the end does not look at it. For object words, t ≥ 1.
+    """Spearman's rank correlation of a word's map with its map after randomisation of the model's layers.
+
+    Layers are randomised one after the other, from the output to the encoder's first convolution, and remain so
+    (cascading randomisation). The correlation of a method that depends on the model decreases to 0; a method whose
+    correlation remains 1 does not depend on the weights. For object words at steps t ≥ 1.
 
     rows, steps (n,) -> {(method, measure): (n,)}; the measures are the layers' names, numbered in this order.
     """
-    model, found = copy.deepcopy(batch.study.model), {}
-    before = {method: batch.maps(method, rows, steps) for method in batch.study.methods}
+    model, values = copy.deepcopy(batch.study.model), {}
+    original = {method: batch.maps(method, rows, steps) for method in batch.study.methods}
     generator = torch.Generator().manual_seed(batch.study.seed)
     for number, (name, layer) in enumerate(layers_from_the_top(model), start=1):
         randomise(layer, generator)
-        other = Batch(replace(batch.study, model=model), batch.indices, batch.names, batch.images, batch.words,
-                      batch.references, batch.only)
-        found |= {(method, f"{number:02d}_{name}"): rank_correlation(before[method], other.maps(method, rows, steps))
-                  for method in batch.study.methods}
-    return found
+        randomised = Batch(replace(batch.study, model=model), batch.indices, batch.names, batch.images, batch.words,
+                           batch.references, batch.only)
+        values |= {(method, f"{number:02d}_{name}"):
+                   rank_correlation(original[method], randomised.maps(method, rows, steps))
+                   for method in batch.study.methods}
+    return values
 
 
 def layers_from_the_top(model):
-    """[(name, module)] of all weights: the decoder's layers, the last defined first, then the encoder's convolutions
-    (with their batch-norm) or residual blocks, the last first."""
+    """[(name, module)] of all weights: the decoder's layers in reverse order of definition, then the encoder's
+    convolutions (with their batch-norm) or residual blocks in reverse order."""
     decoder = [(name, layer) for name, layer in model.named_children() if name != "encoder" and _has_weights(layer)]
     stages = []
     for layer in model.encoder:
@@ -46,7 +49,7 @@ def _has_weights(layer):
 
 
 def randomise(layer, generator):
-    """Draws each weight tensor anew, in place, from a normal distribution with its own mean and standard deviation."""
+    """Resamples each weight tensor, in place, from a normal distribution with its mean and standard deviation."""
     with torch.no_grad():
         for weight in layer.parameters():
             noise = torch.randn(weight.shape, generator=generator).to(weight)
@@ -54,7 +57,7 @@ def randomise(layer, generator):
 
 
 def rank_correlation(a, b):
-    """a, b (n, S, S) -> Spearman's correlation (n,), equal values sharing their rank; 0 where a map is constant."""
+    """a, b (n, H, W) -> (n,): Spearman's rank correlation, ties with their average rank; 0 where a map is constant."""
     a, b = (average_ranks(maps.flatten(1).cpu().double()) for maps in (a, b))
     a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
     scale = (a.square().sum(1) * b.square().sum(1)).sqrt()

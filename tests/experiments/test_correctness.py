@@ -1,5 +1,4 @@
 """The share of relevance inside an object's box, against a literal loop."""
-
 import pytest
 import torch
 from helpers import literal_of_regions
@@ -11,15 +10,15 @@ from gridTDmodel import GridTDModel
 
 
 def literal(heat, boxes, tau):
-    """One map (H, W), boxes of one category in shares of the picture: the best box's share."""
+    """The best box's share of one map (H, W); boxes of one category as fractions of the image."""
     H, W = heat.shape
-    top = max(max(0.0, float(value)) for value in heat.flatten())
+    maximum = max(max(0.0, float(value)) for value in heat.flatten())
     best = 0.0
     for x0, y0, x1, y1 in boxes.tolist():
         inside = total = 0.0
         for row in range(H):
             for column in range(W):
-                value = max(0.0, float(heat[row, column])) / top
+                value = max(0.0, float(heat[row, column])) / maximum
                 if value <= tau:
                     continue
                 total += value
@@ -33,7 +32,7 @@ def test_thresholds():
     assert pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]) == THRESHOLDS
 
 
-def test_share_inside_is_the_literal_loop():
+def test_share_inside_equals_a_literal_loop():
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(3, 9, 12, generator=generator, dtype=torch.float64)
     boxes = [torch.tensor([[0.1, 0.1, 0.6, 0.5]]), torch.tensor([[0, 0, 0.3, 1], [0.5, 0.2, 1, 0.9]]),
@@ -48,24 +47,25 @@ def test_share_inside_is_the_literal_loop():
     assert areas.tolist() == pytest.approx([0.2, 0.35, 0.5])
 
 
-def test_one_word_does_not_depend_on_the_others():
+def test_words_are_independent_of_each_other():
     maps = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]).expand(4, 1, 4)
-    together = share_inside(maps, boxes)[0]
-    assert torch.allclose(together, torch.cat([share_inside(maps[i:i + 1], boxes[:1])[0] for i in range(4)]))
+    batched = share_inside(maps, boxes)[0]
+    assert torch.allclose(batched, torch.cat([share_inside(maps[i:i + 1], boxes[:1])[0] for i in range(4)]))
 
 
-def test_the_second_box_meets_the_unmodified_map():
+def test_every_box_is_scored_on_the_unmodified_map():
     heat = torch.zeros(1, 10, 10)
     heat[0, :, :5], heat[0, :, 5:] = 1.0, 0.4
     left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
-    one = share_inside(heat, torch.tensor([[left]]))[0]
-    other = share_inside(heat, torch.tensor([[right]]))[0]
-    both = share_inside(heat, torch.tensor([[left, right]]))[0]
-    assert torch.equal(both, torch.maximum(one, other)) and other[0, 0] == pytest.approx(2 / 7)
+    left_share = share_inside(heat, torch.tensor([[left]]))[0]
+    right_share = share_inside(heat, torch.tensor([[right]]))[0]
+    best_share = share_inside(heat, torch.tensor([[left, right]]))[0]
+    assert torch.equal(best_share, torch.maximum(left_share, right_share))
+    assert right_share[0, 0] == pytest.approx(2 / 7)
 
 
-def test_an_even_map_scores_the_largest_boxs_share():
+def test_a_constant_map_scores_the_area_of_the_largest_box():
     boxes = torch.tensor([[[0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 1.0]]])
     shares, area = share_inside(torch.ones(1, 8, 8), boxes)
     assert shares[0, :9].tolist() == pytest.approx([0.5] * 9) and area.item() == 0.5
@@ -76,31 +76,31 @@ def test_maps_without_positive_relevance_score_zero():
     assert torch.equal(shares, torch.zeros(2, 10))
 
 
-def test_a_box_beyond_the_picture_covers_no_more_than_all_of_it():
+def test_a_box_beyond_the_image_covers_at_most_the_whole_image():
     assert share_inside(torch.ones(1, 4, 4), torch.tensor([[[-0.5, -0.5, 2.0, 2.0]]]))[1].item() == 1
 
 
-def test_word_boxes_scale_by_the_pictures_shape():
+def test_word_boxes_are_fractions_of_the_image():
     entry = {"categories": {"dog": 18}, "bbox": {"18": [[20, 10, 100, 50], [0, 0, 200, 100]]}, "shape": [200, 100]}
     expected = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1]])
     assert torch.allclose(word_boxes(entry, "dog"), expected)
 
 
 @pytest.mark.parametrize("model_class, options", [(GridTDModel, {"attention_dim": 4}), (AOAModel, {"num_head": 2})])
-def test_every_method_gives_maps_of_the_pictures_size(model_class, options):
+def test_maps_have_the_size_of_the_image(model_class, options):
     torch.manual_seed(0)
     model = model_class(7, embed_dim=4, hidden_dim=4, encoder="small", **options).eval()
     images, captions = torch.randn(2, 3, 112, 112), torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]])
     for method in ("lrp", "grad_cam", "attention"):
         maps = pixel_maps(getattr(model, method)(images, captions), method, (112, 112))
         assert maps.shape == (2, 3, 112, 112) and maps.isfinite().all()
-        assert maps[0].any() and not maps[1, 2].any()                   # padding stays empty
+        assert maps[0].any() and not maps[1, 2].any()                   # padding is zero
         assert method == "lrp" or (maps >= 0).all()
 
 
 # -- regions -------------------------------------------------------------------------------------------------------
 
-def test_share_of_regions_is_the_literal_loop():
+def test_share_of_regions_equals_a_literal_loop():
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(5, 20, 2, 2, generator=generator, dtype=torch.float64).sort(2).values.flatten(2)
     relevance = torch.randn(5, 20, generator=generator, dtype=torch.float64)
@@ -115,8 +115,8 @@ def test_share_of_regions_is_the_literal_loop():
     assert len(shares.unique()) > 15 and not overlaps(corners, boxes)[2, 1].any()
 
 
-def test_regions_and_the_pixels_that_they_cover_agree():
-    """Relevance of a region spread evenly over its pixels lies inside the box just as much."""
+def test_regions_and_the_pixels_that_they_cover_have_the_same_share():
+    """The share inside the box is the same if each region's relevance is distributed evenly over its pixels."""
     regions = torch.tensor([[[0, 0, 4, 6], [3, 2, 9, 8], [5, 5, 10, 10]]]).double() / 10
     relevance = torch.tensor([[3.0, 1.0, 2.0]]).double()
     box = torch.tensor([[[0.2, 0.1, 0.7, 0.9]]]).double()

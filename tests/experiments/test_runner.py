@@ -1,4 +1,5 @@
-"""Scores of explanations against slow literal loops over words, patches and pixels, on small random models."""
+"""The experiments against literal loops over words, patches and pixels, on small random models."""
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -13,19 +14,20 @@ from aoamodel import AOAModel
 from captioning import decoding
 from captioning.data.vocabulary import build
 from captioning.errors import InputError
-from captioning.experiments.ablation import patch_ablation, patch_ranks, word_ablation
+from captioning.experiments import runner
+from captioning.experiments.ablation import grey_out, patch_ablation, patch_ranks, word_ablation
 from captioning.experiments.batch import METHODS, Batch, Study
 from captioning.experiments.correctness import THRESHOLDS, correctness
 from captioning.experiments.deletion_insertion import deletion_insertion
 from captioning.experiments.localisation import Masks, mask_mass, pointing_game
 from captioning.experiments.registry import EXPERIMENTS, mean_and_error
-from captioning.experiments.runner import measure
+from captioning.experiments.runner import measure, run_experiments
 from captioning.experiments.sanity import layers_from_the_top, randomise, rank_correlation, sanity
 from captioning.experiments.tpfp import auc, average_ranks, roc_curve, statistics, tpfp
 from captioning.metrics.object_words import Objects
 from gridTDmodel import GridTDModel
 
-S = 32      # pixels of a picture's side: 16 patches
+S = 32      # side of an image in pixels: 16 patches
 SENTENCES = ["the dog on a big red ball with a small cat", "a cat and the small dog with a ball", "big cat",
              "the big red dog on the big ball"]
 WORDS = build([sentence.split() for sentence in SENTENCES], 1)
@@ -37,12 +39,12 @@ REFERENCES = [["a dog", "a red ball"], ["a cat"], ["nothing"], ["the dog on the 
 
 
 class FixedMasks:
-    """The dog stands on the left half, the cat on one row."""
+    """Masks of the dog, the left half of the image, and of the cat, one row."""
 
     def has(self, index, category):
         return category in ("dog", "cat")
 
-    def of(self, index, category, size):
+    def mask(self, index, category, size):
         mask = torch.zeros(size, dtype=torch.bool)
         if category == "dog":
             mask[:, :S // 2] = True
@@ -61,7 +63,7 @@ def study(request):
     model = model.double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(2)       # so that words and pictures matter
+            parameter.mul_(2)       # so that predictions depend on words and images
 
     def decode(features):
         return decoding.decode(model, features, WORDS, "beam_search", 8, beam_size=3)
@@ -69,52 +71,52 @@ def study(request):
                  FixedMasks(), decode)
 
 
-def pictures():
+def random_images():
     return torch.randn(len(NAMES), 3, S, S, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
 def make_batch(study, indices=(0, 1, 2, 3), only=None):
     indices = list(indices)
-    return Batch(study, indices, [NAMES[i] for i in indices], pictures()[indices],
+    return Batch(study, indices, [NAMES[i] for i in indices], random_images()[indices],
                  [SENTENCES[i].split() for i in indices], [REFERENCES[i] for i in indices], only)
 
 
 def probabilities(model, image, words):
-    """(T, V) after each of the words read, for one picture."""
+    """(T, V): probabilities after each of the words read, for one image."""
     ids = torch.tensor([WORDS.encode(words, len(words))])
     with torch.no_grad():
         return model(image[None], ids)[0].softmax(-1)
 
 
 def alone(study, method, i):
-    """(maps (T, S, S), words (T, T)) of a method for picture i alone."""
+    """(maps (T, S, S), words (T, T)) of a method for image i in a batch of its own."""
     words = SENTENCES[i].split()
     if method == "random":
         maps, relevance = torch.stack([m for _, m in make_batch(study, [i])._random]), None
         return maps[0], make_batch(study, [i])._random[0][0]
     ids = torch.tensor([WORDS.encode(words, len(words))])
     name = "grad_cam" if method == "attention" else method
-    found = getattr(study.model, name)(pictures()[i:i + 1], ids)
+    explanation = getattr(study.model, name)(random_images()[i:i + 1], ids)
     if method != "attention":
-        return found.pixels[0].sum(1), found.words[0]
-    relevance = found.attention[0]
+        return explanation.pixels[0].sum(1), explanation.words[0]
+    relevance = explanation.attention[0]
     relevance = relevance.mean(1) if relevance.dim() == 3 else relevance
     return nn.functional.interpolate(relevance.unflatten(1, (8, 8))[None], size=(S, S), mode="bilinear")[0], None
 
 
-def chosen(mask):
+def indices_of(mask):
     return mask.nonzero(as_tuple=True)
 
 
-def by_word(found, key, rows, steps):
-    return {(b, t): value for b, t, value in zip(rows.tolist(), steps.tolist(), found[key].tolist(), strict=True)}
+def by_word(values, key, rows, steps):
+    return {(b, t): value for b, t, value in zip(rows.tolist(), steps.tolist(), values[key].tolist(), strict=True)}
 
 
 def patch_order(heat):
-    """Patches (row, column) by falling sum."""
+    """Patches (row, column) in descending order of their sums."""
     sums = {(y, x): sum(float(heat[8 * y + i, 8 * x + j]) for i in range(8) for j in range(8))
-            for y in range(S // 8) for x in range(S // 8)}
-    return sorted(sums, key=lambda place: (-round(sums[place], 12), place))
+            for y in range(heat.shape[0] // 8) for x in range(heat.shape[1] // 8)}
+    return sorted(sums, key=lambda patch: (-round(sums[patch], 12), patch))
 
 
 def without(image, patches):
@@ -125,91 +127,91 @@ def without(image, patches):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_explanations_are_the_models_own(study, method):
+def test_explanations_of_a_batch_equal_those_of_each_image(study, method):
     batch = make_batch(study)
-    rows, steps = chosen(batch.object_words)
+    rows, steps = indices_of(batch.object_words)
     assert len(rows) == 9
     maps = batch.maps(method, rows, steps)
     for b, t, heat in zip(rows.tolist(), steps.tolist(), maps, strict=True):
         torch.testing.assert_close(heat, alone(study, method, b)[0][t].to(heat), rtol=1e-9, atol=1e-12)
     if method != "attention":
         relevance = batch.relevance(method, rows, steps)
-        for b, t, own in zip(rows.tolist(), steps.tolist(), relevance, strict=True):
-            expected = alone(study, method, b)[1][t].to(own)
-            torch.testing.assert_close(own[:len(expected)], expected, rtol=1e-9, atol=1e-12)
+        for b, t, word_relevance in zip(rows.tolist(), steps.tolist(), relevance, strict=True):
+            expected = alone(study, method, b)[1][t].to(word_relevance)
+            torch.testing.assert_close(word_relevance[:len(expected)], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_word_ablation_is_the_literal_loop(study):
+def test_word_ablation_equals_a_literal_loop(study):
     batch = make_batch(study)
-    rows, steps = chosen((batch.object_words | batch.stop_words) & (torch.arange(batch.object_words.shape[1]) >= 6))
-    found = word_ablation(batch, rows, steps)
-    assert {method for method, _ in found} == set(METHODS) - {"attention"}
-    seen = set()
+    rows, steps = indices_of((batch.object_words | batch.stop_words) & (torch.arange(batch.object_words.shape[1]) >= 6))
+    values = word_ablation(batch, rows, steps)
+    assert {method for method, _ in values} == set(METHODS) - {"attention"}
+    tested_kinds = set()
     for method in ("lrp", "gradient", "random"):
-        drops = {measure: by_word(found, (method, measure), rows, steps)
+        drops = {measure: by_word(values, (method, measure), rows, steps)
                  for measure in ("stop_word_drop", "object_word_drop")}
         for b, t in zip(rows.tolist(), steps.tolist(), strict=True):
             words, relevance = SENTENCES[b].split(), alone(study, method, b)[1][t]
             ranked = sorted(range(1, t + 1), key=lambda i: -relevance[i].item())
-            rest = [words[i - 1] for i in range(1, t + 1) if i not in ranked[:3]]      # step i reads words[i - 1]
-            word, image = WORDS.wordmap[words[t]], pictures()[b]
+            remaining = [words[i - 1] for i in range(1, t + 1) if i not in ranked[:3]]     # step i reads words[i - 1]
+            word, image = WORDS.wordmap[words[t]], random_images()[b]
             drop = (probabilities(study.model, image, words)[t, word]
-                    - probabilities(study.model, image, rest)[len(rest), word]).item()
+                    - probabilities(study.model, image, remaining)[len(remaining), word]).item()
             kind = "object_word_drop" if words[t] in ("dog", "cat", "ball") else "stop_word_drop"
             assert drops[kind][b, t] == pytest.approx(drop, abs=1e-9)
             assert math.isnan(drops[{"object_word_drop": "stop_word_drop"}.get(kind, "object_word_drop")][b, t])
-            seen.add(kind)
-    assert len(seen) == 2
+            tested_kinds.add(kind)
+    assert len(tested_kinds) == 2
 
 
-def test_patch_ablation_is_the_literal_loop(study):
+def test_patch_ablation_equals_a_literal_loop(study):
     batch = make_batch(study)
-    rows, steps = chosen(batch.object_words)
+    rows, steps = indices_of(batch.object_words)
     with torch.no_grad():
-        found = patch_ablation(batch, rows, steps, patches=5)
-    gone = []
+        values = patch_ablation(batch, rows, steps, patches=5)
+    all_disappear = []
     for method in ("lrp", "grad_cam", "attention", "random"):
-        disappears, drops = (by_word(found, (method, name), rows, steps) for name in ("disappears", "patch_drop"))
+        disappears, drops = (by_word(values, (method, name), rows, steps) for name in ("disappears", "patch_drop"))
         for b, t in zip(rows.tolist(), steps.tolist(), strict=True):
-            words, heat, image = SENTENCES[b].split(), alone(study, method, b)[0][t], pictures()[b]
+            words, heat, image = SENTENCES[b].split(), alone(study, method, b)[0][t], random_images()[b]
             ablated = without(image, patch_order(heat)[:5])
             new = WORDS.decode(study.decode(study.model.encode(ablated[None]))[0])
-            gone.append(words[t] not in new)
-            assert disappears[b, t] == float(gone[-1])
-            if gone[-1]:
+            all_disappear.append(words[t] not in new)
+            assert disappears[b, t] == float(all_disappear[-1])
+            if all_disappear[-1]:
                 assert math.isnan(drops[b, t])
             else:
-                place, word = new.index(words[t]), WORDS.wordmap[words[t]]
+                position, word = new.index(words[t]), WORDS.wordmap[words[t]]
                 drop = (probabilities(study.model, image, words)[t, word]
-                        - probabilities(study.model, ablated, new)[place, word]).item()
+                        - probabilities(study.model, ablated, new)[position, word]).item()
                 assert drops[b, t] == pytest.approx(drop, abs=1e-9)
-    assert any(gone)
+    assert any(all_disappear)
 
 
-def test_a_word_that_stays_is_scored_at_its_first_new_place(study):
-    """Whatever is decoded: here every word, so that none disappears."""
+def test_a_remaining_word_is_scored_at_its_first_position_in_the_new_caption(study):
+    """The decoded caption contains every object word, so that none disappears."""
     new = [WORDS.wordmap[word] for word in ["a", "ball", "dog", "cat", "ball", "dog"]]
-    everywhere = replace(study, methods=("lrp",), decode=lambda features: torch.tensor([new] * len(features)))
-    batch = make_batch(everywhere)
-    rows, steps = chosen(batch.object_words)
+    fixed_caption = replace(study, methods=("lrp",), decode=lambda features: torch.tensor([new] * len(features)))
+    batch = make_batch(fixed_caption)
+    rows, steps = indices_of(batch.object_words)
     with torch.no_grad():
-        found = patch_ablation(batch, rows, steps, patches=3)
-    assert not found["lrp", "disappears"].any()
-    for b, t, drop in zip(rows.tolist(), steps.tolist(), found["lrp", "patch_drop"].tolist(), strict=True):
-        words, image = SENTENCES[b].split(), pictures()[b]
+        values = patch_ablation(batch, rows, steps, patches=3)
+    assert not values["lrp", "disappears"].any()
+    for b, t, drop in zip(rows.tolist(), steps.tolist(), values["lrp", "patch_drop"].tolist(), strict=True):
+        words, image = SENTENCES[b].split(), random_images()[b]
         ablated = without(image, patch_order(alone(study, "lrp", b)[0][t])[:3])
-        place, word = {"ball": 1, "dog": 2, "cat": 3}[words[t]], WORDS.wordmap[words[t]]
+        position, word = {"ball": 1, "dog": 2, "cat": 3}[words[t]], WORDS.wordmap[words[t]]
         expected = (probabilities(study.model, image, words)[t, word]
-                    - probabilities(study.model, ablated, ["a", "ball", "dog", "cat"])[place, word]).item()
+                    - probabilities(study.model, ablated, ["a", "ball", "dog", "cat"])[position, word]).item()
         assert drop == pytest.approx(expected, abs=1e-9)
 
 
-def test_deletion_and_insertion_are_the_literal_loops(study):
+def test_deletion_and_insertion_equal_literal_loops(study):
     batch = make_batch(study)
-    rows, steps = chosen(batch.object_words)
+    rows, steps = indices_of(batch.object_words)
     with torch.no_grad():
-        found = deletion_insertion(batch, rows, steps)
-    every = [(y, x) for y in range(4) for x in range(4)]
+        values = deletion_insertion(batch, rows, steps)
+    patches = [(y, x) for y in range(4) for x in range(4)]
     for method, (b, t) in itertools.product(("lrp", "guided_grad_cam", "random"),
                                             list(zip(rows.tolist(), steps.tolist(), strict=True))[::3]):
         words, order = SENTENCES[b].split(), patch_order(alone(study, method, b)[0][t])
@@ -217,24 +219,52 @@ def test_deletion_and_insertion_are_the_literal_loops(study):
         for name in areas:
             curve = []
             for i in range(11):
-                most = order[:round(i / 10 * 16)]
-                removed = most if name == "deletion" else [patch for patch in every if patch not in most]
-                p = probabilities(study.model, without(pictures()[b], removed), words)[t, WORDS.wordmap[words[t]]]
+                most_relevant = order[:round(i / 10 * 16)]
+                others = [patch for patch in patches if patch not in most_relevant]
+                hidden = most_relevant if name == "deletion" else others
+                p = probabilities(study.model, without(random_images()[b], hidden), words)[t, WORDS.wordmap[words[t]]]
                 curve.append(p.log().item())
-                assert by_word(found, (method, f"{name}_{i / 10}"), rows, steps)[b, t] == pytest.approx(curve[-1])
+                assert by_word(values, (method, f"{name}_{i / 10}"), rows, steps)[b, t] == pytest.approx(curve[-1])
             area = sum(0.1 * (left + right) / 2 for left, right in itertools.pairwise(curve))
-            assert by_word(found, (method, name), rows, steps)[b, t] == pytest.approx(area)
+            assert by_word(values, (method, name), rows, steps)[b, t] == pytest.approx(area)
 
 
-def test_patch_ranks_leave_equal_patches_in_their_order():
+def test_images_that_are_not_square(study):
+    """Every experiment on images of 4×6 patches; deletion against a literal loop."""
+    study = replace(study, methods=("lrp", "attention", "random"), masks=FixedMasks())
+    images = torch.randn(2, 3, S, S + 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    batch = Batch(study, [0, 1], NAMES[:2], images, [SENTENCES[i].split() for i in (0, 1)], REFERENCES[:2])
+    for name, experiment in EXPERIMENTS.items():
+        assert measure(experiment, batch), name
+    rows, steps = indices_of(batch.object_words)
+    maps = batch.maps("attention", rows, steps)
+    assert maps.shape == (len(rows), S, S + 16)
+    with torch.no_grad():
+        deletion = deletion_insertion(batch, rows, steps)["attention", "deletion_0.5"]
+    for b, t, heat, log_p in zip(rows.tolist(), steps.tolist(), maps, deletion.tolist(), strict=True):
+        words = SENTENCES[b].split()
+        hidden = without(images[b], patch_order(heat)[:12])
+        expected = probabilities(study.model, hidden, words)[t, WORDS.wordmap[words[t]]].log().item()
+        assert log_p == pytest.approx(expected)
+
+
+def test_images_that_cannot_be_divided_into_patches_are_rejected():
+    message = "images of 20×16 pixels cannot be divided into patches of 8×8 pixels"
+    with pytest.raises(InputError, match=message):
+        patch_ranks(torch.zeros(1, 16, 20))
+    with pytest.raises(InputError, match=message):
+        grey_out(torch.zeros(1, 3, 16, 20), torch.ones(1, 4, dtype=torch.bool))
+
+
+def test_patch_ranks_keep_the_order_of_ties():
     heat = torch.zeros(1, 16, 16)
     heat[0, 8:, :8] = 1
     assert patch_ranks(heat).tolist() == [[1, 2, 0, 3]]
 
 
-def test_correctness_pointing_game_and_mask_mass_are_literal(study):
+def test_correctness_pointing_game_and_mask_mass_equal_their_definitions(study):
     batch = make_batch(study)
-    rows, steps = chosen(batch.boxed_words)
+    rows, steps = indices_of(batch.words_with_box)
     assert {(0, 1), (0, 10), (1, 1), (1, 5), (2, 1)} == set(zip(rows.tolist(), steps.tolist(), strict=True))
     shares, hits, masses = (function(batch, rows, steps) for function in (correctness, pointing_game, mask_mass))
     for method in METHODS:
@@ -250,56 +280,56 @@ def test_correctness_pointing_game_and_mask_mass_are_literal(study):
             assert by_word(hits, (method, "hit"), rows, steps)[b, t] == float(hit and heat.max() > 0)
             inside = heat[:, :S // 2].sum() if category == "dog" else heat[5 + b].sum()
             assert by_word(masses, (method, "inside"), rows, steps)[b, t] == pytest.approx((inside / total).item())
-    cover = np.zeros((S, S))
+    covered = np.zeros((S, S))
     for x0, y0, x1, y1 in BOXES[NAMES[0]]["bbox"]["1"]:
-        cover[y0:y1, x0:x1] = 1
-    assert by_word(hits, ("box", "hit"), rows, steps)[0, 1] == pytest.approx(cover.mean())
+        covered[y0:y1, x0:x1] = 1
+    assert by_word(hits, ("box", "hit"), rows, steps)[0, 1] == pytest.approx(covered.mean())
     assert by_word(masses, ("mask", "inside"), rows, steps)[2, 1] == pytest.approx(1 / S)
     assert len(shares) == len(METHODS) * len(THRESHOLDS) + 1
 
 
-def test_a_map_without_positive_relevance_neither_hits_nor_has_mass(study):
+def test_a_map_without_positive_relevance_scores_zero(study):
     batch = make_batch(replace(study, methods=("lrp",)))
     batch._pixels["lrp"] = -torch.ones(len(NAMES), 4, S, S, dtype=torch.float64)
-    rows, steps = chosen(batch.boxed_words)
+    rows, steps = indices_of(batch.words_with_box)
     assert not pointing_game(batch, rows, steps)["lrp", "hit"].any()
     assert not mask_mass(batch, rows, steps)["lrp", "inside"].any()
 
 
-def test_tpfp_scores_words_by_their_maps(study):
+def test_tpfp_scores_are_statistics_of_the_maps(study):
     batch = make_batch(study)
-    rows, steps = chosen(batch.frequent_words)
-    found = tpfp(batch, rows, steps)
-    right = by_word(found, ("reference", "right"), rows, steps)
-    assert right == {(b, t): float(any(SENTENCES[b].split()[t] in text.split() for text in REFERENCES[b]))
+    rows, steps = indices_of(batch.frequent_words)
+    values = tpfp(batch, rows, steps)
+    is_correct = by_word(values, ("reference", "right"), rows, steps)
+    assert is_correct == {(b, t): float(any(SENTENCES[b].split()[t] in text.split() for text in REFERENCES[b]))
                      for b, t in zip(rows.tolist(), steps.tolist(), strict=True)}
-    assert 0 < sum(right.values()) < len(right)
-    for b, t in right:
+    assert 0 < sum(is_correct.values()) < len(is_correct)
+    for b, t in is_correct:
         heat = alone(study, "lrp", b)[0][t].flatten().tolist()
         expected = {"mean": sum(heat) / len(heat), "positive_mean": sum(max(x, 0) for x in heat) / len(heat),
                     "absolute_mean": sum(map(abs, heat)) / len(heat), "maximum": max(heat),
                     "quantile_0.25": sorted(heat)[round(0.25 * (len(heat) - 1))]}
         for name, value in expected.items():
-            assert by_word(found, ("lrp", name), rows, steps)[b, t] == pytest.approx(value)
+            assert by_word(values, ("lrp", name), rows, steps)[b, t] == pytest.approx(value)
     if isinstance(study.model, GridTDModel):
         words = SENTENCES[3].split()
-        beta = study.model.lrp(pictures()[3:], torch.tensor([WORDS.encode(words, len(words))])).beta
-        assert by_word(found, ("sentinel", "1-beta"), rows, steps)[3, 3] == pytest.approx(1 - beta[0, 3].item())
+        beta = study.model.lrp(random_images()[3:], torch.tensor([WORDS.encode(words, len(words))])).beta
+        assert by_word(values, ("sentinel", "1-beta"), rows, steps)[3, 3] == pytest.approx(1 - beta[0, 3].item())
     else:
-        assert ("sentinel", "1-beta") not in found
+        assert ("sentinel", "1-beta") not in values
     assert len(statistics(torch.rand(2, 4, 4))) == 9
 
 
-def test_auc_counts_pairs():
+def test_auc_is_the_share_of_ordered_pairs():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 6, (40,), generator=generator).double()       # with ties
-    right = torch.rand(40, generator=generator) < 0.6
-    pairs = [(a > b) + 0.5 * (a == b) for a in scores[right].tolist() for b in scores[~right].tolist()]
-    area, error = auc(scores, right)
+    is_correct = torch.rand(40, generator=generator) < 0.6
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[is_correct].tolist() for b in scores[~is_correct].tolist()]
+    area, error = auc(scores, is_correct)
     assert area == pytest.approx(sum(pairs) / len(pairs))
-    false, true = roc_curve(scores, right)
+    false, true = roc_curve(scores, is_correct)
     assert np.trapezoid(true, false) == pytest.approx(area) and (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
-    n, m = int(right.sum()), int((~right).sum())
+    n, m = int(is_correct.sum()), int((~is_correct).sum())
     q1, q2 = area / (2 - area), 2 * area ** 2 / (1 + area)
     assert error ** 2 == pytest.approx((area * (1 - area) + (n - 1) * (q1 - area ** 2) + (m - 1) * (q2 - area ** 2))
                                        / (n * m))
@@ -307,45 +337,104 @@ def test_auc_counts_pairs():
     assert math.isnan(auc(scores, torch.ones(40, dtype=torch.bool))[0])
 
 
-def test_average_ranks_share_ties():
+def test_ties_get_their_average_rank():
     assert average_ranks(torch.tensor([[2.0, 1.0, 2.0, 5.0]])).tolist() == [[1.5, 0, 1.5, 3]]
 
 
 def test_mean_and_standard_error():
-    found = mean_and_error([1.0, 2.0, 6.0])
-    assert found == pytest.approx((3, (7 / 3) ** 0.5, 3)) and math.isnan(mean_and_error([2.0]).error)
+    score = mean_and_error([1.0, 2.0, 6.0])
+    assert score == pytest.approx((3, (7 / 3) ** 0.5, 3)) and math.isnan(mean_and_error([2.0]).error)
 
 
-def test_random_is_a_function_of_the_picture_and_the_seed(study):
-    batch, one = make_batch(study), make_batch(study, [3, 0])
+def test_random_maps_depend_on_the_file_name_and_the_seed_only(study):
+    batch, reordered = make_batch(study), make_batch(study, [3, 0])
     rows, steps = torch.tensor([0, 3]), torch.tensor([1, 3])
-    other = one.maps("random", torch.tensor([1, 0]), steps)
-    assert torch.equal(batch.maps("random", rows, steps), other)
-    again = make_batch(replace(study, seed=2))
-    assert not torch.equal(again.maps("random", rows, steps), other) and not torch.equal(other[0], other[1])
+    maps = reordered.maps("random", torch.tensor([1, 0]), steps)
+    assert torch.equal(batch.maps("random", rows, steps), maps)
+    other_seed = make_batch(replace(study, seed=2))
+    assert not torch.equal(other_seed.maps("random", rows, steps), maps) and not torch.equal(maps[0], maps[1])
     T = len(SENTENCES[3].split()) + 1
     assert torch.equal(batch.relevance("random", rows, steps)[1, :T],
-                       one.relevance("random", torch.tensor([0]), torch.tensor([3]))[0, :T])
+                       reordered.relevance("random", torch.tensor([0]), torch.tensor([3]))[0, :T])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_one_picture_and_one_word_at_a_time_give_the_same(study, name):
+def test_results_do_not_depend_on_the_batch(study, name):
     study = replace(study, methods=("lrp",) if name == "sanity" else ("lrp", "guided_grad_cam", "attention", "random"))
-    together = measure(EXPERIMENTS[name], make_batch(study, [1, 3]))
+    batched = measure(EXPERIMENTS[name], make_batch(study, [1, 3]))
     single = []
     for i in (1, 3):
         T = len(SENTENCES[i].split()) + 1
-        for t in range(1, T - 1):       # all but the first word and <end>, neither of which is studied
+        for t in range(1, T - 1):       # without the first word and <end>, which are not measured
             single += measure(EXPERIMENTS[name], make_batch(study, [i], (torch.arange(T) == t)[None]))
-    assert len(together) == len(single) > 0
-    key = {row[:5]: float(row[5]) for row in single}
-    assert len(key) == len(single)
-    for row in together:
-        # among ranks, rounding can swap neighbours
-        assert float(row[5]) == pytest.approx(key[row[:5]], abs=1e-3 if name == "sanity" else 1e-6), row
+    assert len(batched) == len(single) > 0
+    values = {row[:5]: float(row[5]) for row in single}
+    assert len(values) == len(single)
+    for row in batched:
+        # rounding can swap neighbouring ranks
+        assert float(row[5]) == pytest.approx(values[row[:5]], abs=1e-3 if name == "sanity" else 1e-6), row
 
 
-def test_words_that_are_studied(study):
+class Split:
+    """The data set of run_experiments: the four images and their references."""
+    names, references = NAMES, REFERENCES
+
+    def __len__(self):
+        return len(NAMES)
+
+    def __getitems__(self, indices):
+        return {"images": random_images()[indices]}
+
+
+def run(study, folder, names=("ablation", "pointing_game")):
+    return run_experiments(study, Split(), SENTENCES, names, None, 2, 0, torch.device("cpu"), folder, ["test"])
+
+
+def test_word_ablation_without_a_method_that_applies(study, tmp_path):
+    """Attention assigns no relevance to words: only the measures of patch ablation remain."""
+    table = run(replace(study, methods=("attention",)), tmp_path, ["ablation"])["ablation"]
+    assert {measure_name for _, measure_name in table} <= {"disappears", "patch_drop"}
+    assert ("attention", "disappears") in table and (tmp_path / "ablation_test.png").exists()
+
+
+def test_an_experiment_without_any_result_writes_no_table(study, tmp_path, capsys, monkeypatch):
+    word_part = EXPERIMENTS["ablation"]._replace(parts=EXPERIMENTS["ablation"].parts[:1])
+    monkeypatch.setitem(EXPERIMENTS, "ablation", word_part)
+    assert run(replace(study, methods=("attention",)), tmp_path, ["ablation"]) == {"ablation": {}}
+    assert "ablation: the captions have no word that it measures" in capsys.readouterr().out
+    assert not (tmp_path / "ablation_test.csv").exists()
+
+
+def test_part_files_are_kept_until_all_tables_are_written(study, tmp_path, monkeypatch):
+    """An interrupted run keeps its part files and resumes; after success their folder is removed."""
+    study = replace(study, methods=("random",))
+    tables = run(study, tmp_path / "uninterrupted")
+    conclude, measured = runner.conclude, []
+
+    def measure_and_record(experiment, batch):
+        measured.append((batch.names[0], experiment))
+        return measure(experiment, batch)
+
+    def interrupt(name, *arguments):
+        if name == "pointing_game":
+            raise KeyboardInterrupt
+        return conclude(name, *arguments)
+    monkeypatch.setattr(runner, "measure", measure_and_record)
+    monkeypatch.setattr(runner, "conclude", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path / "resumed")
+    assert len(list((tmp_path / "resumed").glob("parts_*/*.csv"))) == len(measured) == 4
+    other_run = tmp_path / "resumed" / "parts_of_another_run"
+    other_run.mkdir()
+    monkeypatch.setattr(runner, "conclude", conclude)
+    assert run(study, tmp_path / "resumed") == tables and len(measured) == 4
+    assert [path for path in (tmp_path / "resumed").iterdir() if path.is_dir()] == [other_run]
+    names = {path.name for path in (tmp_path / "uninterrupted").iterdir()}
+    assert names == {f"{name}{suffix}" for name in ("ablation", "pointing_game")
+                     for suffix in ("_test.csv", "_test.png", "_words_test.csv")}
+
+
+def test_which_words_are_measured(study):
     study = replace(study, methods=("lrp",))
     steps = {name: {(row[0], row[1]) for row in measure(EXPERIMENTS[name], make_batch(study))
                     if row[4] != "disappears" and row[4] != "patch_drop"} for name in ("ablation", "sanity", "tpfp")}
@@ -354,41 +443,40 @@ def test_words_that_are_studied(study):
     assert steps["sanity"] == steps["tpfp"]         # no caption begins with an object word
 
 
-def test_without_objects_the_frequent_words_are_the_object_words(study):
+def test_without_objects_frequent_words_are_object_words(study):
     batch = make_batch(replace(study, objects=Objects({}), boxes={}))
-    assert torch.equal(batch.object_words, make_batch(study).object_words) and not batch.boxed_words.any()
+    assert torch.equal(batch.object_words, make_batch(study).object_words) and not batch.words_with_box.any()
 
 
-def test_an_explanation_of_the_model_changes_with_the_model(study):
-    """Adebayo et al. 2018; random noise, which looks at no model, is caught."""
+def test_explanations_change_when_weights_are_randomised(study):
+    """Noise, which does not depend on the model, keeps a correlation of 1."""
     batch = make_batch(study)
-    rows, steps = chosen(batch.object_words)
-    found = sanity(batch, rows, steps)
-    names = sorted({measure for _, measure in found})
+    rows, steps = indices_of(batch.object_words)
+    values = sanity(batch, rows, steps)
+    names = sorted({measure for _, measure in values})
     assert names[0] == "01_W_o" and names[-2:] == [f"{len(names) - 1:02d}_conv2", f"{len(names):02d}_conv1"]
     for method in ("lrp", "gradient", "guided_grad_cam", "grad_cam"):
-        assert found[method, names[0]].abs().mean() < 0.9, method
-        assert found[method, names[-1]].abs().mean() < 0.5, method
-    assert torch.allclose(found["attention", names[0]], torch.ones(len(rows), dtype=torch.float64))     # above it
-    assert found["attention", names[-1]].abs().mean() < 0.9
-    assert all(torch.allclose(found["random", name], torch.ones(len(rows), dtype=torch.float64)) for name in names)
-    assert torch.equal(make_batch(study).log_p, batch.log_p)        # the model itself is as it was
+        assert values[method, names[0]].abs().mean() < 0.9, method
+        assert values[method, names[-1]].abs().mean() < 0.5, method
+    assert torch.allclose(values["attention", names[0]], torch.ones(len(rows), dtype=torch.float64))     # precedes W_o
+    assert values["attention", names[-1]].abs().mean() < 0.9
+    assert all(torch.allclose(values["random", name], torch.ones(len(rows), dtype=torch.float64)) for name in names)
+    assert torch.equal(make_batch(study).log_p, batch.log_p)        # the model itself is unchanged
 
 
-def test_all_weights_are_randomised_once(study):
-    import copy
+def test_all_weights_are_randomised_exactly_once(study):
     model = copy.deepcopy(study.model)
     layers = layers_from_the_top(model)
-    owned = [id(weight) for _, layer in layers for weight in layer.parameters()]
-    assert sorted(owned) == sorted(map(id, model.parameters()))
+    layer_weights = [id(weight) for _, layer in layers for weight in layer.parameters()]
+    assert sorted(layer_weights) == sorted(map(id, model.parameters()))
     for _, layer in layers:
         randomise(layer, torch.Generator().manual_seed(0))
     for (name, weight), before in zip(model.named_parameters(), study.model.parameters(), strict=True):
-        constant = before.std(correction=0) == 0        # batch-norm as it starts
+        constant = before.std(correction=0) == 0        # batch-norm at its initial values
         assert torch.equal(weight, before) == bool(constant), name
 
 
-def test_rank_correlation_is_spearmans():
+def test_rank_correlation_is_spearmans_coefficient():
     a, b = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).round(decimals=0)
     expected = []
     for x, y in zip(a.flatten(1).tolist(), b.flatten(1).tolist(), strict=True):
@@ -396,7 +484,7 @@ def test_rank_correlation_is_spearmans():
                  for values in (x, y)]
         expected.append(np.corrcoef(ranks)[0, 1])
     assert rank_correlation(a, b).tolist() == pytest.approx(expected)
-    assert rank_correlation(a, a.exp()).tolist() == pytest.approx([1] * 3)      # of what grows with it
+    assert rank_correlation(a, a.exp()).tolist() == pytest.approx([1] * 3)      # of a monotonically increasing function
     assert rank_correlation(a, torch.ones_like(b)).tolist() == [0] * 3
 
 
@@ -406,17 +494,17 @@ def write_masks(path, masks, things):
         file["test/masks"], file["test/things"] = np.array(masks, np.uint8), np.array(things, np.uint8)
 
 
-def test_masks_of_a_file(tmp_path):
+def test_masks_are_read_from_a_file(tmp_path):
     write_masks(tmp_path / "m.hdf5", [[[0, 1], [2, 3]]], [[2, 1, 2]])       # two cats, one dog
     masks = Masks(tmp_path / "m.hdf5", "test", 1)
     assert masks.has(0, "cat") and not masks.has(0, "bird") and not masks.has(0, None)
-    assert masks.of(0, "cat", (2, 2)).tolist() == [[False, True], [False, True]]
-    assert masks.of(0, "dog", (4, 4)).tolist() == [[False] * 4] * 2 + [[True, True, False, False]] * 2
+    assert masks.mask(0, "cat", (2, 2)).tolist() == [[False, True], [False, True]]
+    assert masks.mask(0, "dog", (4, 4)).tolist() == [[False] * 4] * 2 + [[True, True, False, False]] * 2
 
 
 @pytest.mark.parametrize("split, count, message", [("val", 1, "no masks of the split 'val'"),
-                                                   ("test", 2, "masks of 1 pictures")])
-def test_masks_that_do_not_fit(tmp_path, split, count, message):
+                                                   ("test", 2, "masks of 1 images, but the split test has 2")])
+def test_masks_of_another_split_or_size_are_rejected(tmp_path, split, count, message):
     write_masks(tmp_path / "m.hdf5", [[[0, 1], [2, 3]]], [[2, 1, 2]])
     with pytest.raises(InputError, match=message):
         Masks(tmp_path / "m.hdf5", split, count)
