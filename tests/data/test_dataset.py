@@ -239,7 +239,7 @@ def test_truncated_hdf5(copied, which, share):
     (replace("features", None), "no dataset 'features'"),
     (replace("features", np.zeros((COUNT - 1, 4, 3), np.float16)), "contains no features"),
     (replace("features", np.zeros((COUNT, 4), np.float16)), "contains no features"),
-    (lambda file: file.attrs.__setitem__("names", "others"), "other pictures"),
+    (lambda file: file.attrs.__setitem__("names", "others"), "other images"),
 ])
 def test_invalid_features(copied, change, message):
     path = dataset.features_path(copied, "x", "train", "stub")
