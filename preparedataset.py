@@ -1,4 +1,4 @@
-"""Prepares captions, vocabulary, boxes and features: python preparedataset.py --dataset demo"""
+"""Prepares captions, vocabulary, boxes and features of a data set: python preparedataset.py --dataset demo"""
 import os
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from captioning.cli import Parser, add_device, add_seed, fraction, number, posit
 from captioning.data import annotations, bottom_up, boxes, dataset, detector, vocabulary
 from captioning.data.cnn_features import store_cnn
 from captioning.data.demo.generate import generate
-from captioning.data.images import are_sound
+from captioning.data.images import are_readable
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
@@ -19,42 +19,59 @@ MAX_LEN = {"demo": 30, "flickr30k": 50, "karpathy": 50, "coco2014": 30, "coco201
 
 def get_args_parser():
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--dataset", choices=list(MAX_LEN), default="demo", help="what to prepare; karpathy: any data in that form")
-    add("--karpathy_json", metavar="FILE", help="dataset_flickr30k.json, dataset_coco.json or one of that form")
-    add("--annotation_folder", help="COCO's annotations: captions_*.json for coco2014 and coco2017, and boxes from "
-        "instances_*.json")
-    add("--image_folder", help="where the pictures are; COCO's train2017/, val2017/ … lie in it")
-    add("--output_folder", default="data", help="everything goes to <output_folder>/<dataset>/")
-    add("--min_word_freq", type=positive_int, help="rarer words become <unk>; by default "
-        + ", ".join(f"{value} for {name}" for name, value in MIN_WORD_FREQ.items()))
-    add("--max_len", type=number(int, 1, 1000), help="words a caption keeps; by default "
-        + ", ".join(f"{value} for {name}" for name, value in MAX_LEN.items()))
-    add("--captions_per_image", type=number(int, 1, 100), default=5, help="stored for training")
-    add("--features", choices=["none", "cnn", "bottom_up"], default="none", help="features to store; none opens no "
-        "picture")
-    add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="the CNN for --features cnn")
-    add("--encoder_weights", metavar="FILE", help="the CNN's weights; ImageNet's are downloaded otherwise")
-    add("--bottom_up", metavar="FOLDER_OR_TSV", help="features made elsewhere, for --features bottom_up")
-    add("--detector", choices=detector.DETECTORS, help="instead of --bottom_up: find the regions here")
-    add("--detector_weights", metavar="FILE", help="the detector's weights; COCO's are downloaded otherwise")
-    add("--regions", type=number(int, 1, 100), default=36, help="bottom_up: regions a picture at most")
-    add("--skip_broken", action="store_true", help="leave pictures out that are missing or broken, after "
-        "opening each")
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset", choices=list(MAX_LEN), default="demo", help="data set to prepare; karpathy: any annotations in "
+        "Karpathy's JSON format")
+    add("--karpathy_json", metavar="FILE", help="annotations in Karpathy's JSON format, such as dataset_flickr30k.json")
+    add("--annotation_folder", metavar="FOLDER", help="folder of COCO's annotations: captions_*.json for coco2014 and "
+        "coco2017, and instances_*.json for boxes")
+    add("--image_folder", metavar="FOLDER", help="folder of the images; for COCO it contains train2017/, val2017/ etc.")
+    add("--skip_broken", action="store_true", help="omit images that are missing or cannot be read")
+    add("--workers", type=number(int, 0, 256), default=2, help="processes that read or draw images")
+    add_seed(group)
+
+    add = parser.add_argument_group("captions").add_argument
+    add("--min_word_freq", type=positive_int, help="minimum frequency of a word in the training captions; rarer words "
+        f"become <unk> (default: {_format_defaults(MIN_WORD_FREQ)})")
+    add("--max_len", type=number(int, 1, 1000), help="maximum number of words per caption; longer captions are cut "
+        f"(default: {_format_defaults(MAX_LEN)})")
+    add("--captions_per_image", type=number(int, 1, 100), default=5, help="captions stored per image for training")
+
+    group = parser.add_argument_group("features")
+    add = group.add_argument
+    add("--features", choices=["none", "cnn", "bottom_up"], default="none", help="features to store: none, without "
+        "opening any image, those of a CNN, or those of regions")
+    add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="cnn: encoder")
+    add("--encoder_weights", metavar="FILE", help="cnn: weights of the encoder (default: ImageNet weights, downloaded)")
+    add("--bottom_up", metavar="FOLDER_OR_TSV", help="bottom_up: features computed by other software")
+    add("--detector", choices=detector.DETECTORS, help="bottom_up: detector that computes the features, instead of "
+        "--bottom_up")
+    add("--detector_weights", metavar="FILE", help="bottom_up: weights of the detector (default: COCO weights, "
+        "downloaded)")
+    add("--regions", type=number(int, 1, 100), default=36, help="bottom_up: maximum number of regions per image")
+    add("--batch_size", type=positive_int, default=32, help="images per batch of the encoder or detector")
+    add_device(group)
+
+    add = parser.add_argument_group("demo data set").add_argument
     add("--demo_size", type=positive_int, nargs=3, default=[4000, 500, 500], metavar=("TRAIN", "VAL", "TEST"),
-        help="pictures of each split of the demo data")
-    add("--bias", type=fraction, default=0.95, help="demo: how often a biased object comes with its partner")
-    add("--test_bias", type=fraction, default=0.5, help="demo: the same in the test split")
-    add("--image_size", type=number(int, 48, 512), default=112, help="demo: side of the pictures in pixels")
-    add("--batch_size", type=positive_int, default=32, help="pictures the CNN takes at once")
-    add("--workers", type=number(int, 0, 256), default=2, help="processes that read or draw pictures")
-    add_device(parser)
-    add_seed(parser)
+        help="images per split")
+    add("--bias", type=fraction, default=0.95, help="probability that the first object of a pair is accompanied by the "
+        "second, in the training and validation split")
+    add("--test_bias", type=fraction, default=0.5, help="the same in the test split")
+    add("--image_size", type=number(int, 48, 512), default=112, help="side of the images in pixels")
+
+    parser.add_argument_group("output").add_argument("--output_folder", default="data",
+                                                     help="files are written to <output_folder>/<dataset>/")
     return parser
 
 
+def _format_defaults(values):
+    return ", ".join(f"{value} for {name}" for name, value in values.items())
+
+
 def check(args):
-    """What can be said of the flags before any work."""
+    """Raises InputError for flags that do not fit together, before any work is done."""
     if args.dataset in ("flickr30k", "karpathy") and not args.karpathy_json:
         raise InputError(f"--dataset {args.dataset} needs --karpathy_json FILE")
     if args.dataset == "coco2014" and not (args.karpathy_json or args.annotation_folder):
@@ -63,102 +80,114 @@ def check(args):
         raise InputError("--dataset coco2017 needs --annotation_folder with captions_train2017.json and "
                          "captions_val2017.json")
     if args.features == "bottom_up" and bool(args.bottom_up) == bool(args.detector):
-        raise InputError("--features bottom_up needs either --bottom_up FOLDER_OR_TSV, features made elsewhere, or "
-                         "--detector")
+        raise InputError("--features bottom_up needs either --bottom_up FOLDER_OR_TSV, features computed by other "
+                         "software, or --detector")
     if args.bottom_up and not os.path.exists(args.bottom_up):
         raise InputError(f"--bottom_up {args.bottom_up} does not exist: give a folder or a tsv file")
     if args.karpathy_json and args.dataset in ("demo", "coco2017"):
-        raise InputError("--karpathy_json goes with --dataset flickr30k, coco2014 or karpathy, not with "
+        raise InputError("--karpathy_json requires --dataset flickr30k, coco2014 or karpathy, and cannot be used with "
                          f"{args.dataset}")
     for flag in ("annotation_folder", "image_folder"):
         value = getattr(args, flag)
         if value and args.dataset == "demo":
-            raise InputError(f"--{flag} does not go with --dataset demo, which makes its own: name another --dataset")
+            raise InputError(f"--{flag} cannot be used with --dataset demo, which is generated: name another --dataset")
         if value and not os.path.isdir(value):
             raise InputError(f"--{flag} {value} is not a folder")
-    for flag, wanted in (("--features cnn", args.features == "cnn"), ("--detector", args.detector),
-                         ("--skip_broken", args.skip_broken)):
-        if wanted and not args.image_folder and args.dataset != "demo":
-            raise InputError(f"{flag} needs --image_folder, where the pictures are")
+    for flag, is_given in (("--features cnn", args.features == "cnn"), ("--detector", args.detector),
+                           ("--skip_broken", args.skip_broken)):
+        if is_given and not args.image_folder and args.dataset != "demo":
+            raise InputError(f"{flag} needs --image_folder, the folder of the images")
 
 
-def read_records(args, folder):
-    """Records and boxes of the data set; the demo's are made here."""
-    if args.dataset == "demo":
-        args.image_folder = str(folder / "images")
-        return generate(folder, args.demo_size, args.seed, args.bias, args.test_bias, args.image_size,
-                             args.workers), None
-    if args.karpathy_json:
-        records = annotations.read_karpathy(args.karpathy_json)
+def read_records(dataset_name, karpathy_json, annotation_folder):
+    """Returns the Records of a data set and, from COCO's instances_*.json, the boxes of its images (possibly none)."""
+    if karpathy_json:
+        records = annotations.read_karpathy(karpathy_json)
     else:
-        records = annotations.read_coco(args.annotation_folder, args.dataset[-4:])
-    entries = boxes.read_boxes(args.annotation_folder, records) if args.annotation_folder else {}
-    return records, entries
+        records = annotations.read_coco(annotation_folder, dataset_name[-4:])
+    return records, boxes.read_boxes(annotation_folder, records) if annotation_folder else {}
 
 
-def without_broken(records, args):
-    """The records whose pictures can be used; InputError for a missing one unless --skip_broken."""
-    paths = [Path(args.image_folder, record.path) for record in records]
-    if not args.skip_broken:
-        missing = [path for path in paths if not os.path.isfile(path)]
-        if missing:
-            raise InputError(f"the picture {missing[0]} is missing (and {len(missing) - 1} others): check "
-                             "--image_folder, or leave them out with --skip_broken")
-        return records
-    sound = are_sound(paths, args.workers)
-    broken = [path for path, ok in zip(paths, sound, strict=True) if not ok]
-    print(f"{len(broken)} broken or missing pictures left out" + "".join(f"\n  {path}" for path in broken[:20]))
-    records = [record for record, ok in zip(records, sound, strict=True) if ok]
-    annotations.check_splits(records, args.image_folder)
+def check_images(records, image_folder):
+    """Raises InputError if an image is missing."""
+    paths = [Path(image_folder, record.path) for record in records]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise InputError(f"{len(missing)} of {len(paths)} images are missing, the first being {missing[0]}: check "
+                         "--image_folder, or omit them with --skip_broken")
+
+
+def without_broken(records, image_folder, workers):
+    """Returns the records whose images can be read; prints the number of the others and the first 20 of them."""
+    paths = [Path(image_folder, record.path) for record in records]
+    readable = are_readable(paths, workers)
+    broken = [path for path, keep in zip(paths, readable, strict=True) if not keep]
+    print(f"{len(broken)} broken or missing images omitted" + "".join(f"\n  {path}" for path in broken[:20]))
+    records = [record for record, keep in zip(records, readable, strict=True) if keep]
+    annotations.check_splits(records, image_folder)
     return records
 
 
-def store_features(args, device, encoder, split, records):
+def build_network(args):
+    """The encoder or detector that computes the features, or None."""
     if args.features == "cnn":
-        path = dataset.features_path(args.output_folder, args.dataset, split, args.encoder)
-        store_cnn(path, records, args.image_folder, encoder, args.encoder, encoders.IMAGE_SIZE[args.encoder],
-                           args.batch_size, args.workers, device)
+        return encoders.build(args.encoder, args.encoder_weights)
+    if args.detector:
+        weights = args.detector_weights
+        return detector.build(args.detector, encoders.read_weights(weights, "detector") if weights else None)
+    return None
+
+
+def store_features(args, split, records, image_folder, network, device):
+    """Stores the features that --features selects for the records of a split."""
+    path = dataset.features_path(args.output_folder, args.dataset, split,
+                                 args.encoder if args.features == "cnn" else "bottom_up")
+    if args.features == "cnn":
+        store_cnn(path, records, image_folder, network, args.encoder, encoders.IMAGE_SIZE[args.encoder],
+                  args.batch_size, args.workers, device)
+    elif args.features == "bottom_up" and args.bottom_up:
+        bottom_up.store(path, records, args.bottom_up, args.regions)
     elif args.features == "bottom_up":
-        path = dataset.features_path(args.output_folder, args.dataset, split, "bottom_up")
-        if args.bottom_up:
-            bottom_up.store(path, records, args.bottom_up, args.regions)
-        else:
-            detector.store(path, records, args.image_folder, encoder, args.detector, args.regions, args.batch_size,
-                           args.workers, device)
+        detector.store(path, records, image_folder, network, args.detector, args.regions, args.batch_size,
+                       args.workers, device)
 
 
 def main(args):
     print_settings(args)
     device = pick_device(args.device)
     check(args)
-    folder = make_folder(Path(args.output_folder, args.dataset))
-    set_seed(args.seed)     # the encoder 'small' starts at random
-    encoder = None      # whatever looks at pictures
-    if args.features == "cnn":
-        encoder = encoders.build(args.encoder, args.encoder_weights)
-    elif args.detector:
-        encoder = detector.build(args.detector, args.detector_weights)
-    records, boxes = read_records(args, folder)
-    if encoder is not None or args.skip_broken:
-        records = without_broken(records, args)
+    location = args.output_folder, args.dataset
+    folder = make_folder(Path(*location))
+    set_seed(args.seed)     # the encoder "small" is initialised randomly
+    network = build_network(args)
+    if args.dataset == "demo":
+        records = generate(folder, args.demo_size, args.seed, args.bias, args.test_bias, args.image_size, args.workers)
+        image_boxes, image_folder = {}, folder / "images"      # generate has written the boxes
+    else:
+        records, image_boxes = read_records(args.dataset, args.karpathy_json, args.annotation_folder)
+        image_folder = args.image_folder
+    if args.skip_broken:
+        records = without_broken(records, image_folder, args.workers)
+    elif network is not None:
+        check_images(records, image_folder)
     splits = {split: [record for record in records if record.split == split] for split in annotations.SPLITS}
     words = vocabulary.build([tokens for record in splits["train"] for tokens in record.tokens],
                              args.min_word_freq or MIN_WORD_FREQ[args.dataset])
     if len(words) == 4:
         raise InputError("no word of the training captions is frequent enough: lower --min_word_freq")
-    write_json(dataset.wordmap_path(args.output_folder, args.dataset), words.wordmap)
-    if boxes:
-        write_json(folder / f"boxes_{args.dataset}.json", boxes)
-    for split, own in splits.items():
-        captions = dataset.write_split(dataset.split_path(args.output_folder, args.dataset, split), own, words,
+    write_json(dataset.wordmap_path(*location), words.wordmap)
+    if image_boxes:
+        write_json(folder / f"boxes_{args.dataset}.json", image_boxes)
+    for split, split_records in splits.items():
+        captions = dataset.write_split(dataset.split_path(*location, split), split_records, words,
                                        args.captions_per_image, args.max_len or MAX_LEN[args.dataset], args.seed,
-                                       args.image_folder)
+                                       image_folder)
         if split == "train":
-            reward.write_frequencies(reward.frequencies_path(args.output_folder, args.dataset), captions, len(words))
-    for split, own in splits.items():
-        store_features(args, device, encoder, split, own)
-    print(f"{folder}: " + ", ".join(f"{len(own)} {split}" for split, own in splits.items())
-          + f" pictures, {sum(len(record.tokens) for record in records)} captions, {len(words)} words")
+            reward.write_frequencies(reward.frequencies_path(*location), captions, len(words))
+    for split, split_records in splits.items():
+        store_features(args, split, split_records, image_folder, network, device)
+    print(f"{folder}: " + ", ".join(f"{len(split_records)} {split}" for split, split_records in splits.items())
+          + f" images, {sum(len(record.tokens) for record in records)} captions, {len(words)} words")
     print("files: " + " ".join(sorted(file.name for file in folder.iterdir() if file.is_file())))
 
 

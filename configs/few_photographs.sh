@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Both models on a few photographs of your own in COCO's layout (train2017/, val2017/, annotations/), learnt by heart:
+# Trains and explains both models on a few photographs in COCO's layout (train2017/, val2017/, annotations/), which the
+# models memorise:
 #     bash configs/few_photographs.sh FOLDER [VGG16_WEIGHTS]
-# Without a file of weights, ImageNet's are downloaded. Interrupted, it goes on when it is run again.
+# VGG16_WEIGHTS: a file with the encoder's weights (default: ImageNet weights, downloaded). Run the script again to resume
+# an interrupted run.
 for part in train2017 val2017 annotations; do
-    [ -d "${1:-}/$part" ] || { echo "error: give the folder that holds train2017/, val2017/ and annotations/" >&2; exit 2; }
+    [ -d "${1:-}/$part" ] || { echo "error: give a folder that contains train2017/, val2017/ and annotations/" >&2; exit 2; }
 done
 folder=$(realpath "$1")
 weights=()
@@ -22,8 +24,8 @@ python preparedataset.py \
     --encoder vgg16 \
     ${weights[@]+"${weights[@]}"}
 
-known=("$folder"/train2017/*.jpg)
-new=("$folder"/val2017/*.jpg)
+train_images=("$folder"/train2017/*.jpg)
+test_images=("$folder"/val2017/*.jpg)
 for model in gridtd aoa; do
     python train.py \
         --dataset coco2017 \
@@ -41,7 +43,7 @@ for model in gridtd aoa; do
 
     python explain.py \
         --weight output/few_$model/checkpoint_last.pth \
-        --images "${known[@]:0:5}" "${new[@]:0:5}" \
+        --images "${train_images[@]:0:5}" "${test_images[@]:0:5}" \
         --methods lrp attention \
         --save_path output/few_$model/explanations
 

@@ -1,4 +1,4 @@
-"""preparedataset.py as a user runs it: what it writes, that it goes on, and status 2 for bad input."""
+"""preparedataset.py from the command line: its output, resumption, and exit status 2 for invalid input."""
 import json
 import os
 import shutil
@@ -28,19 +28,19 @@ def prepare(*flags):
     preparedataset.main(preparedataset.get_args_parser().parse_args([str(flag) for flag in flags]))
 
 
-def tensors(folder, split):
+def read_features(folder, split):
     with h5py.File(features_path(folder, "karpathy", split, "small")) as file:
         return file["features"][:]
 
 
 @pytest.fixture
 def source(tmp_path):
-    """A folder with seven pictures and karpathy.json."""
+    """A folder with karpathy.json and seven images in images/."""
     rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     images = []
     for i, split in enumerate(SPLIT):
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{i}.jpg")
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.jpg")
         texts = ["A dog runs.", f"A word{i} runs"] + ["Only tested words"] * (split == "test")
         images.append({"filename": f"{i}.jpg", "split": split, "sentences": [{"raw": text} for text in texts]})
     (tmp_path / "karpathy.json").write_text(json.dumps({"images": images}))
@@ -54,36 +54,36 @@ def flags(source):
 
 
 def cnn(source):
-    return ["--features", "cnn", "--encoder", "small", "--image_folder", source / "pictures", "--batch_size", 2]
+    return ["--features", "cnn", "--encoder", "small", "--image_folder", source / "images", "--batch_size", 2]
 
 
-def test_captions_alone_never_open_a_picture(source, flags, capsys, monkeypatch):
-    def opened(*_, **__):
-        raise AssertionError("a picture was opened")
-    monkeypatch.setattr(Image, "open", opened)
-    prepare(*flags, "--image_folder", source / "pictures")
+def test_captions_are_prepared_without_opening_images(source, flags, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("an image was opened")
+    monkeypatch.setattr(Image, "open", fail)
+    prepare(*flags, "--image_folder", source / "images")
     train = CaptionDataset(source / "out", "karpathy", "train")
     assert train.names == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert set(train.vocabulary.wordmap) == {"a", "dog", "runs", "word0", "word1", "word2", "word3",
-                                             "<pad>", "<unk>", "<start>", "<end>"}, "of the training split alone"
-    assert train.captions.shape == (4, 5, 52) and train.image_folder == str((source / "pictures").resolve())
+                                             "<pad>", "<unk>", "<start>", "<end>"}, "words of the training split"
+    assert train.captions.shape == (4, 5, 52) and train.image_folder == str((source / "images").resolve())
     test = CaptionDataset(source / "out", "karpathy", "test")
     assert test.references == [["A dog runs.", "A word6 runs", "Only tested words"]]
     unknown = test.vocabulary.unk
     assert (test.captions[0, 2, :5] == torch.tensor([test.vocabulary.start, *[unknown] * 3, test.vocabulary.end])).all()
     out = capsys.readouterr().out
-    assert out.startswith("settings: --dataset karpathy") and "4 train, 2 val, 1 test pictures, 15 captions" in out
+    assert out.startswith("settings: --dataset karpathy") and "4 train, 2 val, 1 test images, 15 captions" in out
     assert "train_karpathy.hdf5" in out
 
 
-def test_rare_words_and_lengths(source, flags):
+def test_minimum_frequency_and_maximum_length(source, flags):
     prepare(*flags, "--min_word_freq", 2, "--max_len", 2, "--captions_per_image", 1)
     train = CaptionDataset(source / "out", "karpathy", "train")
     assert sorted(train.vocabulary.words) == sorted(["a", "dog", "runs", "<pad>", "<unk>", "<start>", "<end>"])
     assert train.captions.shape == (4, 1, 4) and (train.captions[:, 0, -1] == train.vocabulary.end).all()
 
 
-def test_the_same_twice(source, flags):
+def test_repeated_runs_write_the_same_files(source, flags):
     written = []
     for _ in range(2):
         prepare(*flags)
@@ -91,44 +91,44 @@ def test_the_same_twice(source, flags):
     assert written[0] == written[1] and len(written[0]) == 5
 
 
-def test_cnn_features_and_going_on(source, flags, capsys):
+def test_cnn_features_are_computed_once(source, flags, capsys):
     prepare(*flags, *cnn(source))
-    first = {split: tensors(source / "out", split) for split in ("train", "val", "test")}
+    first = {split: read_features(source / "out", split) for split in ("train", "val", "test")}
     assert len(first["train"]) == 4 and first["train"].shape[2] == encoders.feature_dim(encoders.build("small"))
     data = CaptionDataset(source / "out", "karpathy", "val",
                           features=features_path(source / "out", "karpathy", "val", "small"))
     assert np.array_equal(data.__getitems__([1])["images"][0].numpy(), first["val"][1].astype(np.float32))
     prepare(*flags, *cnn(source))
-    assert capsys.readouterr().out.count("already there") == 3
-    assert all(np.array_equal(tensors(source / "out", split), values) for split, values in first.items())
+    assert capsys.readouterr().out.count("already complete") == 3
+    assert all(np.array_equal(read_features(source / "out", split), values) for split, values in first.items())
 
 
-def test_skip_broken_leaves_out_and_counts(source, flags, capsys):
-    (source / "pictures" / "1.jpg").write_bytes((source / "pictures" / "0.jpg").read_bytes()[:300])
-    (source / "pictures" / "4.jpg").unlink()
-    with pytest.raises(InputError, match=r"4\.jpg is missing"):
+def test_skip_broken_omits_and_counts(source, flags, capsys):
+    (source / "images" / "1.jpg").write_bytes((source / "images" / "0.jpg").read_bytes()[:300])
+    (source / "images" / "4.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 of 7 images are missing, the first being .*4\.jpg"):
         prepare(*flags, *cnn(source))
     prepare(*flags, *cnn(source), "--skip_broken")
     out = capsys.readouterr().out
-    assert "2 broken or missing pictures left out" in out and "1.jpg" in out and "4.jpg" in out
+    assert "2 broken or missing images omitted" in out and "1.jpg" in out and "4.jpg" in out
     train, val = (CaptionDataset(source / "out", "karpathy", split) for split in ("train", "val"))
     assert train.names == ["0.jpg", "2.jpg", "3.jpg"] and val.names == ["5.jpg"]
-    assert tensors(source / "out", "train").shape[0] == 3 and tensors(source / "out", "val").shape[0] == 1
-    (source / "pictures" / "6.jpg").unlink()
+    assert read_features(source / "out", "train").shape[0] == 3 and read_features(source / "out", "val").shape[0] == 1
+    (source / "images" / "6.jpg").unlink()
     with pytest.raises(InputError, match="the test split"):
         prepare(*flags, *cnn(source), "--skip_broken")
 
 
-def test_a_truncated_picture_stops_with_its_name_and_keeps_the_rest(source, flags):
-    path = source / "pictures" / "3.jpg"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:300])
+def test_truncated_image_is_named_and_the_run_resumes(source, flags):
+    path = source / "images" / "3.jpg"
+    intact = path.read_bytes()
+    path.write_bytes(intact[:300])
     with pytest.raises(InputError, match=r"3\.jpg"):
         prepare(*flags, *cnn(source))
     assert CaptionDataset(source / "out", "karpathy", "train").names[3] == "3.jpg"
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     prepare(*flags, *cnn(source))
-    assert tensors(source / "out", "train").any(axis=(1, 2)).all()
+    assert read_features(source / "out", "train").any(axis=(1, 2)).all()
 
 
 def test_demo_can_be_trained_on(demo_data):
@@ -139,7 +139,7 @@ def test_demo_can_be_trained_on(demo_data):
     assert len(val) == 8 and val.__getitems__([0])["images"].shape == (1, 3, 112, 112)
 
 
-BAD = [
+INVALID = [
     (["--dataset", "flickr30k"], "--karpathy_json"),
     (["--dataset", "karpathy"], "--karpathy_json"),
     (["--dataset", "coco2014"], "--annotation_folder"),
@@ -152,30 +152,30 @@ BAD = [
     (["--karpathy_json", "SOURCE/karpathy.json"], "--dataset"),
     (["--dataset", "karpathy", "--karpathy_json", "SOURCE/none.json"], "SOURCE/none.json"),
     (["--dataset", "karpathy", "--karpathy_json", "SOURCE"], "SOURCE"),
-    (["--dataset", "karpathy", "--karpathy_json", "SOURCE/pictures/0.jpg"], "0.jpg"),
+    (["--dataset", "karpathy", "--karpathy_json", "SOURCE/images/0.jpg"], "0.jpg"),
     (["KARPATHY", "--image_folder", "SOURCE/none"], "SOURCE/none"),
     (["KARPATHY", "--features", "cnn"], "--image_folder"),
     (["KARPATHY", "--skip_broken"], "--image_folder"),
     (["KARPATHY", "--features", "cnn", "--encoder", "small", "--image_folder", "SOURCE"], "SOURCE/0.jpg"),
-    (["KARPATHY", "--features", "cnn", "--image_folder", "SOURCE/pictures", "--encoder_weights", "SOURCE/none.pth"],
+    (["KARPATHY", "--features", "cnn", "--image_folder", "SOURCE/images", "--encoder_weights", "SOURCE/none.pth"],
      "SOURCE/none.pth"),
     (["KARPATHY", "--features", "bottom_up"], "--bottom_up"),
     (["KARPATHY", "--features", "bottom_up", "--bottom_up", "SOURCE/none.tsv"], "--bottom_up"),
-    (["KARPATHY", "--features", "bottom_up", "--bottom_up", "SOURCE/pictures"], "no features of 0.jpg"),
+    (["KARPATHY", "--features", "bottom_up", "--bottom_up", "SOURCE/images"], "no features of 0.jpg"),
     (["KARPATHY", "--min_word_freq", "1000"], "--min_word_freq"),
     (["KARPATHY", "--output_folder", "SOURCE/karpathy.json"], "karpathy.json"),
     (["KARPATHY", "--output_folder", "/proc/none"], "/proc/none"),
 ]
 
 
-@pytest.mark.parametrize(("given", "named"), BAD, ids=[" ".join(given)[:60] for given, _ in BAD])
-def test_bad_input_is_one_sentence(source, given, named):
-    known = ["--dataset", "karpathy", "--karpathy_json", "SOURCE/karpathy.json"]
-    given = [known if flag == "KARPATHY" else [flag] for flag in given]
-    given = [flag.replace("SOURCE", str(source)) for some in given for flag in some]
+@pytest.mark.parametrize(("flags", "message"), INVALID, ids=[" ".join(flags)[:60] for flags, _ in INVALID])
+def test_invalid_input(source, flags, message):
+    karpathy = ["--dataset", "karpathy", "--karpathy_json", "SOURCE/karpathy.json"]
+    expanded = [karpathy if flag == "KARPATHY" else [flag] for flag in flags]
+    flags = [flag.replace("SOURCE", str(source)) for group in expanded for flag in group]
     with pytest.raises(InputError) as error:
-        prepare("--output_folder", source / "out", "--device", "cpu", "--workers", 0, *given)
-    assert named.replace("SOURCE", str(source)) in str(error.value) and "\n" not in str(error.value)
+        prepare("--output_folder", source / "out", "--device", "cpu", "--workers", 0, *flags)
+    assert message.replace("SOURCE", str(source)) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("flag", "value"), [
@@ -183,61 +183,61 @@ def test_bad_input_is_one_sentence(source, given, named):
     ("--captions_per_image", "0"), ("--captions_per_image", "9" * 30), ("--features", "all"), ("--encoder", "vgg11"),
     ("--batch_size", "0"), ("--workers", "-1"), ("--workers", "100000"), ("--bias", "1.5"), ("--bias", "nan"),
     ("--image_size", "4"), ("--demo_size", "5"), ("--seed", "-1"), ("--device", "tpu"), ("--no_such_flag", "1")])
-def test_flags_out_of_range(flag, value, capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_invalid_flag_values(flag, value, capsys):
+    with pytest.raises(SystemExit) as error:
         prepare(flag, value)
-    assert stop.value.code == 2
+    assert error.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and flag in message and message.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_where_there_is_none():
+def test_missing_gpu():
     with pytest.raises(InputError, match="--device cuda"):
         prepare("--device", "cuda")
 
 
-def test_status_2_and_no_traceback(source):
-    ended = subprocess.run([sys.executable, ROOT / "preparedataset.py", "--dataset", "karpathy", "--karpathy_json",
+def test_exit_status_2_without_traceback(source):
+    process = subprocess.run([sys.executable, ROOT / "preparedataset.py", "--dataset", "karpathy", "--karpathy_json",
                             source / "none.json"], capture_output=True, text=True, cwd=source, timeout=120)
-    assert ended.returncode == 2 and ended.stdout.startswith("settings: ")
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and "none.json" in ended.stderr
+    assert process.returncode == 2 and process.stdout.startswith("settings: ")
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1 and "none.json" in process.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every folder")
 def test_unwritable_output_folder(source, flags):
     (source / "out").mkdir(mode=0o500)
     with pytest.raises(InputError, match="not writable"):
         prepare(*flags)
 
 
-def test_coco_2017_as_it_is(tmp_path, shared_data):
+def test_coco_2017(tmp_path, shared_data):
     coco = shared_data / "coco_sample"
     prepare("--dataset", "coco2017", "--annotation_folder", coco / "annotations", "--image_folder", coco,
             "--output_folder", tmp_path)
     data = {split: CaptionDataset(tmp_path, "coco2017", split, image_size=32) for split in ("train", "val", "test")}
-    assert [len(some) for some in data.values()] == [107, 5, 64]
+    assert [len(split_data) for split_data in data.values()] == [107, 5, 64]
     counts = Counter(word for texts in data["train"].references for text in texts for word in tokenise(text))
     assert set(data["train"].vocabulary.words[1:-3]) == {word for word, count in counts.items() if count >= 4}
     boxes = read_json(tmp_path / "coco2017" / "boxes_coco2017.json")
-    assert set(boxes) == {name for some in data.values() for name in some.names}
-    assert all(some.__getitems__([0, 3])["images"].shape == (2, 3, 32, 32) for some in data.values())
+    assert set(boxes) == {name for split_data in data.values() for name in split_data.names}
+    assert all(split_data.__getitems__([0, 3])["images"].shape == (2, 3, 32, 32) for split_data in data.values())
 
 
-def test_coco_2014_by_either_file(tmp_path, source):
+def test_coco_2014_from_either_annotation_format(tmp_path, source):
     for part, ids in (("train", range(30)), ("val", range(50, 53))):
         images = [{"id": i, "file_name": f"COCO_{part}2014_{i:012d}.jpg"} for i in ids]
-        sentences = [{"image_id": i, "caption": "a dog and a cat"} for i in ids]
-        (tmp_path / f"captions_{part}2014.json").write_text(json.dumps({"images": images, "annotations": sentences}))
-    prepare("--dataset", "coco2014", "--annotation_folder", tmp_path, "--output_folder", tmp_path / "own")
-    assert len(CaptionDataset(tmp_path / "own", "coco2014", "train")) == 29
-    assert CaptionDataset(tmp_path / "own", "coco2014", "test").paths[0] == "val2014/COCO_val2014_000000000050.jpg"
+        captions = [{"image_id": i, "caption": "a dog and a cat"} for i in ids]
+        (tmp_path / f"captions_{part}2014.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    prepare("--dataset", "coco2014", "--annotation_folder", tmp_path, "--output_folder", tmp_path / "coco")
+    assert len(CaptionDataset(tmp_path / "coco", "coco2014", "train")) == 29
+    assert CaptionDataset(tmp_path / "coco", "coco2014", "test").paths[0] == "val2014/COCO_val2014_000000000050.jpg"
     prepare("--dataset", "coco2014", "--karpathy_json", source / "karpathy.json", "--output_folder", tmp_path / "k")
     assert len(CaptionDataset(tmp_path / "k", "coco2014", "train")) == 4
 
 
 def test_real_vgg16_features(tmp_path, shared_data):
-    """Features of one real photograph equal those of the encoder run by hand."""
+    """Stored features of a real photograph equal those of a direct forward pass."""
     coco, weights = shared_data / "coco_sample", shared_data / "vgg16_features.pth"
     names = sorted(path.name for path in (coco / "val2017").iterdir())[:3]
     images = [{"filename": name, "split": split, "sentences": [{"raw": "a picture"}]}
@@ -250,13 +250,13 @@ def test_real_vgg16_features(tmp_path, shared_data):
     with torch.inference_mode():
         expected = encoders.build("vgg16", weights)(data.__getitems__([0])["images"]).flatten(2).transpose(1, 2)
     with h5py.File(features_path(tmp_path, "karpathy", "val", "vgg16")) as file:
-        found = torch.from_numpy(file["features"][:]).float()
-    assert found.shape == (1, 196, 512)
-    assert (found - expected).abs().max() <= 2e-3 * expected.abs().max()
+        stored = torch.from_numpy(file["features"][:]).float()
+    assert stored.shape == (1, 196, 512)
+    assert (stored - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
-def test_moved_pictures_are_reported(source, flags):
-    prepare(*flags, "--image_folder", source / "pictures")
-    shutil.move(source / "pictures", source / "elsewhere")
+def test_moved_images_are_reported(source, flags):
+    prepare(*flags, "--image_folder", source / "images")
+    shutil.move(source / "images", source / "elsewhere")
     with pytest.raises(InputError, match="--image_folder"):
         CaptionDataset(source / "out", "karpathy", "train", image_size=16)

@@ -1,4 +1,4 @@
-"""The whole chain on real photographs: features, both models until they know them, captions, explanations."""
+"""All steps on real photographs: features, overfitting of both models, captions, and explanations."""
 import json
 
 import numpy as np
@@ -11,45 +11,45 @@ import preparedataset
 import train
 
 
-def script(module, *flags):
+def run(module, *flags):
     module.main(module.get_args_parser().parse_args([*map(str, flags), "--device", "cpu"]))
 
 
 @pytest.fixture(scope="module")
-def photographs(shared_data, tmp_path_factory):
-    """A data folder of 11 photographs to train on, 1 to validate and 4 to test, with VGG16's features."""
+def data_folder(shared_data, tmp_path_factory):
+    """A data folder with 11 photographs for training, 1 for validation and 4 for testing, with VGG16 features."""
     folder, source = tmp_path_factory.mktemp("few"), shared_data / "coco_sample"
     (folder / "annotations").mkdir()
     for split, count in (("train2017", 12), ("val2017", 4)):
         for kind in ("captions", "instances"):
             content = json.loads((source / "annotations" / f"{kind}_{split}.json").read_text())
             content["images"] = sorted(content["images"], key=lambda image: image["id"])[:count]
-            kept = {image["id"] for image in content["images"]}
-            content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+            ids = {image["id"] for image in content["images"]}
+            content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
             (folder / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
-    script(preparedataset, "--dataset", "coco2017", "--annotation_folder", folder / "annotations", "--image_folder",
+    run(preparedataset, "--dataset", "coco2017", "--annotation_folder", folder / "annotations", "--image_folder",
            source, "--output_folder", folder / "data", "--min_word_freq", "1", "--features", "cnn", "--encoder_weights",
            shared_data / "vgg16_features.pth", "--workers", "0")
     return folder / "data"
 
 
 @pytest.mark.parametrize("model_type", ["gridtd", "aoa"])
-def test_from_photographs_to_explanations(photographs, shared_data, tmp_path, model_type):
-    script(train, "--dataset", "coco2017", "--data_folder", photographs, "--model_type", model_type,
+def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, model_type):
+    run(train, "--dataset", "coco2017", "--data_folder", data_folder, "--model_type", model_type,
            "--encoder_weights", shared_data / "vgg16_features.pth", "--embed_dim", "64", "--hidden_dim", "128",
            "--attention_dim", "32", "--dropout", "0", "--batch_size", "2", "--epochs", "40", "--patience", "40",
            "--decoder_lr", "3e-3", "--grad_clip", "1", "--workers", "0", "--save_path", tmp_path)
     scores = {}
     for split in ("train", "test"):
-        script(evaluation, "--weight", tmp_path / "checkpoint_last.pth", "--dataset", "coco2017", "--data_folder",
-               photographs, "--split", split, "--explanations", "correctness", "--max_images", "4", "--workers", "0",
+        run(evaluation, "--weight", tmp_path / "checkpoint_last.pth", "--dataset", "coco2017", "--data_folder",
+               data_folder, "--split", split, "--explanations", "correctness", "--max_images", "4", "--workers", "0",
                "--save_path", tmp_path)
         scores[split] = json.loads((tmp_path / f"metrics_{split}.json").read_text())
     assert scores["train"]["cider"] >= 1.2
     assert 0 < scores["train"]["box_share"] < 1 and 0 < scores["train"]["inside_box_lrp"] <= 1
     names = [item["image"] for item in json.loads((tmp_path / "predictions_test.json").read_text())]
     assert len(names) == 4
-    script(explain, "--weight", tmp_path / "checkpoint_last.pth", "--images",
+    run(explain, "--weight", tmp_path / "checkpoint_last.pth", "--images",
            *(next((shared_data / "coco_sample").rglob(name)) for name in names[:2]), "--save_path", tmp_path / "out")
     for folder in (tmp_path / "out").glob("*/"):
         arrays = np.load(folder / "explanation.npz")

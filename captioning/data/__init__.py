@@ -1,3 +1,4 @@
-"""Annotations, vocabulary, images, data sets, predictions, stored features and demo scenes.
+"""Annotations, vocabulary, images, data sets, predictions, stored features and synthetic demo scenes.
 
-Imports only the modules of the folder above (errors, files)."""
+Modules of this package import only one another and `captioning.errors` and `captioning.files`.
+"""

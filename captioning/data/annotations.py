@@ -1,4 +1,4 @@
-"""Reads caption and box annotations: Karpathy's JSON and COCO's own files. What is wrong in them is an InputError."""
+"""Reads caption annotations: Karpathy's JSON files and COCO's caption files. Invalid content raises InputError."""
 import re
 import sys
 from collections import defaultdict
@@ -10,137 +10,149 @@ from captioning.errors import InputError
 from captioning.files import read_json, safe_name
 
 SPLITS = ("train", "val", "test")
+
+
 @dataclass
 class Record:
     """One image and its captions."""
-    name: str                  # file name, the key of boxes and predictions
+    name: str                  # file name; key of boxes and predictions
     path: str                  # relative to the image folder
     split: str                 # train, val or test
-    tokens: list[list[str]]    # tokenised sentences
-    raw: list[str]             # the sentences as written
+    tokens: list[list[str]]    # tokenised captions
+    raw: list[str]             # captions as annotated
 
 
 def read_karpathy(path):
-    """Records of a file in the form of Karpathy's dataset_*.json; its split 'restval' trains."""
+    """Returns the Records of a file in the format of Karpathy's dataset_*.json; split "restval" becomes "train".
+
+    Raises InputError if the file is malformed, lists an image twice, or lacks one of the splits.
+    """
     keys = {"filename": str, "split": str, "sentences": list}
     images = checked_items(read_json(path, ["images"])["images"], keys, path, "images", optional={"filepath": str})
     records = []
     for image in images:
         split = "train" if image["split"] == "restval" else image["split"]
         if split not in SPLITS:
-            raise InputError(f"{path} puts {image['filename']!r} into the split {split!r}: it must be train, restval, "
+            raise InputError(f"{path} assigns {image['filename']!r} to the split {split!r}: it must be train, restval, "
                              "val or test")
         raw, tokens = [], []
         for sentence in checked_items(image["sentences"], {}, path, f"sentences of {image['filename']!r}",
-                               optional={"raw": str, "tokens": list}):
+                                      optional={"raw": str, "tokens": list}):
             words = " ".join(_checked_words(sentence.get("tokens") or [], path, image["filename"]))
             text = sentence.get("raw") or words
             raw.append(text)
-            tokens.append(_tokenised(words or text))
+            tokens.append(_interned_tokens(words or text))
         relative = str(PurePosixPath(image.get("filepath") or "", image["filename"]))
-        records.append(_record(image["filename"], relative, split, tokens, raw, path))
-    return _checked(records, path)
+        records.append(_make_record(image["filename"], relative, split, tokens, raw, path))
+    return _checked_records(records, path)
 
 
 def read_coco(annotation_folder, year):
-    """Records of COCO's captions_train<year>.json and captions_val<year>.json.
+    """Returns the Records of COCO's captions_train<year>.json and captions_val<year>.json.
 
-    The training images sorted by id: the first 110,000 train and the next 5,000 validate, or, of fewer than 115,000,
-    110 in 115 train and the rest validate. The validation images test (method.md, section 8).
+    Splits follow docs/method.md, section 8: of the training images, sorted by id, the first 110,000 form the training
+    split and the next 5,000 the validation split (with fewer than 115,000 images: the first 110/115 of them, and the
+    rest up to 5,000); the validation images form the test split.
     """
     records = []
     for part in ("train", "val"):
         path = Path(annotation_folder) / f"captions_{part}{year}.json"
-        images, sentences = coco_captions(path)
+        images, captions = coco_captions(path)
         if part == "train":
             size = 110_000 if len(images) >= 115_000 else round(len(images) * 110 / 115)
             splits = ["train"] * size + ["val"] * min(len(images) - size, 5_000)
         else:
             splits = ["test"] * len(images)
         for image, split in zip(images, splits, strict=False):
-            raw = sentences[image["id"]]
+            raw = captions[image["id"]]
+            tokens = [_interned_tokens(text) for text in raw]
             relative = f"{part}{year}/{image['file_name']}"
-            records.append(_record(image["file_name"], relative, split, [_tokenised(s) for s in raw], raw, path))
-    return _checked(records, annotation_folder)
+            records.append(_make_record(image["file_name"], relative, split, tokens, raw, path))
+    return _checked_records(records, annotation_folder)
 
 
 def coco_captions(path):
-    """The images of COCO's captions_*.json, sorted by id, and {id: sentences}."""
+    """Returns the images of COCO's captions_*.json, sorted by id, and {image id: captions}."""
     content = read_json(path, ["images", "annotations"])
     images = checked_items(content["images"], {"id": int, "file_name": str}, path, "images")
-    sentences = defaultdict(list)
+    captions = defaultdict(list)
     for annotation in checked_items(content["annotations"], {"image_id": int, "caption": str}, path, "annotations"):
-        sentences[annotation["image_id"]].append(annotation["caption"])
+        captions[annotation["image_id"]].append(annotation["caption"])
     ids = {image["id"] for image in images}
     if len(ids) < len(images):
-        raise InputError(f"{path} gives two of its images the same id")
-    if sentences.keys() - ids:
-        raise InputError(f"{path} has captions for image id {min(sentences.keys() - ids)}, which its images lack")
-    return sorted(images, key=lambda image: image["id"]), sentences
+        raise InputError(f"{path} contains two images with the same id: correct the file")
+    unknown_ids = captions.keys() - ids
+    if unknown_ids:
+        raise InputError(f"{path} contains captions for image id {min(unknown_ids)}, which is not among its images")
+    return sorted(images, key=lambda image: image["id"]), captions
 
 
 def checked_items(values, keys, path, what, optional=()):
-    """`values`, checked to be a list of objects that hold `keys`, {name: type}, and `optional` ones, if at all, so."""
+    """Returns `values` if it is a list of objects whose `keys`, {name: type}, are present and of that type, and whose
+    `optional` keys are of that type where present; otherwise raises InputError. `what` names the items in messages."""
     if not isinstance(values, list):
-        raise InputError(f"{path} must hold a list of {what}")
+        raise InputError(f"{path} must contain a list of {what}")
     for number, value in enumerate(values):
         if not isinstance(value, dict):
             raise InputError(f"{path}: number {number} of its {what} is not an object")
         for key, kind in keys.items():
-            if not is_a(kind, value.get(key)):
-                raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
+            if not has_type(value.get(key), kind):
+                raise InputError(f"{path}: number {number} of its {what} has no valid '{key}'")
         for key in optional:
-            if key in value and not is_a(optional[key], value[key]):
-                raise InputError(f"{path}: number {number} of its {what} has no proper '{key}'")
+            if key in value and not has_type(value[key], optional[key]):
+                raise InputError(f"{path}: number {number} of its {what} has no valid '{key}'")
     return values
 
 
-def is_a(kind, value):
-    """isinstance, but true and false are no numbers, and text must be Unicode that a file can hold."""
+def has_type(value, kind):
+    """isinstance, except that booleans are not numbers and that strings with lone surrogates are rejected, since they
+    cannot be written to a file."""
     if kind is str and isinstance(value, str) and not value.isascii():
         return not re.search(r"[\ud800-\udfff]", value)
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _tokenised(text):
-    return [sys.intern(word) for word in tokenise(text)]    # one copy of each word: a third of all memory less
+def _interned_tokens(text):
+    return [sys.intern(word) for word in tokenise(text)]    # one copy of each word saves a third of the memory
 
 
 def _checked_words(words, path, name):
-    if not all(is_a(str, word) for word in words):
-        raise InputError(f"{path} has 'tokens' of {name!r} that are no words")
+    if not all(has_type(word, str) for word in words):
+        raise InputError(f"{path} has 'tokens' of {name!r} that are not strings")
     return words
 
 
-def _record(name, relative, split, tokens, raw, source):
+def _make_record(name, relative, split, tokens, raw, source):
     if not relative.isprintable():
-        raise InputError(f"{source} holds the file name {relative!r}, which is not printable: correct the file")
+        raise InputError(f"{source} contains the file name {relative!r}, which is not printable: correct the file")
     return Record(safe_name(name, source), safe_name(relative, source), split, tokens, raw)
 
 
-def _checked(records, source):
-    """Records with at least one word each, of different names, in splits none of which is empty."""
-    seen = set()
+def _checked_records(records, source):
+    """Removes captions without words; raises InputError for duplicate names, images without captions, empty splits."""
+    names = set()
     for record in records:
-        if record.name in seen:
+        if record.name in names:
             raise InputError(f"{source} lists the image {record.name!r} twice")
-        seen.add(record.name)
-        there = [bool(words) for words in record.tokens]
-        record.tokens = [words for words, ok in zip(record.tokens, there, strict=True) if ok]
-        record.raw = [text for text, ok in zip(record.raw, there, strict=True) if ok]
+        names.add(record.name)
+        has_words = [bool(words) for words in record.tokens]
+        record.tokens = [words for words, keep in zip(record.tokens, has_words, strict=True) if keep]
+        record.raw = [text for text, keep in zip(record.raw, has_words, strict=True) if keep]
         if not record.tokens:
-            raise InputError(f"{source} has no caption with words for {record.name!r}: remove it or caption it")
+            raise InputError(f"{source} has no caption with words for {record.name!r}: remove the image or add a "
+                             "caption")
     check_splits(records, source)
     return records
 
 
 def check_splits(records, source):
+    """Raises InputError if one of the three splits contains no record."""
     for split in SPLITS:
         if not any(record.split == split for record in records):
-            raise InputError(f"the {split} split of {source} is empty: every split needs pictures")
+            raise InputError(f"the {split} split of {source} is empty: every split needs at least one image")
 
 
 def trailing_number(name):
-    """The number at the end of a file name's stem, as an int, or None: 'COCO_val2014_000000000042.jpg' -> 42."""
-    found = re.search(r"(\d+)$", Path(name).stem)
-    return int(found[1]) if found else None
+    """The number at the end of a file name's stem, or None: 'COCO_val2014_000000000042.jpg' -> 42."""
+    match = re.search(r"(\d+)$", Path(name).stem)
+    return int(match[1]) if match else None

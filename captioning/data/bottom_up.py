@@ -1,4 +1,5 @@
-"""Features of regions, made elsewhere: a tsv, or a folder with a file for each picture (method.md, section 8)."""
+"""Stores bottom-up features computed by other software, from tsv files or one file per image (docs/method.md,
+section 8)."""
 import base64
 import os
 import zipfile
@@ -14,94 +15,109 @@ from captioning.data.hdf5 import open_hdf5, reading
 from captioning.errors import InputError
 from captioning.files import fingerprint, write_text
 
-FEATURES, BOXES = ("image_features", "features", "feat", "x"), ("image_boxes", "boxes", "bbox")
+FEATURES, BOXES = ("image_features", "features", "feat", "x"), ("image_boxes", "boxes", "bbox")    # names in .npz files
+NEW_COLUMNS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
+               "features")                                                      # tsv of py-bottom-up-attention
+OLD_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")      # tsv of bottom-up-attention
 
 
 def store(path, records, source, regions=36):
-    """Features (N, regions, C) float16, boxes (N, regions, 4) float32, x0, y0, x1, y1 in pixels, and how many regions
-    each picture has, to `path`; goes on where it stopped.
+    """Stores the bottom-up features of the records' images in the HDF5 file `path`; resumes an interrupted run.
 
-    source: a tsv of bottom-up-attention or py-bottom-up-attention, a folder of such, or of <file name>.hdf5, .npz or
-    .npy (named in full, without ending or by number), .npy without boxes. More regions than wanted: the surest, or the
-    first, stay. Pictures without features are listed in <path>.missing.txt.
+    The file contains `features` (N, regions, C) float16, `boxes` (N, regions, 4) float32 (x0, y0, x1, y1 in pixels) and
+    `counts` (N,), the number of regions of each image; the rest is zero. Of more than `regions` regions, the
+    highest-scoring ones are kept where the source has scores, otherwise the first.
+
+    source: a tsv file of bottom-up-attention or py-bottom-up-attention, or a folder of such files, or a folder of
+    .hdf5, .npz or .npy files (without boxes), each named after an image: <file name>.npz, <stem>.npz or <number>.npz.
+    Raises InputError if the source is malformed; if it lacks images, these are listed in <path>.missing.txt.
     """
-    index = _finder([record.name for record in records])
+    index = _name_index([record.name for record in records])
     first = next(_regions(source, records, lambda name: index(name) is not None, regions), None)
     if first is None:
-        raise InputError(f"{source} has no features of {records[0].name} or any other of these pictures: is it the "
-                         "right file or folder?")
+        raise InputError(f"{source} has no features of {records[0].name} or any other image of this split: check "
+                         "--bottom_up")
     C = first[1].shape[-1] if first[1].ndim else 0
     attributes = {"encoder": "bottom_up", "names": fingerprint([record.name for record in records]),
                   "source": str(Path(source).resolve())}
     with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as store:
         missing = store.missing
-        found = _regions(source, [records[i] for i in sorted(missing)], lambda name: index(name) in missing, regions)
-        for name, features, boxes in tqdm(found if missing else (), desc=Path(path).name, unit="image"):
+        entries = _regions(source, [records[i] for i in sorted(missing)], lambda name: index(name) in missing, regions)
+        for name, features, boxes in tqdm(entries if missing else (), desc=Path(path).name, unit="image"):
+            _check(source, name, features, boxes, C)
             i = index(name)
-            if features.ndim != 2 or features.shape[1] != C or boxes.shape != (len(features), 4) or not len(features):
-                raise InputError(f"{source} has features {features.shape} and boxes {boxes.shape} for {name!r}: "
-                                 f"(regions, {C}) and (regions, 4) are expected")
-            if not ((np.abs(features) <= FLOAT16_MAX).all() and np.isfinite(boxes).all() and features.any()):
-                raise InputError(f"{source} has features of {name!r} that are all zero or no finite numbers: make them "
-                                 "anew")
             store.write(i, *(_padded(values, regions)[None] for values in (features, boxes)),
                         [min(len(features), regions)])
             missing.remove(i)
             if not missing:
                 break
-        listed = Path(f"{path}.missing.txt")
-        listed.unlink(missing_ok=True)
-        if missing:
-            names = [records[i].name for i in sorted(missing)]
-            write_text(listed, "\n".join(names) + "\n")
-            raise InputError(f"{source} has no features of {len(names)} of the {len(records)} pictures, of "
-                             f"{', '.join(names[:5])} for a start, all of them listed in {listed}: make them, or "
-                             "leave the pictures out of the captions")
+        _report_missing(Path(f"{path}.missing.txt"), source, records, missing)
+
+
+def _check(source, name, features, boxes, C):
+    if features.ndim != 2 or features.shape[1] != C or boxes.shape != (len(features), 4) or not len(features):
+        raise InputError(f"{source} has features of shape {features.shape} and boxes of shape {boxes.shape} for "
+                         f"{name!r}: (regions, {C}) and (regions, 4) are expected")
+    if not ((np.abs(features) <= FLOAT16_MAX).all() and np.isfinite(boxes).all() and features.any()):
+        raise InputError(f"{source} has features of {name!r} that are all zero, not finite or above {FLOAT16_MAX}: "
+                         "compute them again")
+
+
+def _report_missing(path, source, records, missing):
+    """Lists the images without features in `path` and raises InputError; removes the list if there are none."""
+    path.unlink(missing_ok=True)
+    if missing:
+        names = [records[i].name for i in sorted(missing)]
+        write_text(path, "\n".join(names) + "\n")
+        raise InputError(f"{source} has no features of {len(names)} of the {len(records)} images, among them "
+                         f"{', '.join(names[:5])} (all are listed in {path}): add their features, or remove these "
+                         "images from the annotations")
 
 
 def _padded(values, regions):
-    """The first rows of values (n, …), zero rows below."""
+    """The first `regions` rows of values (n, …), padded with zero rows."""
     padded = np.zeros((regions, *values.shape[1:]), np.float32)
     padded[:len(values)] = values[:regions]
     return padded
 
 
-def _finder(names):
-    """A function from what a features file calls a picture to its place in `names`, or None.
+def _name_index(names):
+    """Returns a function from the name that a features file uses for an image to its index in `names`, or None.
 
-    It may be called by file name or stem; or by the number at the end, if one of the two names is but a number:
-    '42' and 'COCO_val2014_000000000042' both mean 000000000042.jpg. A name that fits two pictures means none.
+    A name matches by file name, by stem, or by the number at the end if one of the two stems is only a number: '42' and
+    'COCO_val2014_000000000042' both match 000000000042.jpg. A name that matches several images is ignored.
     """
     def keys(name, numbers):
         number = trailing_number(name)
         return [name, Path(name).stem] + ([] if number is None else [(number, kind) for kind in numbers])
 
-    def bare(name):
+    def is_number(name):
         return Path(name).stem.isdigit()
 
-    places = defaultdict(set)
+    matches = defaultdict(set)
     for i, name in enumerate(names):
-        for key in keys(name, ("any", "bare") if bare(name) else ("any",)):
-            places[key].add(i)
+        for key in keys(name, ("any", "bare") if is_number(name) else ("any",)):
+            matches[key].add(i)
 
     def find(name):
-        found = (places.get(key, ()) for key in keys(name, ("any",) if bare(name) else ("bare",)))
-        return next((min(some) for some in found if len(some) == 1), None)
+        candidates = (matches.get(key, ()) for key in keys(name, ("any",) if is_number(name) else ("bare",)))
+        return next((min(indices) for indices in candidates if len(indices) == 1), None)
     return find
 
 
 def _regions(source, records, is_wanted, regions):
-    """(name, features, boxes) of what the source calls pictures of those records."""
+    """Yields (name, features, boxes) of the source's images: of a tsv file those whose name satisfies `is_wanted`, of a
+    folder of single files those in `records`."""
     source = Path(source)
     tables = sorted(path for path in source.iterdir() if ".tsv" in path.suffixes) if source.is_dir() else [source]
     for path in tables:
-        yield from _tsv(path, is_wanted, regions)
+        yield from _from_tsv(path, is_wanted, regions)
     if not tables:
-        yield from _folder(source, records)
+        yield from _from_folder(source, records)
 
 
-def _folder(folder, records):
-    """(name, features, boxes) of those records that the folder has a file of."""
+def _from_folder(folder, records):
+    """Yields (name, features, boxes) of the records for which the folder contains a file."""
     for record in records:
         number = trailing_number(record.name)
         stems = [record.name, Path(record.name).with_suffix(""), *([] if number is None else [number])]
@@ -118,44 +134,41 @@ def _from_hdf5(path):
 
 
 def _from_numpy(path):
-    """Features and boxes of an .npz; an .npy has features alone, whose boxes are zero."""
+    """Features and boxes of an .npz file, or features and zero boxes of an .npy file."""
     try:
         content = np.load(path, allow_pickle=False)
         if path.suffix == ".npy":
             return content.astype(np.float32), np.zeros((len(content), 4), np.float32)
         with content:
-            names = [next(name for name in known if name in content) for known in (FEATURES, BOXES)]
+            names = [next(name for name in accepted if name in content) for accepted in (FEATURES, BOXES)]
             return [content[name].astype(np.float32) for name in names]
     except StopIteration as error:
-        raise InputError(f"{path} lacks its features ({', '.join(FEATURES)}) or boxes ({', '.join(BOXES)}): make it "
-                         "anew") from error
+        raise InputError(f"{path} lacks features ({', '.join(FEATURES)}) or boxes ({', '.join(BOXES)}): create it "
+                         "again with both") from error
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}): make it anew") from error
+        raise InputError(f"{path} cannot be read ({error}): create it again") from error
 
 
-def _tsv(path, is_wanted, regions):
-    """Rows of py-bottom-up-attention's or bottom-up-attention's tsv whose names are wanted; others are not decoded."""
-    new = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
-           "features")
-    old = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+def _from_tsv(path, is_wanted, regions):
+    """Yields (name, features, boxes) of the rows whose names are wanted; the other rows are not decoded."""
     try:
         with open(path, "rb") as file:
             for line in file:
                 values = line.rstrip(b"\r\n").split(b"\t")
-                row = dict(zip(new if len(values) == len(new) else old, values, strict=True))
+                row = dict(zip(NEW_COLUMNS if len(values) == len(NEW_COLUMNS) else OLD_COLUMNS, values, strict=True))
                 name = values[0].decode()
                 if not is_wanted(name):
                     continue
                 n = int(row["num_boxes"])
                 boxes, features = (_decoded(row[key]).reshape(n, -1) for key in ("boxes", "features"))
                 if "objects_conf" in row and len(features) > regions:
-                    surest = np.sort(np.argsort(-_decoded(row["objects_conf"]), kind="stable")[:regions])
-                    boxes, features = boxes[surest], features[surest]
+                    best = np.sort(np.argsort(-_decoded(row["objects_conf"]), kind="stable")[:regions])
+                    boxes, features = boxes[best], features[best]
                 yield name, features, boxes
     except (OSError, ValueError) as error:
         raise InputError(f"the features {path} cannot be read ({error}): give a tsv of bottom-up-attention") from error
 
 
 def _decoded(text):
-    """float32 numbers of base64 text."""
+    """The float32 numbers of a base64 text."""
     return np.frombuffer(base64.b64decode(text), np.float32)

@@ -1,4 +1,4 @@
-"""Stores the features of a CNN, once for all images."""
+"""Computes the CNN features of all images of a split once and stores them."""
 from pathlib import Path
 
 import torch
@@ -11,8 +11,8 @@ from captioning.data.loader import collate
 from captioning.files import fingerprint
 
 
-class Pictures:
-    """Pictures of a folder, batch by batch: (B, 3, S, S) normalised."""
+class ImageBatches:
+    """Images of a folder by the batch: float32 (B, 3, S, S), normalised."""
 
     def __init__(self, folder, paths, size):
         self.folder, self.paths, self.size = folder, paths, size
@@ -21,23 +21,28 @@ class Pictures:
         return len(self.paths)
 
     def __getitems__(self, indices):
-        pictures = [images.resize(images.read_image(Path(self.folder, self.paths[i])), self.size) for i in indices]
-        return images.normalise(torch.stack(pictures))
+        batch = [images.resize(images.read_image(Path(self.folder, self.paths[i])), self.size) for i in indices]
+        return images.normalise(torch.stack(batch))
 
 
 def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device):
-    """Features (N, K, C) float16 of the records' pictures by `encoder`, to `path`; goes on where it stopped."""
+    """Stores the features (N, K, C) float16 of the records' images in the HDF5 file `path`; resumes an interrupted run.
+
+    Args:
+        encoder: module from images (B, 3, size, size) to features (B, C, h, w); K = h·w, row by row.
+        name: the encoder's name, stored with the features.
+    """
     attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
                   "names": fingerprint([record.name for record in records])}
     marks = [1 + file_size(Path(image_folder, record.path)) for record in records]
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
-    pictures = Pictures(image_folder, [record.path for record in records], size)
+    data = ImageBatches(image_folder, [record.path for record in records], size)
     with torch.inference_mode():
         C, h, w = encoder(torch.zeros(1, 3, size, size, device=device)).shape[1:]
     with Store(path, marks, (h * w, C), attributes) as store, torch.inference_mode():
         rows = list(range(store.done, len(records)))
         batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
-        loader = DataLoader(pictures, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
+        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
         bar = tqdm(zip(batches, loader, strict=True), desc=Path(path).name, total=len(batches), unit="batch")
         for batch, pixels in bar:
             features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)           # (B, K, C)

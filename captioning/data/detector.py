@@ -1,4 +1,4 @@
-"""Region features of photographs by one of torchvision's detectors, for people who have nothing but photographs."""
+"""Computes region features with one of torchvision's object detectors and stores them."""
 from pathlib import Path
 from urllib.error import URLError
 
@@ -13,39 +13,36 @@ from captioning.data import images
 from captioning.data.feature_store import FLOAT16_MAX, Store, file_size, weights_fingerprint
 from captioning.data.loader import collate
 from captioning.errors import InputError
-from captioning.explanation.encoders import read_weights
 from captioning.files import fingerprint
 
 DETECTORS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
-PROPOSALS = 300     # a photograph, before the suppression of overlapping ones
-OVERLAP = 0.7       # of two regions at most: intersection over union
+PROPOSALS = 300     # per image, before non-maximum suppression
+OVERLAP = 0.7       # largest intersection over union of two regions
 
 
-def build(name, weights=None):
-    """The detector `name` with COCO's weights from torchvision, or from a file with torchvision's names."""
-    # no proposal is too unsure: every photograph has regions
+def build(name, state=None):
+    """Builds the detector `name` with the weights in `state`, a state_dict (default: COCO's weights of torchvision)."""
+    # no threshold for proposals, so that every image has regions
     model = detection.__dict__[name](weights=None, weights_backbone=None, rpn_post_nms_top_n_test=PROPOSALS,
                                      rpn_score_thresh=0.0)
-    if weights is None:
+    if state is None:
         from torchvision import models
         try:
             state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
         except (URLError, OSError, RuntimeError) as error:
-            raise InputError(f"the weights of {name} cannot be downloaded ({error}): name a local file with "
+            raise InputError(f"the weights of {name} cannot be downloaded ({error}): give a local file with "
                              "--detector_weights") from error
-    else:
-        state = read_weights(weights, "detector")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the detector weights {weights or name} do not fit {name} ({reason}): name the right "
+        raise InputError(f"the detector weights do not fit {name} ({reason}): give --detector_weights of this "
                          "--detector") from error
     return model.eval()
 
 
-class Photographs:
-    """Photographs of a folder, batch by batch: a list of float32 (3, H, W) in [0, 1], each of its own size."""
+class ImageLists:
+    """Images of a folder by the batch: a list of float32 (3, H, W) in [0, 1], each in its own size."""
 
     def __init__(self, folder, paths):
         self.folder, self.paths = folder, paths
@@ -59,49 +56,58 @@ class Photographs:
 
 
 def store(path, records, image_folder, detector, name, regions, batch_size, workers, device):
-    """Features (N, regions, C) float16, boxes and counts as bottom_up.store writes them; goes on where it stopped."""
+    """Stores features (N, regions, C) float16, boxes and counts of the records' images in the layout of
+    `bottom_up.store`; resumes an interrupted run. name: the detector's name, stored with the features."""
     attributes = {"encoder": "bottom_up", "detector": name, "weights_of_detector": weights_fingerprint(detector),
                   "names": fingerprint([record.name for record in records])}
     marks = [1 + file_size(Path(image_folder, record.path)) for record in records]
     detector, C = detector.to(device), detector.roi_heads.box_predictor.cls_score.in_features
+    data = ImageLists(image_folder, [record.path for record in records])
     with Store(path, marks, (regions, C), attributes, with_boxes=True) as store, torch.inference_mode():
         rows = list(range(store.done, len(records)))
         batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
-        loader = DataLoader(Photographs(image_folder, [record.path for record in records]), batch_sampler=batches,
-                            collate_fn=collate, num_workers=min(workers, len(batches)))
+        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
         bar = tqdm(zip(batches, loader, strict=True), desc=Path(path).name, total=len(batches), unit="batch")
-        for batch, photographs in bar:
-            features, boxes, counts = best_regions(detector, [photo.to(device) for photo in photographs], regions)
-            store.write(batch[0], features.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().cpu().numpy(), boxes.cpu().numpy(),
+        for indices, batch in bar:
+            features, boxes, counts = best_regions(detector, [image.to(device) for image in batch], regions)
+            store.write(indices[0], features.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().cpu().numpy(), boxes.cpu().numpy(),
                         counts.cpu().numpy())
 
 
-def best_regions(detector, photographs, regions):
-    """photographs, a list of B (3, H, W) -> features (B, regions, C), boxes (B, regions, 4) in the photographs' pixels,
-    zero-padded, and counts (B,).
+def best_regions(detector, batch, regions):
+    """Selects the highest-scoring regions of each image after non-maximum suppression of the detector's proposals.
 
-    The detector's proposals by their surest class, after non-maximum suppression; a region's features are what its box
-    head makes of the pooled feature maps (Anderson et al. 2018 take the same of their detector).
+    A region's score is the probability of its most probable object class; its features are the output of the
+    detector's box head for the pooled feature maps, as in Anderson et al. (2018).
+
+    Args:
+        batch: list of B images, float32 (3, H, W) in [0, 1].
+        regions: maximum number of regions per image.
+
+    Returns features (B, regions, C) and boxes (B, regions, 4) in pixels of the image, both zero-padded, and counts
+    (B,), the number of regions.
     """
     heads = detector.roi_heads
-    resized, _ = detector.transform(photographs)
+    resized, _ = detector.transform(batch)
     maps = detector.backbone(resized.tensors)
     proposals, _ = detector.rpn(resized, maps)
     pooled = heads.box_head(heads.box_roi_pool(maps, proposals, resized.image_sizes))  # (all proposals, C)
     logits, _ = heads.box_predictor(pooled)
     scores = logits.softmax(-1)[:, 1:].amax(-1)                                        # class 0 is the background
-    owner = torch.repeat_interleave(torch.tensor([len(own) for own in proposals], device=pooled.device))
+    image_index = torch.repeat_interleave(torch.tensor([len(boxes) for boxes in proposals], device=pooled.device))
     flat = torch.cat(proposals)
-    kept = ops.batched_nms(flat, scores, owner, OVERLAP)                               # the surest first
-    order = kept[owner[kept].argsort(stable=True)]
+    selected = ops.batched_nms(flat, scores, image_index, OVERLAP)                     # by descending score
+    order = selected[image_index[selected].argsort(stable=True)]                       # by image, then by score
+    image_index = image_index[order]
     rank = torch.arange(len(order), device=order.device)
-    counts = owner[order].bincount(minlength=len(photographs))
-    rank = rank - (counts.cumsum(0) - counts)[owner[order]]                            # within its photograph
-    order, rank = order[rank < regions], rank[rank < regions]
-    features = pooled.new_zeros(len(photographs), regions, pooled.shape[1])
-    features[owner[order], rank] = pooled[order]
+    counts = image_index.bincount(minlength=len(batch))
+    rank = rank - (counts.cumsum(0) - counts)[image_index]                             # within its image
+    best = rank < regions
+    order, image_index, rank = order[best], image_index[best], rank[best]
+    features = pooled.new_zeros(len(batch), regions, pooled.shape[1])
+    features[image_index, rank] = pooled[order]
     scale = torch.tensor([[w / W, h / H] * 2 for (h, w), (H, W) in zip(
-        [photo.shape[1:] for photo in photographs], resized.image_sizes, strict=True)], device=flat.device)
-    boxes = flat.new_zeros(len(photographs), regions, 4)
-    boxes[owner[order], rank] = flat[order] * scale[owner[order]]
+        [image.shape[1:] for image in batch], resized.image_sizes, strict=True)], device=flat.device)
+    boxes = flat.new_zeros(len(batch), regions, 4)
+    boxes[image_index, rank] = flat[order] * scale[image_index]
     return features, boxes, counts.clamp(max=regions)

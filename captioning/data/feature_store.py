@@ -1,7 +1,7 @@
-"""Stores features of pictures, once for all: a CNN's here, those of regions in bottom_up.py and detector.py.
+"""Stored image features: the HDF5 file that cnn_features, bottom_up and detector write, and opening it for a model.
 
-A file grows as <name>.partial, whose datasets have their final size from the start: killed at any moment it can still
-be opened, and `done` says from where to go on.
+While it is written, the file is called <name>.partial. Its datasets have their final size from the start, so that it
+can be opened after the process was killed at any moment; `done` then marks the images whose features are complete.
 """
 import hashlib
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.hdf5 import open_hdf5, reading
 from captioning.errors import InputError
 
@@ -18,7 +19,7 @@ FLOAT16_MAX = 65504
 
 
 def file_size(path):
-    """The file's size, which tells that a picture was replaced; 0 if there is none."""
+    """Size of a file in bytes, by which a replaced image is noticed; 0 if there is no such file."""
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
@@ -31,28 +32,56 @@ def weights_fingerprint(encoder):
     return digest.hexdigest()[:16]
 
 
-def stored_weights(path):
-    """The fingerprint of the weights that stored features were computed with; None for features made elsewhere."""
-    with open_hdf5(path) as file, reading(path):
-        return file.attrs.get("weights")
+def open_features(data_folder, dataset, split, model, **options):
+    """Opens a split as a CaptionDataset on the stored features that `model` needs.
+
+    These are the features of the encoder that the model's configuration names, or bottom-up features if it has none.
+    options: further arguments of CaptionDataset. Raises InputError if the file is missing or does not fit the model
+    (see `check_features`).
+    """
+    encoder = model.config["encoder"] or "bottom_up"
+    path = features_path(data_folder, dataset, split, encoder)
+    if not path.exists():
+        source = "--features bottom_up" if encoder == "bottom_up" else f"--features cnn --encoder {encoder}"
+        raise InputError(f"the stored features {path} are missing: run preparedataset.py with {source}")
+    data = CaptionDataset(data_folder, dataset, split, features=path, **options)
+    check_features(data, model)
+    return data
 
 
 def check_features(data, model):
-    """InputError if the data's stored features were computed with other weights than the model's encoder has, or are of
-    regions of another width than the model takes."""
-    if model.encoder is not None and stored_weights(data.features) != weights_fingerprint(model.encoder):
-        raise InputError(f"{data.features} was made with other weights of the encoder: give the same --encoder_weights "
-                         "as to preparedataset.py, or run that again")
-    if model.encoder is None and data.feature_dim != model.config["feature_dim"]:
-        raise InputError(f"{data.features} has features of {data.feature_dim} channels, the model takes "
-                         f"{model.config['feature_dim']}: name the data that it was trained on")
+    """Raises InputError if the stored features of the CaptionDataset `data` do not fit `model`.
+
+    A model with a CNN needs features computed with the weights of its own encoder; a model of region features needs
+    regions of its feature width.
+    """
+    if model.encoder is None:
+        if data.feature_dim != model.config["feature_dim"]:
+            raise InputError(f"{data.features} contains features of {data.feature_dim} channels, the model takes "
+                             f"{model.config['feature_dim']}: use the features that the model was trained on")
+        return
+    with open_hdf5(data.features) as file, reading(data.features):
+        encoder, weights = file.attrs.get("encoder"), file.attrs.get("weights")
+    if encoder == "bottom_up":
+        raise InputError(f"{data.features} contains region features, the model takes features of the encoder "
+                         f"{model.config['encoder']}: run preparedataset.py with --features cnn")
+    if weights != weights_fingerprint(model.encoder):
+        raise InputError(f"{data.features} was computed with other weights of the encoder: give the same "
+                         "--encoder_weights as to preparedataset.py, or run that again")
 
 
 class Store:
-    """`features` (N, *shape) float16 and `done` (N,), complete when that equals `marks` (N,); a context manager.
+    """Context manager that writes stored features to `path` and resumes where an earlier run stopped.
 
-    with_boxes: of regions, shape (K, C); then `boxes` (N, K, 4) float32 and `counts` (N,), how many there are, too.
-    A picture's mark changes when the picture is replaced by another.
+    The file contains `features` (N, *shape) float16 and `done` (N,) uint64; it is complete when `done` equals `marks`.
+    After entering, `done` is the number of leading images that are complete, and `missing` the set of the incomplete
+    ones' indices. On success the partial file is renamed to `path`.
+
+    Args:
+        marks: (N,) positive integers, one per image, that change when the image is replaced.
+        shape: (K, C), regions and channels.
+        attributes: HDF5 attributes {name: value}; a file with other attributes is discarded.
+        with_boxes: also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions of each image.
     """
 
     def __init__(self, path, marks, shape, attributes, with_boxes=False):
@@ -63,7 +92,7 @@ class Store:
     def __enter__(self):
         self.file, self.missing, self.complete = None, set(), self._fits(self.path)
         if self.complete:
-            print(f"{self.path} is already there")
+            print(f"{self.path} is already complete")
             self.done = self.count
             return self
         try:
@@ -72,32 +101,33 @@ class Store:
             with h5py.File(self.partial, "r") as file:
                 self.missing = {int(i) for i in np.flatnonzero(file["done"][:] != self.marks)}
         except (OSError, RuntimeError) as error:
-            raise self._unwritable(error) from error
+            raise self._write_error(error) from error
         self.done = min(self.missing, default=self.count)
         if self.done:
-            print(f"going on after {self.done} of {self.count} pictures in {self.partial}")
+            print(f"resuming after {self.done} of {self.count} images in {self.partial}")
         return self
 
     def _create(self):
         need, free = 2 * self.count * int(np.prod(self.shape)), shutil.disk_usage(self.path.parent).free
         if need > free:
-            raise OSError(f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
+            raise OSError(f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         with h5py.File(self.partial, "w") as file:
-            self._dataset(file, "features", (self.count, *self.shape), np.float16)
+            self._create_dataset(file, "features", (self.count, *self.shape), np.float16)
             if self.with_boxes:
-                self._dataset(file, "boxes", (self.count, self.shape[0], 4), np.float32)
-                self._dataset(file, "counts", (self.count,), np.int32)
-            self._dataset(file, "done", (self.count,), np.uint64)
+                self._create_dataset(file, "boxes", (self.count, self.shape[0], 4), np.float32)
+                self._create_dataset(file, "counts", (self.count,), np.int32)
+            self._create_dataset(file, "done", (self.count,), np.uint64)
             file.attrs.update(self.attributes)
 
-    def _dataset(self, file, name, shape, dtype):
-        # all of its space at once: writing changes no metadata, so a killed process leaves a sound file
+    def _create_dataset(self, file, name, shape, dtype):
+        # space is allocated at once: writing then changes no metadata, so that a killed process leaves a valid file
         plan, space = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5s.create_simple(shape)
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plan.set_obj_track_times(False)
         h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, plan)
 
     def _fits(self, path):
+        """Whether `path` exists with these shapes and attributes and, unless it is the partial file, is complete."""
         if not path.exists():
             return False
         try:
@@ -114,10 +144,10 @@ class Store:
             return False
 
     def write(self, start, features, boxes=None, counts=None):
-        """features (B, *shape), boxes (B, K, 4), counts (B,) of the pictures from `start` on."""
+        """Writes features (B, K, C), boxes (B, K, 4) and counts (B,) of the images start, …, start + B − 1."""
         rows = slice(start, start + len(features))
         try:
-            if self.file is None:   # not before: workers that inherit the file would hold its lock after a kill
+            if self.file is None:   # opened late: workers that inherit the file would keep its lock after a kill
                 self.file = h5py.File(self.partial, "r+")
             self.file["features"][rows] = features
             if boxes is not None:
@@ -126,11 +156,11 @@ class Store:
             self.file["done"][rows] = self.marks[rows]
             self.file.flush()
         except (OSError, RuntimeError) as error:
-            raise self._unwritable(error) from error
+            raise self._write_error(error) from error
 
-    def _unwritable(self, error):
+    def _write_error(self, error):
         return InputError(f"{self.partial} cannot be written ({error}): free some space or choose another "
-                          "--output_folder, and run this again to go on")
+                          "--output_folder, and run the same command again to resume")
 
     def __exit__(self, kind, error, traceback):
         if self.file is not None:

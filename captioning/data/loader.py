@@ -1,20 +1,21 @@
-"""Batches for training, captioning and experiments, read by worker processes."""
+"""The DataLoader for training, captioning and experiments."""
 import signal
 
 from torch.utils.data import DataLoader
 
 
 def collate(batch):
-    """The identity: CaptionDataset gives whole batches."""
+    """The identity, since CaptionDataset returns whole batches."""
     return batch
 
 
 def make_loader(data, batches, workers, device):
+    """A DataLoader over the CaptionDataset `data`; batches: list of lists of indices, one list per batch."""
     return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)),
                       pin_memory=device.type == "cuda", worker_init_fn=ignore_signals)
 
 
 def ignore_signals(_):
-    """Ctrl-C reaches a terminal's whole process group: the main process decides when its workers stop."""
+    """Ctrl-C reaches every process of a terminal: the main process alone stops the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

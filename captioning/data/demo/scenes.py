@@ -1,11 +1,12 @@
-"""Demo data made on the spot: scenes of recognisable objects, true sentences on them, boxes, masks, a planted bias.
+"""Samples demo scenes and describes them with captions.
 
-The objects are drawn by Twemoji (https://github.com/jdecked/twemoji, graphics licensed CC-BY 4.0, copyright Twitter,
-Inc and other contributors; here scaled, rotated and recoloured). A picture depends on (seed, split, number) alone.
+A scene consists of a background and up to four objects. Some categories form pairs, such as dog and ball, in which
+the second object accompanies the first with a given probability: the planted bias. Captions mention only what the scene
+contains.
 """
 from dataclasses import dataclass
 
-# category: (emoji's code, nouns, plurals, hue that can be changed or None); the first noun is the usual one
+# category: (code of the emoji, nouns, plurals, hue that can be changed or None); the first noun is the most frequent
 CATEGORIES = {
     "dog": ("1f415", ["dog", "puppy"], ["dogs", "puppies"], None),
     "cat": ("1f408", ["cat", "kitten"], ["cats", "kittens"], None),
@@ -28,7 +29,7 @@ CATEGORIES = {
     "chair": ("1fa91", ["chair"], ["chairs"], None),
     "bicycle": ("1f6b2", ["bicycle", "bike"], ["bicycles", "bikes"], 0.98),
 }
-PAIRS = {"dog": "ball", "woman": "umbrella", "cat": "chair", "man": "bicycle"}      # the second is the biased one
+PAIRS = {"dog": "ball", "woman": "umbrella", "cat": "chair", "man": "bicycle"}      # first object: its biased companion
 NEUTRAL = [name for name in CATEGORIES if name not in PAIRS and name not in PAIRS.values()]
 COLOURS = {"red": 0.98, "blue": 0.58, "green": 0.33, "yellow": 0.14, "purple": 0.77}
 COUNTS = {2: "two", 3: "three"}
@@ -43,28 +44,27 @@ SCENES = {
 
 @dataclass
 class Thing:
-    """One object of a scene: where it stands, in shares of the picture's side, and how it looks."""
+    """One object of a scene: its position and size, as fractions of the image's side, and its appearance."""
     category: str
     colour: str | None
-    side: float         # of its sprite
-    x: float            # its centre
+    side: float         # of its emoji
+    x: float            # of its centre
     y: float
     flip: bool
     angle: float        # degrees
-    light: float
+    light: float        # factor of its brightness
 
 
 @dataclass
 class Scene:
-    kind: str
-    things: list        # of Thing, painted in this order
-    groups: list        # [category, indices of its things], as the sentences name them
+    """A background and the objects in front of it."""
+    kind: str           # key of SCENES
+    things: list        # Thing objects in the order in which they are drawn
+    groups: list        # (category, indices of its things), in the order in which captions name them
 
-
-# -- what is in a scene ---------------------------------------------------------------------------------------------
 
 def sample_scene(rng, bias):
-    """Objects and their places. A first object of PAIRS brings its second with probability `bias`."""
+    """Samples a Scene. A first object of PAIRS is accompanied by its second with probability `bias`."""
     kind = rng.choice(list(SCENES))
     draw = rng.random()
     if draw < 0.4:
@@ -90,7 +90,7 @@ def sample_scene(rng, bias):
         side = rng.uniform(0.34, 0.54) if sum(counts.values()) <= 2 else rng.uniform(0.3, 0.42)
         groups.append((category, list(range(len(things), len(things) + count))))
         things += [_place(rng, category, colour, side * rng.uniform(0.92, 1.08), things) for _ in range(count)]
-    # what stands further back is painted first
+    # objects further back are drawn first
     order = sorted(range(len(things)), key=lambda i: -1 if things[i].category in IN_THE_AIR else
                    things[i].y + things[i].side / 2)
     groups = [(category, sorted(order.index(i) for i in members)) for category, members in groups]
@@ -98,82 +98,78 @@ def sample_scene(rng, bias):
 
 
 def _place(rng, category, colour, side, things):
-    """A Thing where it hides the others little: the best of several places."""
-    def crowding(place):
+    """A Thing at the one of five random positions where it overlaps the others least."""
+    def overlap(place):
         return sum(max(0, (side + other.side) / 2 - abs(place[0] - other.x))
                    * max(0, (side + other.side) / 2 - abs(place[1] - other.y)) for other in things)
     low, high = (0.28, 0.5) if category in IN_THE_AIR else (0.5, 1 - side / 2)
     places = [(rng.uniform(side / 2, 1 - side / 2), rng.uniform(min(low, high), high)) for _ in range(5)]
-    x, y = min(places, key=crowding)
+    x, y = min(places, key=overlap)
     return Thing(category, colour, side, x, max(y, side / 2), bool(rng.random() < 0.5), rng.uniform(-8, 8),
                  rng.uniform(0.85, 1.1))
 
 
-# -- what is said of it ---------------------------------------------------------------------------------------------
-
 def describe(scene, rng):
-    """Five true sentences that differ where the scene allows it."""
-    sentences = []
+    """Five captions that are true of the scene, and distinct if it allows as many."""
+    captions = []
     for _ in range(40):
-        sentence = _sentence(scene, rng)
-        if sentence not in sentences:
-            sentences.append(sentence)
-        if len(sentences) == 5:
+        caption = _caption(scene, rng)
+        if caption not in captions:
+            captions.append(caption)
+        if len(captions) == 5:
             break
-    return [*sentences, *sentences[:5 - len(sentences)]]
+    return [*captions, *captions[:5 - len(captions)]]
 
 
-def _sentence(scene, rng):
+def _caption(scene, rng):
     place = str(rng.choice(SCENES[scene.kind], p=[0.75, 0.25]))
-    things = [_noun_phrase(scene, group, rng) for group in scene.groups]
-    many = len(scene.groups[0][1]) > 1
-    opening = str(rng.choice(["", f"there {'are' if many else 'is'} ", "a picture of ", "a photo of "],
+    phrases = [_noun_phrase(scene, group, rng) for group in scene.groups]
+    is_plural = len(scene.groups[0][1]) > 1
+    opening = str(rng.choice(["", f"there {'are' if is_plural else 'is'} ", "a picture of ", "a photo of "],
                              p=[0.7, 0.12, 0.1, 0.08]))
-    if len(things) == 1:
-        verb = str(rng.choice(["", " alone"], p=[0.8, 0.2])) if not many else ""
-        return f"{opening}{things[0]}{verb} {place}"
-    if len(things) == 2:
+    if len(phrases) == 1:
+        verb = str(rng.choice(["", " alone"], p=[0.8, 0.2])) if not is_plural else ""
+        return f"{opening}{phrases[0]}{verb} {place}"
+    if len(phrases) == 2:
         first, second = (0, 1) if rng.random() < 0.8 else (1, 0)
         if opening.startswith("there"):
             opening = f"there {'are' if len(scene.groups[first][1]) > 1 else 'is'} "
-        return f"{opening}{things[first]} {_relation(scene, first, second, rng)} {things[second]} {place}"
-    second = str(rng.choice(["and", "near"], p=[0.6, 0.4]))
-    return f"{opening}{things[0]} {_relation(scene, 0, 1, rng)} {things[1]} {second} {things[2]} {place}"
+        return f"{opening}{phrases[first]} {_relation(scene, first, second, rng)} {phrases[second]} {place}"
+    conjunction = str(rng.choice(["and", "near"], p=[0.6, 0.4]))
+    relation = _relation(scene, 0, 1, rng)
+    return f"{opening}{phrases[0]} {relation} {phrases[1]} {conjunction} {phrases[2]} {place}"
 
 
 def _noun_phrase(scene, group, rng):
     category, members = group
     _, nouns, plurals, _ = CATEGORIES[category]
     things = [scene.things[i] for i in members]
-    which = int(len(nouns) > 1 and rng.random() < 0.2)
+    synonym = int(len(nouns) > 1 and rng.random() < 0.2)
     colour = f"{things[0].colour} " if things[0].colour and rng.random() < 0.85 else ""
     if len(members) > 1:
-        return f"{COUNTS[len(members)]} {colour}{plurals[which]}"
+        return f"{COUNTS[len(members)]} {colour}{plurals[synonym]}"
     side, size = things[0].side, ""
     if rng.random() < 0.5:
         size = "large " if side > 0.5 else "small " if side < 0.34 else ""
-    noun = f"{size}{colour}{nouns[which]}"
+    noun = f"{size}{colour}{nouns[synonym]}"
     return f"{'an' if noun[0] in 'aeou' else 'a'} {noun}"
 
 
 def _relation(scene, first, second, rng):
-    """How group `first` stands to group `second`, by their places."""
-    (one, members), (other, others) = scene.groups[first], scene.groups[second]
+    """The spatial relation of group `first` to group `second`, in words."""
+    (first_category, first_members), (second_category, second_members) = scene.groups[first], scene.groups[second]
     draw = rng.random()
-    if (one, other) in PAIRS.items() and draw < 0.5:
+    if (first_category, second_category) in PAIRS.items() and draw < 0.5:
         return "with"
-    if len(members) > 1 or len(others) > 1 or draw > 0.85:
+    if len(first_members) > 1 or len(second_members) > 1 or draw > 0.85:
         return "near"
-    a, b = scene.things[members[0]], scene.things[others[0]]
+    a, b = scene.things[first_members[0]], scene.things[second_members[0]]
     dx, dy, reach = b.x - a.x, b.y - a.y, (a.side + b.side) / 2
-    one_over_other = abs(dx) < 0.5 * abs(dy)
-    if one_over_other and (one in IN_THE_AIR) != (other in IN_THE_AIR):
+    is_vertical = abs(dx) < 0.5 * abs(dy)
+    if is_vertical and (first_category in IN_THE_AIR) != (second_category in IN_THE_AIR):
         return "above" if dy > 0 else "under"
-    if one_over_other or (abs(dx) < 0.6 * reach and abs(dy) < 0.6 * reach):     # the later one is painted over
-        return "in front of" if members[0] > others[0] else "behind"
+    if is_vertical or (abs(dx) < 0.6 * reach and abs(dy) < 0.6 * reach):    # the object drawn later is in front
+        return "in front of" if first_members[0] > second_members[0] else "behind"
     if draw > 0.65:
         return "next to"
     return "to the left of" if dx > 0 else "to the right of"
-
-
-# -- how it looks ---------------------------------------------------------------------------------------------------
