@@ -24,7 +24,7 @@ from captioning.cli import (
 )
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.feature_store import check_features
+from captioning.data.feature_store import open_features
 from captioning.data.loader import make_loader
 from captioning.data.predictions import image_ids, read_predictions, read_references
 from captioning.decoding import caption_batch, decode
@@ -116,9 +116,7 @@ def open_data(data_folder, dataset, split, model, from_features):
     """The split with stored features if the model was trained on stored features that exist, otherwise with images."""
     path = features_path(data_folder, dataset, split, model.config["encoder"] or "bottom_up")
     if model.encoder is None or (from_features and path.exists()):
-        data = CaptionDataset(data_folder, dataset, split, features=path)
-        check_features(data, model)
-        return data
+        return open_features(data_folder, dataset, split, model)
     return open_images(data_folder, dataset, split, model)
 
 

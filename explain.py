@@ -19,8 +19,8 @@ from captioning.cli import (
     print_settings,
     set_seed,
 )
-from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.feature_store import check_features, weights_fingerprint
+from captioning.data.dataset import CaptionDataset
+from captioning.data.feature_store import open_features, weights_fingerprint
 from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
@@ -96,14 +96,6 @@ def split_images(data_folder, dataset, split):
         raise InputError(f"{data.path} was prepared without an image folder: run preparedataset.py with "
                          "--image_folder to explain its images")
     return [Path(data.image_folder, path) for path in data.paths]
-
-
-def open_regions(data_folder, dataset, split, model):
-    """The split of a data set with the stored region features that the model needs."""
-    data = CaptionDataset(data_folder, dataset, split,
-                          features=features_path(data_folder, dataset, split, "bottom_up"))
-    check_features(data, model)
-    return data
 
 
 def read_regions(regions, indices, paths, images):
@@ -285,7 +277,7 @@ def main(args):
             raise InputError(f"{args.weight} uses region features, not pixels: give --dataset NAME, for which "
                              "preparedataset.py --features bottom_up stored them")
         methods = methods_for_regions(args.methods, args.weight)
-        regions = open_regions(args.data_folder, args.dataset, args.split, model)
+        regions = open_features(args.data_folder, args.dataset, args.split, model)
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)
     if args.contrast is not None:

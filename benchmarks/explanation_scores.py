@@ -20,6 +20,7 @@ from captioning.errors import run_script
 from captioning.experiments.batch import METHODS, Batch
 from captioning.experiments.registry import EXPERIMENTS
 from captioning.experiments.runner import measure
+from captioning.metrics.object_words import frequent_words, load_objects
 
 NAMES = [name for name in EXPERIMENTS if name != "sanity"]
 
@@ -47,13 +48,13 @@ def run(make_batch, groups):
 
 def main(args):
     device = pick_device(args.device)
-    flags = evaluation.get_args_parser().parse_args(
-        ["--weight", args.weight, "--dataset", args.dataset, "--data_folder", args.data_folder, "--explanations",
-         *NAMES, "--methods", *METHODS])
     model, vocabulary = checkpoint.load(args.weight, device)
-    data = evaluation.open_pictures(flags, model)
-    boxes, objects = evaluation.open_boxes(flags)
-    study = evaluation.make_study(flags, model, vocabulary, boxes, objects, evaluation.open_masks(flags, data))
+    split = args.data_folder, args.dataset, "test"
+    data = evaluation.open_images(*split, model)
+    boxes = evaluation.open_boxes(args.data_folder, args.dataset, required_by="this benchmark")
+    objects = load_objects(args.data_folder, args.dataset, boxes)
+    study = evaluation.make_study(model, vocabulary, METHODS, objects, boxes, frequent_words(args.dataset, objects),
+                                  evaluation.open_masks(*split, len(data)), {"method": "beam_search"}, seed=1)
     images = data.__getitems__(list(range(min(args.images, len(data)))))["images"].to(device)
     with torch.no_grad():
         words = [vocabulary.decode(ids) for ids in study.decode(model.encode(images)).tolist()]

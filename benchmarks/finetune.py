@@ -9,7 +9,6 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -58,8 +57,6 @@ def steps(name, args, device, words, references, reward):
     model = MODELS[name](V, encoder=None, feature_dim=C).to(device)
     model.encoder = torch.nn.Sequential()       # the images are features already, without a mask
     model.encode = lambda images: images
-    flags = SimpleNamespace(amp=args.amp, grad_clip=0.1, decoder_lr=1e-12, weight_decay=0.0, finetune_encoder=False,
-                            region_epochs=0, ss_prob=0.0, region_loss=0.0)
     features = torch.rand(B, K, C).to(device)
     with torch.no_grad():
         predicted = model(features, references[:, 0].to(device)).argmax(-1).flatten().tolist()
@@ -72,17 +69,16 @@ def steps(name, args, device, words, references, reward):
     losses = {
         "lrp_tune": partial(lrp_loss, stop=stop), "lrp_tune without stop words": partial(lrp_loss, stop=no_stop_words),
         "ce_tune": None}
-    data = SimpleNamespace(epoch=0)
-    losses = {mode: teacher_forced_loss(flags, words, data, criterion) for mode, criterion in losses.items()}
+    losses = {mode: teacher_forced_loss(words, criterion) for mode, criterion in losses.items()}
     for mode, mode_stop in (("lrp_cider_tune", stop), ("cider_tune", None)):
         losses[mode] = SCST(words, reward, T, stop=mode_stop)
-        losses[mode].check = lambda advantage: None     # random weights: the advantage is not meaningful
-    optimizer, scaler = make_optimizer(flags, model, device), torch.amp.GradScaler(device.type, enabled=False)
+        losses[mode].check = lambda advantage, epoch: None     # random weights: the advantage is not meaningful
+    optimizer, scaler = make_optimizer(model, device, 1e-12), torch.amp.GradScaler(device.type, enabled=False)
 
     def step(loss, captions):
         model.train()
-        return lambda: train_step(flags, model, {"images": features, "captions": captions}, loss, device, optimizer,
-                                  scaler)
+        return lambda: train_step(model, {"images": features, "captions": captions}, loss, 0, optimizer, scaler, device,
+                                  0.1, args.amp)
     print(f"{name}: {stop_count / len(predicted):.0%} of the predicted words are stop words")
     return {mode: step(loss, references if "cider" in mode else references[:, :1]) for mode, loss in losses.items()}
 
