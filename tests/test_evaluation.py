@@ -232,7 +232,7 @@ ONE = '{"image": "test_00000.png", "caption": "a dog"}'
 
 
 @pytest.mark.parametrize("content, message", [
-    ("[{", "p.json"), ("{}", "must hold a list"), ("[1]", "must hold a list"), ('[{"image": "a"}]', "must hold a list"),
+    ("[{", "p.json"), ("{}", "must contain a list"), ("[1]", "must hold a list"), ('[{"image": "a"}]', "must hold a list"),
     (f"[{ONE}, {ONE}]", "more than one caption for test_00000.png"), (f"[{ONE}]", "test_00001.png has no caption"),
     (None, "p.json"),
 ])
@@ -456,7 +456,7 @@ def test_sampled_captions_depend_on_the_seed_but_not_on_the_number_of_processes(
 
     def sample(seed, part=slice(None)):
         with monkeypatch.context() as patch:
-            patch.setattr(evaluation.processes, "own", lambda batches: batches[part])
+            patch.setattr(evaluation.processes, "shard", lambda batches: batches[part])
             return evaluation.caption_split(model, vocabulary, data, decoding, 2, 0, seed, torch.device("cpu"))
     args = evaluation.get_args_parser().parse_args(["--decoding", "sample", "--top_k", "5", "--max_len", "6"])
     decoding = evaluation.decoding_options(args)

@@ -164,7 +164,7 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
 
 def test_images_of_another_size_than_their_regions_are_rejected(weights, data, tmp_path, monkeypatch):
     read_image = explain.read_image
-    monkeypatch.setattr(explain, "read_image", lambda path: read_image(path)[:, ::2, ::2])
+    monkeypatch.setattr(explain, "read_image", lambda path, upright: read_image(path, upright)[:, ::2, ::2])
     with pytest.raises(InputError, match="regions beyond .*test_0000"):
         run(weights, data, tmp_path)
 
@@ -196,8 +196,8 @@ WALK = """
 const log = {}, errors = []
 addEventListener("error", event => errors.push(String(event.message)))
 addEventListener("load", () => {
-  const word = i => document.querySelectorAll("#sentence button")[i]
-  const colours = () => [...document.querySelectorAll("#sentence button")].map(b => b.style.backgroundColor)
+  const word = i => document.querySelectorAll("#caption button")[i]
+  const colours = () => [...document.querySelectorAll("#caption button")].map(b => b.style.backgroundColor)
   const rects = () => [...document.querySelectorAll("#boxes rect")]
   log.count = rects().length
   log.before = rects().map(r => r.style.stroke)
@@ -212,11 +212,11 @@ addEventListener("load", () => {
   log.back = colours()
   rects()[1].dispatchEvent(new FocusEvent("focus"))
   rects()[1].dispatchEvent(new FocusEvent("blur"))
-  log.walk = !$("walk").hidden
+  log.walk = !$("region-key").hidden
   const key = name => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }))
   const chosen = () => rects().filter(r => r.classList.contains("chosen")).map(r => Number(r.dataset.region))
   log.walked = ["r", "r", "r", "r"].map(name => { key(name); return chosen() })
-  log.said = $("detail").innerText
+  log.detail = $("detail").innerText
   key("Escape")
   log.escaped = [chosen().length, $("stage").classList.contains("on"), $("detail").innerText]
   rects()[1].dispatchEvent(new FocusEvent("focus"))      // an inactive window does not receive focus itself
@@ -245,16 +245,16 @@ def test_page_in_a_browser(weights, data, tmp_path):
     values = arrays["lrp_regions"][0]
     for region, stroke, width in log["strokes"]:
         value = values[int(region)]
-        assert ("--for" if value > 0 else "--against") in stroke
+        assert ("--positive" if value > 0 else "--negative") in stroke
         assert width == pytest.approx(0.5 + 4.5 * abs(value) / np.abs(values).max(), abs=0.01)
     signs = np.sign(np.round(arrays["lrp_regions"][:, int(log["region"])] / np.abs(arrays["lrp_regions"]).max(1), 3))
-    assert ["--for" in colour for colour in log["supported"]] == [False, *(signs > 0).tolist()]
-    assert ["--against" in colour for colour in log["supported"]] == [False, *(signs < 0).tolist()]
+    assert ["--positive" in colour for colour in log["supported"]] == [False, *(signs > 0).tolist()]
+    assert ["--negative" in colour for colour in log["supported"]] == [False, *(signs < 0).tolist()]
     ranks = np.argsort(-np.abs(values), kind="stable")
     assert log["walk"] and log["walked"] == [[k] for k in [*ranks.tolist(), ranks[0]]][:4]
     relevance = arrays["lrp_regions"][:, ranks[0]] / np.abs(arrays["lrp_regions"]).max(1)
     t = np.argmax(np.abs(np.round(relevance, 3)))
-    assert log["said"].startswith(f"Region {ranks[0] + 1}") and arrays["words"][t + 1] in log["said"]
-    assert f"{'for' if relevance[t] > 0 else 'against'} 100.0\u00a0%" in log["said"]
+    assert log["detail"].startswith(f"Region {ranks[0] + 1}") and arrays["words"][t + 1] in log["detail"]
+    assert f"{'supports' if relevance[t] > 0 else 'opposes'} 100.0\u00a0%" in log["detail"]
     assert log["escaped"][:2] == [0, False] and "Point at a word" in log["escaped"][2]
     assert log["back"] != log["supported"] and log["printed"] == len(arrays["words"][1:]) * COUNTS[0]

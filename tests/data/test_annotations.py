@@ -112,10 +112,10 @@ def changed(value, path, new):
     (("images", 1, "filename"), KeyError, "'filename'"),
     (("images", 1, "filename"), "../secret.jpg", "../secret.jpg"),
     (("images", 1, "filename"), "/etc/passwd", "/etc/passwd"),
-    (("images", 1, "filename"), "C:\\x.jpg", "leaves the image folder"),
+    (("images", 1, "filename"), "C:\\x.jpg", "lies outside the image folder"),
     (("images", 1, "filename"), "a\nb.jpg", "not printable"),
     (("images", 1, "filename"), "1.jpg", "'1.jpg' twice"),
-    (("images", 1, "filepath"), "..", "leaves the image folder"),
+    (("images", 1, "filepath"), "..", "lies outside the image folder"),
     (("images", 1, "filepath"), 5, "'filepath'"),
     (("images", 1, "split"), "training", "'training'"),
     (("images", 1, "sentences"), KeyError, "'sentences'"),
@@ -148,7 +148,7 @@ def test_invalid_json(tmp_path, text):
     (("images", 0, "id"), "7", "'id'"),
     (("images", 0, "id"), 2, "the same id"),
     (("images", 0, "file_name"), f"{2:012d}.jpg", "twice"),
-    (("images", 0, "file_name"), "../x.jpg", "leaves the image folder"),
+    (("images", 0, "file_name"), "../x.jpg", "lies outside the image folder"),
     (("annotations",), [], "no caption with words"),
 ])
 def test_invalid_coco_captions(tmp_path, path, new, message):

@@ -214,7 +214,7 @@ def replace(name, value):
     (replace("references", ["no json"] * COUNT), "damaged"),
     (replace("references", ["[]"] * COUNT), "do not fit"),
     (replace("references", ["[5]"] * COUNT), "do not fit"),
-    (replace("paths", ["../x.png"] * COUNT), "leaves the image folder"),
+    (replace("paths", ["../x.png"] * COUNT), "lies outside the image folder"),
     (lambda file: file.attrs.__delitem__("wordmap"), "damaged"),
     (lambda file: file.attrs.__setitem__("wordmap", "of other words"), "not the word map"),
 ])
