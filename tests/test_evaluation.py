@@ -232,7 +232,8 @@ ONE = '{"image": "test_00000.png", "caption": "a dog"}'
 
 
 @pytest.mark.parametrize("content, message", [
-    ("[{", "p.json"), ("{}", "must contain a list"), ("[1]", "must hold a list"), ('[{"image": "a"}]', "must hold a list"),
+    ("[{", "p.json"), ("{}", "must contain a list"), ("[1]", "must contain a list"),
+    ('[{"image": "a"}]', "must contain a list"),
     (f"[{ONE}, {ONE}]", "more than one caption for test_00000.png"), (f"[{ONE}]", "test_00001.png has no caption"),
     (None, "p.json"),
 ])
