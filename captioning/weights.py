@@ -1,4 +1,6 @@
-"""Weight files of encoders and detectors; reading one never runs code."""
+"""Weights of encoders and detectors: from a file, whose reading never runs code, or from torchvision."""
+from urllib.error import URLError
+
 import torch
 
 from captioning.errors import InputError
@@ -16,3 +18,14 @@ def read_weights(path, what="encoder"):
                                               for key, value in state.items()):
         raise InputError(f"the {what} weights {path} must contain a state_dict: give one saved with torch.save")
     return state
+
+
+def download_weights(name, version, flag):
+    """The state_dict of torchvision's weights `version` of the model `name`, downloaded once; InputError if that fails,
+    which names the flag that takes a local file."""
+    from torchvision import models
+    try:
+        return models.get_model_weights(name)[version].get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(f"the weights of {name} cannot be downloaded ({error}): give a local file with {flag}"
+                         ) from error

@@ -1,6 +1,5 @@
 """Computes region features with one of torchvision's object detectors and stores them."""
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch.utils.data import DataLoader
@@ -14,6 +13,7 @@ from captioning.data.feature_store import FLOAT16_MAX, Store, file_size, weights
 from captioning.data.loader import collate
 from captioning.errors import InputError
 from captioning.files import fingerprint
+from captioning.weights import download_weights
 
 DETECTORS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
 PROPOSALS = 300     # per image, before non-maximum suppression
@@ -26,12 +26,7 @@ def build(name, state=None):
     model = detection.__dict__[name](weights=None, weights_backbone=None, rpn_post_nms_top_n_test=PROPOSALS,
                                      rpn_score_thresh=0.0)
     if state is None:
-        from torchvision import models
-        try:
-            state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
-        except (URLError, OSError, RuntimeError) as error:
-            raise InputError(f"the weights of {name} cannot be downloaded ({error}): give a local file with "
-                             "--detector_weights") from error
+        state = download_weights(name, "DEFAULT", "--detector_weights")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

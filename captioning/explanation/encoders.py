@@ -3,14 +3,12 @@
 Each maps images (B, 3, S, S), normalised as in captioning.data.images, to features (B, C, h, w) (docs/method.md,
 section 1). `run` is the only forward pass: under an explaining rule, relevance and gradients travel back through it.
 """
-from urllib.error import URLError
-
 import torch
 from torch import nn
 
 from captioning.errors import InputError
 from captioning.explanation.rules import PLAIN
-from captioning.weights import read_weights
+from captioning.weights import download_weights, read_weights
 
 IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
 
@@ -95,15 +93,7 @@ def build(name, weights=None):
             _load(encoder, read_weights(weights), weights)
         return encoder
     model = _torchvision(name)
-    if weights is None:
-        from torchvision import models
-        try:
-            state = models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-        except (URLError, OSError, RuntimeError) as error:
-            raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}): name a local file with "
-                             "--encoder_weights") from error
-    else:
-        state = read_weights(weights)
+    state = read_weights(weights) if weights else download_weights(name, "IMAGENET1K_V1", "--encoder_weights")
     prefix = ("features.",) if name.startswith("vgg") else ("conv1.", "bn1.", "layer")
     _load(model, {key: value for key, value in state.items() if key.startswith(prefix)}, weights or name, prefix)
     return _plain_sequence(model)
