@@ -81,7 +81,9 @@ class GridTDModel(nn.Module):
                 F.linear(embeddings, self.W_x.weight[:, from_e:]))
 
     def recur(self, word_gates, word_sentinel, state, context, rule=PLAIN):
-        """One step for (B, N) hypotheses -> ĉ (B, N, d), state, α (B, N, K), β (B, N, 1); ĉ + h2 goes to `output`."""
+        """One step for (B, N) hypotheses -> ĉ (B, N, d), state, α (B, N, K), β (B, N, 1); `output` takes ĉ + h2.
+
+        word_gates (B, N, 4d), word_sentinel (B, N, d): `embedding_share`; state: four tensors (B, N, d)."""
         h1, c1, h2, c2 = state
         d = h1.shape[-1]
         gates = (word_gates + context.gates + rule.lstm_linear(h2, self.lstm1.weight_ih[:, :d])

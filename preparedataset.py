@@ -12,6 +12,7 @@ from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
 from captioning.files import make_folder, write_json
 from captioning.training import reward
+from captioning.weights import read_weights
 
 MIN_WORD_FREQ = {"demo": 1, "flickr30k": 3, "karpathy": 3, "coco2014": 4, "coco2017": 4}
 MAX_LEN = {"demo": 30, "flickr30k": 50, "karpathy": 50, "coco2014": 30, "coco2017": 30}
@@ -134,7 +135,7 @@ def build_network(args):
         return encoders.build(args.encoder, args.encoder_weights)
     if args.detector:
         weights = args.detector_weights
-        return detector.build(args.detector, encoders.read_weights(weights, "detector") if weights else None)
+        return detector.build(args.detector, read_weights(weights, "detector") if weights else None)
     return None
 
 

@@ -32,7 +32,7 @@ def get_args_parser():
     add("after", help="folder of the model after fine-tuning")
     add("--dataset", default="demo", help="name of the data set")
     add("--data_folder", default="data", help="folder of prepared data sets")
-    add("--pictures", type=positive_int, default=6, help="number of images in the figure")
+    add("--images", type=positive_int, default=6, help="number of images in the figure")
     return parser
 
 
@@ -102,7 +102,7 @@ def main(args):
     folders = [Path(args.before), Path(args.after)]
     metrics = [read_json(folder / "metrics_test.json", METRICS) for folder in folders]
     captions = [list(read_predictions(folder / "predictions_test.json", data.names, {}).values()) for folder in folders]
-    cases, removed, added = select(images_without_companion(data, boxes, objects), captions, objects, args.pictures)
+    cases, removed, added = select(images_without_companion(data, boxes, objects), captions, objects, args.images)
     if not cases:
         raise InputError(f"no test image of {args.dataset} shows an object without its companion: use the demo data")
     models = [checkpoint.load(folder / "checkpoint_best.pth") for folder in folders]

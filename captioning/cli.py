@@ -6,6 +6,8 @@ import random
 import numpy as np
 import torch
 
+from captioning.decoding import METHODS
+
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose errors are one sentence with exit status 2."""
@@ -50,22 +52,24 @@ fraction = number(float, 0, 1)
 
 
 def add_device(group):
+    """Adds --device, which `captioning.device.pick_device` reads."""
     group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="device to compute on")
 
 
 def add_seed(group):
+    """Adds --seed, for `set_seed`."""
     group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=1, help="random seed")
 
 
 def add_workers(group):
+    """Adds --workers, for `captioning.data.loader.make_loader`."""
     group.add_argument("--workers", type=number(int, 0, 256), default=2, help="processes that read images")
 
 
 def add_decoding(parser):
     """Adds the argument group of decoding: how captions are generated. `decoding_options` reads it."""
     add = parser.add_argument_group("decoding").add_argument
-    add("--decoding", choices=["greedy", "beam_search", "diverse_beam_search", "sample"], default="beam_search",
-        help="decoding method")
+    add("--decoding", choices=METHODS, default="beam_search", help="decoding method")
     add("--beam_size", type=positive_int, default=3, help="beam width")
     add("--diversity", type=non_negative, default=0.5, help="diverse_beam_search: penalty for a word that an earlier "
         "group chose at the same step")
@@ -90,10 +94,12 @@ def decoding_options(args):
 
 
 def set_seed(seed):
+    """Seeds the random number generators of Python, NumPy and PyTorch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def print_settings(args):
+    """Prints all flags with their values in one line."""
     print("settings: " + " ".join(f"--{name} {value}" for name, value in vars(args).items()), flush=True)

@@ -3,7 +3,7 @@ import sys
 
 
 class InputError(Exception):
-    """Invalid input from the user. The message is one sentence that names the thing and the remedy."""
+    """Invalid input from the user. The message is one sentence that states what is wrong and how to correct it."""
 
     def __init__(self, message):
         # an error raised in a DataLoader's worker arrives with the worker's traceback before it

@@ -1,7 +1,7 @@
 """Hashes of everything that the scripts compute on small data, to check that a change preserves behaviour bit for bit:
 
-    python tests/behaviour.py /tmp/before > before.txt      # on the old commit; about ten minutes on one core
-    python tests/behaviour.py /tmp/after > after.txt        # on the new one, on the same machine
+    python tests/behaviour.py BEFORE > before.txt       # at the old commit; about ten minutes on one core
+    python tests/behaviour.py AFTER > after.txt         # at the new one, with the same hardware
     diff before.txt after.txt
 
 Prints a line (hash, file, name) for every weight, optimizer state, array and table. Not part of the test suite.

@@ -202,7 +202,7 @@ class CaptionDataset(Dataset):
         batch = torch.stack([images.resize(images.read_image(Path(self.image_folder, self.paths[i])), self.image_size)
                              for i in indices])
         if self.augment:
-            # "picture" is part of the random seed
+            # "picture": a constant that separates these random numbers from those of the captions
             batch, flipped = images.augment(batch, [self._seed(i, "picture") for i in indices])
             left, right = self.sides
             if left is not None and right is not None:

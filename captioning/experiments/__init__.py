@@ -1,7 +1,7 @@
 """Measures of explanations: ablation, deletion and insertion, localisation, sanity checks, true and false positives.
 
 Modules, from the lowest to the highest; each imports only those before it, and no other sub-package than
-captioning.{data,explanation,metrics,report}:
+captioning.{data,explanation,report}:
 
     correctness, localisation    relevance inside boxes and masks
     batch                        a batch of captioned images and the explanations of its words

@@ -20,14 +20,14 @@ def correctness(batch, rows, steps):
         values["even", "0.0"] = share_of_regions(batch.region_is_present[rows], overlap)[:, 0]
     for method in batch.study.methods:
         maps = batch.maps(method, rows, steps)
-        shares = share_inside(maps, boxes)[0] if overlap is None else share_of_regions(maps, overlap)
+        shares = share_inside(maps, boxes) if overlap is None else share_of_regions(maps, overlap)
         values |= {(method, str(tau)): column for tau, column in zip(THRESHOLDS, shares.T, strict=True)}
     return values | {("box", "0.0"): box_share(boxes)}
 
 
 def share_inside(maps, boxes, thresholds=THRESHOLDS):
     """maps (n, H, W) of relevance, boxes (n, m, 4) -> the share of positive relevance inside the best box for every
-    threshold (n, thresholds), and the largest box's share of the image (n,), the value of a constant map.
+    threshold (n, thresholds).
 
     Boxes are x0, y0, x1, y1 as fractions of the image's width and height, padded with NaN. Positive relevance is
     divided by its maximum, and values ≤ τ are set to 0.
@@ -42,7 +42,7 @@ def share_inside(maps, boxes, thresholds=THRESHOLDS):
         in_box = torch.einsum("nmh,nhw,nmw->nm", in_rows, above, in_columns)
         shares.append(in_box / above.sum((1, 2)).clamp(min=torch.finfo(maps.dtype).tiny)[:, None])
     shares = torch.stack(shares, -1)                                                   # (n, m, thresholds)
-    return shares.amax(1), box_share(boxes)
+    return shares.amax(1)
 
 
 def box_share(boxes):

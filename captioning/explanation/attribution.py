@@ -50,11 +50,7 @@ class Explanation:
 
 def encode(model, images, rule=PLAIN):
     """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) are returned unchanged."""
-    images = images.to(model.W_o.weight.dtype)
-    if images.dim() == 3:
-        return images
-    maps, _ = encoders.run(model.encoder, images, rule)
-    return maps.flatten(2).transpose(1, 2)
+    return _encode(model, images.to(model.W_o.weight.dtype), rule)[1]
 
 
 def forward(model, images, captions):
@@ -207,7 +203,7 @@ def _at(x, steps):
 
 
 def fast_format(images):
-    """On a CPU, channels_last: a backward pass takes 2/3 to 3/4 of the time."""
+    """images (B, 3, H, W), on a CPU in channels_last format, in which a backward pass takes 2/3 to 3/4 of the time."""
     if images.dim() == 4 and images.device.type == "cpu":
         return images.contiguous(memory_format=torch.channels_last)
     return images

@@ -1,4 +1,4 @@
-"""Rules: which derivative each operation has. A model explains itself once its derivatives are chosen.
+"""Rules: which derivative each operation has. This choice determines the explanation method.
 
 Write r(x) = R(x)/x for a relevance R. Then r is 1 at the explained logit and travels backwards like a gradient, so that
 every relevance rule of docs/method.md (sections 4 and 5) is a modified derivative:

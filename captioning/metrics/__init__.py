@@ -1,3 +1,4 @@
-"""Caption metrics beyond those of the packages pycocoevalcap and bert: object words, CHAIR and tables of scores.
+"""Caption metrics beyond those of the packages pycocoevalcap and bert: object words, CHAIR,
+tables of scores, and the PTB tokeniser without Java.
 
 Imports captioning.data and the modules of captioning."""

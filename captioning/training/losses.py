@@ -1,4 +1,4 @@
-"""Losses of captions that are given: cross-entropy with teacher forcing, scheduled sampling and the region loss.
+"""Losses on reference captions: cross-entropy with teacher forcing, scheduled sampling and the region loss.
 
 Each loss is returned as three scalar tensors: the mean loss, the number of correct words and the number of words.
 """

@@ -4,7 +4,14 @@ import torch
 from helpers import literal_of_regions
 
 from aoamodel import AOAModel
-from captioning.experiments.correctness import THRESHOLDS, overlaps, share_inside, share_of_regions, word_boxes
+from captioning.experiments.correctness import (
+    THRESHOLDS,
+    box_share,
+    overlaps,
+    share_inside,
+    share_of_regions,
+    word_boxes,
+)
 from captioning.explanation.methods import pixel_maps
 from gridTDmodel import GridTDModel
 
@@ -39,7 +46,7 @@ def test_share_inside_equals_a_literal_loop():
              torch.tensor([[0.4, 0.4, 0.9, 0.9], [0, 0, 0.1, 0.1], [0, 0, 1, 0.5]])]
     padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=float("nan")).double()
     before = maps.clone()
-    shares, areas = share_inside(maps, padded)
+    shares, areas = share_inside(maps, padded), box_share(padded)
     for i in range(3):
         for j, tau in enumerate(THRESHOLDS):
             assert shares[i, j].item() == pytest.approx(literal(maps[i], boxes[i], tau), abs=1e-12)
@@ -50,34 +57,34 @@ def test_share_inside_equals_a_literal_loop():
 def test_words_are_independent_of_each_other():
     maps = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]).expand(4, 1, 4)
-    batched = share_inside(maps, boxes)[0]
-    assert torch.allclose(batched, torch.cat([share_inside(maps[i:i + 1], boxes[:1])[0] for i in range(4)]))
+    batched = share_inside(maps, boxes)
+    assert torch.allclose(batched, torch.cat([share_inside(maps[i:i + 1], boxes[:1]) for i in range(4)]))
 
 
 def test_every_box_is_scored_on_the_unmodified_map():
     heat = torch.zeros(1, 10, 10)
     heat[0, :, :5], heat[0, :, 5:] = 1.0, 0.4
     left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
-    left_share = share_inside(heat, torch.tensor([[left]]))[0]
-    right_share = share_inside(heat, torch.tensor([[right]]))[0]
-    best_share = share_inside(heat, torch.tensor([[left, right]]))[0]
+    left_share = share_inside(heat, torch.tensor([[left]]))
+    right_share = share_inside(heat, torch.tensor([[right]]))
+    best_share = share_inside(heat, torch.tensor([[left, right]]))
     assert torch.equal(best_share, torch.maximum(left_share, right_share))
     assert right_share[0, 0] == pytest.approx(2 / 7)
 
 
 def test_a_constant_map_scores_the_area_of_the_largest_box():
     boxes = torch.tensor([[[0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 1.0]]])
-    shares, area = share_inside(torch.ones(1, 8, 8), boxes)
+    shares, area = share_inside(torch.ones(1, 8, 8), boxes), box_share(boxes)
     assert shares[0, :9].tolist() == pytest.approx([0.5] * 9) and area.item() == 0.5
 
 
 def test_maps_without_positive_relevance_score_zero():
-    shares, _ = share_inside(torch.stack([torch.zeros(5, 5), -torch.ones(5, 5)]), torch.tensor([[[0.0, 0, 1, 1]]] * 2))
+    shares = share_inside(torch.stack([torch.zeros(5, 5), -torch.ones(5, 5)]), torch.tensor([[[0.0, 0, 1, 1]]] * 2))
     assert torch.equal(shares, torch.zeros(2, 10))
 
 
 def test_a_box_beyond_the_image_covers_at_most_the_whole_image():
-    assert share_inside(torch.ones(1, 4, 4), torch.tensor([[[-0.5, -0.5, 2.0, 2.0]]]))[1].item() == 1
+    assert box_share(torch.tensor([[[-0.5, -0.5, 2.0, 2.0]]])).item() == 1
 
 
 def test_word_boxes_are_fractions_of_the_image():
@@ -123,7 +130,7 @@ def test_regions_and_the_pixels_that_they_cover_have_the_same_share():
     heat = torch.zeros(1, 10, 10).double()
     for (x0, y0, x1, y1), value in zip((regions[0] * 10).int().tolist(), relevance[0], strict=True):
         heat[0, y0:y1, x0:x1] += value / ((x1 - x0) * (y1 - y0))
-    expected = share_inside(heat, box)[0][:, 0]
+    expected = share_inside(heat, box)[:, 0]
     torch.testing.assert_close(share_of_regions(relevance, overlaps(regions, box))[:, 0], expected)
 
 
