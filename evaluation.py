@@ -96,6 +96,7 @@ def get_args_parser():
 
 
 def check_flags(args):
+    """InputError if flags contradict each other."""
     if sum(map(bool, (args.weight, args.predictions, args.compare))) != 1:
         raise InputError("give exactly one of --weight CHECKPOINT, --predictions FILE and --compare RUN …")
     if args.explanations and not args.weight:

@@ -90,6 +90,7 @@ def complete_settings(args, model, flags):
 
 
 def is_self_critical(args):
+    """Whether the mode is --cider_tune or --lrp_cider_tune."""
     return args.cider_tune or args.lrp_cider_tune
 
 

@@ -40,7 +40,7 @@ def object_words(captions, names, boxes, objects):
 
 @torch.no_grad()
 def measure(model, images, ids):
-    """(B, T, 4): p, p̃ and the logit's parts from ĉ and h of the words ids[:, 1:]."""
+    """(B, T, 4): the probabilities under p and p̃, and the logit's parts from ĉ and h of the words ids[:, 1:]."""
     trace, words = model.teacher_force(model.encode(images), ids[:, None]), ids[:, None, 1:]
     no_stop_words = torch.zeros(len(model.W_o.weight), dtype=torch.bool)
     weighted = weighted_hidden(model, trace.c_hat, trace.h, words, no_stop_words)

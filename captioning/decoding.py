@@ -145,6 +145,7 @@ class _Beam:
         return self.finished.gather(1, self.scores.argmax(1, keepdim=True)).all()
 
     def best_first(self, length_penalty, T):
+        """Decoded: the hypotheses of each image sorted by score, their first T tokens."""
         scores = self.scores / self.lengths.clamp(min=1)**length_penalty
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return Decoded(self.tokens.gather(1, order[..., None].expand_as(self.tokens))[..., :T], scores)

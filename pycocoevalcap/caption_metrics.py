@@ -64,6 +64,7 @@ SCORERS = {"bleu": bleu, "meteor": meteor, "rouge_l": rouge_l, "cider": cider}
 
 
 def missing(error):
+    """The InputError for an ImportError of the package pycocoevalcap."""
     return InputError(f"the caption metrics are not installed ({error}): pip install pycocoevalcap")
 
 

@@ -65,14 +65,17 @@ class Batch:
 
     @cached_property
     def object_words(self):
+        """Words that name an object."""
         return self._mask(lambda b, t, _: t in self.categories[b])
 
     @cached_property
     def stop_words(self):
+        """Words of the study's stop words."""
         return self._mask(lambda b, t, word: word in self.study.stop_words)
 
     @cached_property
     def frequent_words(self):
+        """Words of the study's frequent object words."""
         return self._mask(lambda b, t, word: word in self.study.frequent)
 
     @cached_property

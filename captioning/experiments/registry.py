@@ -69,6 +69,7 @@ def by_method(table, measure):
 
 
 def draw_ablation(path, table, values):
+    """Bars of words that disappear and of probability drops, per method."""
     titles = {"disappears": "20 patches hidden: object words that disappear",
               "patch_drop": "probability drop of those that remain",
               "object_word_drop": "3 words deleted: probability drop of object words",
@@ -77,11 +78,13 @@ def draw_ablation(path, table, values):
 
 
 def draw_correctness(path, table, values):
+    """Share of relevance inside the box over τ, and the box's share of the image."""
     shares = {method: [table[method, str(tau)].mean for tau in THRESHOLDS] for method in by_method(table, "0.9")}
     plots.draw_correctness(path, THRESHOLDS, shares, table["box", "0.0"].mean)
 
 
 def draw_tpfp(path, table, values):
+    """ROC curves of four statistics of the maps; none if all words are correct or all incorrect."""
     scores, is_correct = scores_and_labels(values)
     if is_correct.all() or not is_correct.any():
         label = "correct" if is_correct.all() else "incorrect"
@@ -94,20 +97,24 @@ def draw_tpfp(path, table, values):
 
 
 def draw_deletion_insertion(path, table, values):
+    """Both curves over the fraction of patches, per method."""
     panels = {name: {method: [table[method, f"{name}_{x}"] for x in FRACTIONS] for method in by_method(table, name)}
               for name in ("deletion", "insertion")}
     plots.draw_curves(path, panels, FRACTIONS, "fraction of patches", "log-probability of the word")
 
 
 def draw_pointing_game(path, table, values):
+    """Bars of the hit rate per method."""
     plots.draw_bars(path, {"most relevant pixel inside the box": by_method(table, "hit")})
 
 
 def draw_mask_mass(path, table, values):
+    """Bars of the share of relevance on the object per method."""
     plots.draw_bars(path, {"positive relevance on the object": by_method(table, "inside")})
 
 
 def draw_sanity(path, table, values):
+    """Rank correlation with the original map over the randomised layers, per method."""
     layers = sorted({measure for _, measure in table})
     panels = {"cascading randomisation of the weights": {method: [table[method, layer] for layer in layers]
                                                          for method in by_method(table, layers[0])}}
@@ -116,6 +123,7 @@ def draw_sanity(path, table, values):
 
 
 def words_for_word_ablation(batch):
+    """(B, T) bool: stop words and object words at steps t ≥ 6."""
     return from_step(batch.stop_words | batch.object_words, 6)
 
 

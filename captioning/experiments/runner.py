@@ -98,6 +98,7 @@ def measure(experiment, batch):
 
 
 def as_csv(lines):
+    """The lines, lists of values, as CSV text."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()

@@ -103,6 +103,7 @@ def _inflect_engine():
 
 @cache
 def plural(phrase):
+    """The plural of a noun phrase: 'wine glass' -> 'wine glasses'."""
     return _inflect_engine().plural_noun(phrase)
 
 

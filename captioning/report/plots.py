@@ -220,7 +220,7 @@ def draw_curves(path, panels, x, xlabel, ylabel):
 
 
 def draw_roc(path, panels):
-    """Draws ROC curves of correct against wrong words.
+    """Draws ROC curves for the detection of correct words.
 
     panels: {statistic: {method: (false positive rates, true positive rates)}}.
     """
@@ -231,9 +231,9 @@ def draw_roc(path, panels):
         for method, (false_rates, true_rates) in curves.items():
             axis.plot(false_rates, true_rates, label=method, color=_colour(method), linewidth=1.3)
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-        axis.set(title=title, xlabel="wrong words above threshold", aspect="equal")
+        axis.set(title=title, xlabel="false positive rate", aspect="equal")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("correct words above threshold")
+    axes[0].set_ylabel("true positive rate")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     _save(figure, path)
 
