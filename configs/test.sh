@@ -3,4 +3,4 @@
 REQUIREMENTS=tests/requirements.txt
 . "$(dirname "$0")/environment.sh"
 python -m ruff check .
-python -m pytest -q --numprocesses auto --maxprocesses 4 "$@"
+python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
