@@ -25,7 +25,14 @@ from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.explanation.methods import METHODS, WITHOUT_WORDS, methods_for_regions, pixel_maps, region_relevance
+from captioning.explanation.methods import (
+    METHODS,
+    SPLIT,
+    WITHOUT_WORDS,
+    methods_for_regions,
+    pixel_maps,
+    region_relevance,
+)
 from captioning.files import fingerprint, make_folder
 from captioning.report.explanations import choose_folders, stored_value, write_explanation, write_index
 from captioning.report.page import caption_text
@@ -178,6 +185,7 @@ def _arrays(explanation, method, images, captions):
         arrays[f"{method}_words"] = explanation.words
     if method == "lrp":
         arrays["conservation"] = explanation.conservation
+        arrays |= {f"lrp_{part}": getattr(explanation, part) for part in SPLIT}
     probabilities = explanation.logits.softmax(-1)                                     # (B, T, V)
     best = probabilities.topk(min(5, probabilities.shape[-1]))
     arrays |= {"logits": explanation.targets, "attention": explanation.attention, "alternatives": best.indices,

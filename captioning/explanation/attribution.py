@@ -40,12 +40,16 @@ class Explanation:
     attention: torch.Tensor         # (B, T, K), or (B, T, M, K) with M heads
     beta: torch.Tensor | None       # (B, T) Ada-LSTM's sentinel weight
     grid: tuple | None              # (h, w) of the K regions, row by row; None without an encoder
+    # LRP splits `targets` into four summands, all (B, T) (docs/method.md, section 4); None for other methods
+    image: torch.Tensor | None = None       # the sum of `features`
+    start: torch.Tensor | None = None       # words[..., 0], the word <start>
+    previous: torch.Tensor | None = None    # the sum of words[..., 1:], the caption's words before the explained one
+    rest: torch.Tensor | None = None        # what biases and ε absorb, with the option `head` also the other heads
 
     @property
     def conservation(self):
         """(B, T) LRP: the share of each logit that reached words and image; biases and ε absorb the rest."""
-        reached = self.words.sum(-1) + self.features.sum((-2, -1))
-        return torch.where(self.targets == 0, 0, reached / self.targets)
+        return torch.where(self.targets == 0, 0, 1 - self.rest / self.targets)
 
 
 def encode(model, images, rule=PLAIN):
@@ -83,7 +87,9 @@ def lrp(model, images, captions, eps=0.01, head=None, **options):
     words = torch.einsum("btie,bie->bti", result.words, inputs.embeddings)
     features = result.features * inputs.features[:, None]
     pixels = None if result.pixels is None else result.pixels * inputs.images[:, None]
-    return Explanation(**vars(result) | {"words": words, "features": features, "pixels": pixels})
+    image, start, previous = features.sum((-2, -1)), words[..., 0], words[..., 1:].sum(-1)
+    split = {"image": image, "start": start, "previous": previous, "rest": result.targets - image - start - previous}
+    return Explanation(**vars(result) | {"words": words, "features": features, "pixels": pixels} | split)
 
 
 def gradient(model, images, captions, rule=None, **options):
