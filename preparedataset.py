@@ -92,8 +92,8 @@ def check(args):
     if args.bottom_up and not os.path.exists(args.bottom_up):
         raise InputError(f"--bottom_up {args.bottom_up} does not exist: give a folder or a tsv file")
     if args.karpathy_json and args.dataset in ("demo", "coco2017"):
-        raise InputError("--karpathy_json requires --dataset flickr8k, flickr30k, coco2014 or karpathy, and cannot be used with "
-                         f"{args.dataset}")
+        raise InputError("--karpathy_json requires --dataset flickr8k, flickr30k, coco2014 or karpathy, and cannot be "
+                         f"used with {args.dataset}")
     for flag in ("annotation_folder", "image_folder"):
         value = getattr(args, flag)
         if value and args.dataset == "demo":

@@ -15,8 +15,9 @@ def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0
     """The loss function of `captioning.training.loop.fit` for training on reference captions.
 
     criterion(model, trace, captions) -> (loss, correct words, words): the loss of a teacher-forced trace, by default
-    the cross-entropy with label_smoothing. ss_prob: probability of scheduled sampling. region_weight: weight of the region loss, which is
-    added to the criterion. region_epochs: number of epochs, from the first, that train on the region loss alone.
+    the cross-entropy with label_smoothing. ss_prob: probability of scheduled sampling. region_weight: weight of the
+    region loss, which is added to the criterion. region_epochs: number of epochs, from the first, that train on the
+    region loss alone.
     """
     criterion = criterion or partial(cross_entropy, label_smoothing=label_smoothing)
 
