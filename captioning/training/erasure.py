@@ -19,13 +19,15 @@ class Choice(NamedTuple):
 
 
 class ErasureLoss:
-    """CE(p, y) + μ [−log(1 − p(w | erased)) + κ CE(p(· | erased), y)], y in the last term without w (section 7).
+    """CE(p, y) + μ [−log(1 − p'(w)) − κ log p'(o)], with p' the prediction for erased features (section 7).
 
-    For each image one of its captions y and one object word w of y are chosen at random. In the erased features w's own
-    evidence is replaced. The terms in brackets are means over the captions that name objects of two categories or more;
-    all words of w's category count as w. No gradient flows through the choice of the evidence.
+    For each image one of its captions and one object word w of it are chosen at random; the features of the regions
+    that are w's own evidence are set to zero, which is padding where regions are detected. w must not be predicted from
+    the erased features, the caption's other object words o must. Words of the same category count as one word, and
+    captions that name only one category have no erased image. No gradient flows through the choice of the regions.
 
-    categories (V,): as `category_ids` returns them. weight, keep: μ and κ. share: the share of the regions to erase.
+    categories (V,): as `category_ids` returns them. weight, keep: μ and κ. share: at most this share of the regions is
+    erased.
     """
 
     def __init__(self, categories, weight, keep, share):
@@ -37,8 +39,10 @@ class ErasureLoss:
         choice = choose(captions, self.categories)
         with torch.autocast(features.device.type, enabled=False):
             relevance = model.lrp(features, choice.caption, steps=choice.steps).features.sum(-1)   # (B, S, K)
-        mask = own_evidence(relevance, choice.categories, round(self.share * features.shape[1]))
-        erased = erase(features, mask, model.encoder is None)
+        regions = (features != 0).any(-1).sum(1, keepdim=True)                         # (B, 1) without padding
+        count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
+        mask = own_evidence(relevance, choice.categories, count)
+        erased = features.masked_fill(mask[..., None], 0)
         hidden = model.teacher_force(erased, choice.caption[:, None]).hidden[:, 0]     # (B, T, d)
         return loss + self.weight * self.erased_loss(model, hidden, choice), *counts
 
@@ -46,12 +50,13 @@ class ErasureLoss:
         """The terms in brackets, for the predictor's input (B, T, d) on the erased features; 0 if no caption names
         objects of two categories."""
         targets = choice.caption[:, 1:]
-        is_used = (targets != 0) & is_other(choice.categories).any(1, keepdim=True)
+        named = self.categories[targets]
+        is_used = (named >= 0) & is_other(choice.categories).any(1, keepdim=True)
         logits, index = model.output(hidden).float(), targets[..., None]               # (B, T, V), (B, T, 1)
         total = logits.logsumexp(-1)
         log_p = logits.gather(-1, index).squeeze(-1) - total
         log_not_p = logits.scatter(-1, index, -torch.inf).logsumexp(-1) - total        # log(1 − p), exact as p nears 1
-        is_erased = self.categories[targets] == choice.categories[:, :1]
+        is_erased = named == choice.categories[:, :1]
         return -_mean(log_not_p, is_used & is_erased) - self.keep * _mean(log_p, is_used & ~is_erased)
 
 
@@ -89,29 +94,17 @@ def is_other(categories):
 
 
 def own_evidence(relevance, categories, count):
-    """(B, K) bool: the regions that are the first word's own, and of these the `count` most relevant for it.
+    """(B, K) bool: the regions that are the first word's own, and of these the most relevant ones, at most `count`.
 
     A region is a word's own if its relevance, as a fraction of the word's maximum over all regions, is positive and
-    exceeds that of every word of another category. relevance (B, S, K); categories (B, S), −1 for none."""
+    exceeds that of every word of another category. relevance (B, S, K); categories (B, S), −1 for none; count: a
+    number, or one per image (B, 1)."""
     share = relevance.clamp(min=0)
     share = share / share.amax(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
     largest_other = (share * is_other(categories)[..., None]).amax(1)                  # (B, K)
     own = torch.where(share[:, 0] > largest_other, share[:, 0], 0)
     rank = own.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (own > 0) & (rank < count)
-
-
-def erase(features, mask, are_regions):
-    """Replaces the features (B, K, C) where the mask (B, K) is true.
-
-    Detected regions (are_regions) become zero, which is padding. Positions of a CNN's output get the features of other
-    positions of their image, chosen at random among those that are not erased."""
-    if are_regions:
-        return features.masked_fill(mask[..., None], 0)
-    remaining = torch.rand(mask.shape, device=mask.device).masked_fill(mask, 2).argsort(dim=1)
-    position = torch.arange(mask.shape[1], device=mask.device) % (~mask).sum(1, keepdim=True).clamp(min=1)
-    source = remaining.gather(1, position)
-    return torch.where(mask[..., None], features.take_along_dim(source[..., None], dim=1), features)
 
 
 def _mean(values, mask):
