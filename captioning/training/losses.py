@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from captioning.decoding import without_special
+from captioning.recurrence import word_rows
 
 
 def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0):
@@ -21,7 +22,7 @@ def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0
         if epoch < region_epochs:
             return region_loss(model, features, captions, vocabulary)
         inputs = mix_in_predictions(model, features, captions, ss_prob, vocabulary) if ss_prob else captions
-        loss, correct, words = criterion(model, model.teacher_force(features, inputs), captions)
+        loss, correct, words = criterion(model, model.teacher_force(features, inputs, skip_padding=True), captions)
         if region_weight:
             loss = loss + region_weight * region_loss(model, features, captions, vocabulary)[0]
         return loss, correct, words
@@ -29,15 +30,14 @@ def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0
 
 
 def cross_entropy(model, trace, captions):
-    """`word_loss` of the logits p of a teacher-forced trace."""
-    return word_loss(model.output(trace.hidden), captions)
+    """Cross-entropy of the logits p of a teacher-forced trace against captions (B, N, T+1)."""
+    rows = word_rows(captions)
+    return word_loss(model.output(trace.hidden.flatten(0, -2)[rows]), captions[..., 1:].flatten()[rows])
 
 
-def word_loss(logits, captions):
-    """Cross-entropy of logits (..., T, V) against captions (..., T+1) -> (mean loss, correct words, words)."""
-    targets = captions[..., 1:]
-    loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=0)
-    is_word = targets != 0
+def word_loss(logits, targets):
+    """Cross-entropy of logits (n, V) against targets (n,), without <pad> -> (mean loss, correct words, words)."""
+    loss, is_word = F.cross_entropy(logits.float(), targets, ignore_index=0), targets != 0
     return loss, ((logits.argmax(-1) == targets) & is_word).sum(), is_word.sum()
 
 
@@ -65,7 +65,8 @@ def mix_in_predictions(model, features, captions, probability, vocabulary):
     in which each word between <start> and <end> is replaced, with this probability, by a word sampled from the model's
     prediction at that step with teacher forcing. <pad>, <start> and <unk> are never sampled."""
     with torch.no_grad():
-        logits = model.output(model.teacher_force(features, captions).hidden).float()  # (B, N, T, V)
+        hidden = model.teacher_force(features, captions, skip_padding=True).hidden
+        logits = model.output(hidden).float()                                          # (B, N, T, V)
         p = without_special(logits, vocabulary).softmax(-1)
         # draws like torch.multinomial, which fails if p is not finite: the training loop reports that a little later
         draws = torch.empty_like(p).exponential_().clamp_(min=torch.finfo(p.dtype).tiny)
