@@ -2,6 +2,8 @@
 
 Each loss is returned as three scalar tensors: the mean loss, the number of correct words and the number of words.
 """
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
@@ -9,14 +11,16 @@ from captioning.decoding import without_special
 from captioning.recurrence import word_rows
 
 
-def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0):
+def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0,
+                        label_smoothing=0.0):
     """The loss function of `captioning.training.loop.fit` for training on reference captions.
 
     criterion(model, trace, captions) -> (loss, correct words, words): the loss of a teacher-forced trace, by default
-    the cross-entropy. ss_prob: probability of scheduled sampling. region_weight: weight of the region loss, which is
-    added to the criterion. region_epochs: number of epochs, from the first, that train on the region loss alone.
+    the cross-entropy with label_smoothing. ss_prob: probability of scheduled sampling. region_weight: weight of the
+    region loss, which is added to the criterion. region_epochs: number of epochs, from the first, that train on the
+    region loss alone.
     """
-    criterion = criterion or cross_entropy
+    criterion = criterion or partial(cross_entropy, label_smoothing=label_smoothing)
 
     def loss_function(model, features, captions, epoch):
         if epoch < region_epochs:
@@ -29,15 +33,19 @@ def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0
     return loss_function
 
 
-def cross_entropy(model, trace, captions):
-    """Cross-entropy of the logits p of a teacher-forced trace against captions (B, N, T+1)."""
+def cross_entropy(model, trace, captions, label_smoothing=0.0):
+    """`word_loss` of the logits p of a teacher-forced trace against captions (B, N, T+1)."""
     rows = word_rows(captions)
-    return word_loss(model.output(trace.hidden.flatten(0, -2)[rows]), captions[..., 1:].flatten()[rows])
+    return word_loss(model.output(trace.hidden.flatten(0, -2)[rows]), captions[..., 1:].flatten()[rows],
+                     label_smoothing)
 
 
-def word_loss(logits, targets):
-    """Cross-entropy of logits (n, V) against targets (n,), without <pad> -> (mean loss, correct words, words)."""
-    loss, is_word = F.cross_entropy(logits.float(), targets, ignore_index=0), targets != 0
+def word_loss(logits, targets, label_smoothing=0.0):
+    """Cross-entropy of logits (n, V) against targets (n,), without <pad> -> (mean loss, correct words, words).
+
+    label_smoothing: share of the target probability that is spread over all V words (Szegedy et al. 2016)."""
+    is_word = targets != 0
+    loss = F.cross_entropy(logits.float(), targets, ignore_index=0, label_smoothing=label_smoothing)
     return loss, ((logits.argmax(-1) == targets) & is_word).sum(), is_word.sum()
 
 
