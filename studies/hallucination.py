@@ -28,18 +28,17 @@ def get_args_parser():
 
 
 def read_runs(folder):
-    """{model: {mode: {seed: metrics}}} of the random seeds for which all modes are finished.
+    """{model: {mode: {seed: metrics}}} of the random seeds with a finished control: MODES first, then variants.
 
-    Other modes (variants) follow, each with the seeds for which it is finished. InputError if there is no finished run.
+    InputError if there is no finished run.
     """
     runs = {}
-    for path in sorted(Path(folder).glob("*_*/base/metrics_test.json")):
+    for path in sorted(Path(folder).glob(f"*_*/{CONTROL}/metrics_test.json")):
         model, seed = path.parts[-3].rsplit("_", 1)
-        paths = {mode: path.parents[1] / mode / path.name for mode in MODES}
-        if all(mode_path.exists() for mode_path in paths.values()):
-            paths |= {variant.parent.name: variant for variant in sorted(path.parents[1].glob(f"*/{path.name}"))}
-            for mode, mode_path in paths.items():
-                runs.setdefault(model, {}).setdefault(mode, {})[seed] = read_json(mode_path, METRICS)
+        names = [other.parent.name for other in sorted(path.parents[1].glob(f"*/{path.name}"))]
+        for mode in sorted(names, key=lambda name: MODES.index(name) if name in MODES else len(MODES)):
+            metrics = read_json(path.parents[1] / mode / path.name, METRICS)
+            runs.setdefault(model, {}).setdefault(mode, {})[seed] = metrics
     if not runs:
         raise InputError(f"{folder} contains no finished runs: run configs/hallucination_experiment.sh first")
     return runs
@@ -85,7 +84,7 @@ def significance_table(runs):
     """Markdown table of the paired differences to the control and their p-values, for models with two seeds or more."""
     lines = ["| model, mode | metric | difference | seeds | paired t-test, p | sign test, p |", "|---" * 6 + "|"]
     for model, modes in runs.items():
-        for mode in list(modes)[2:]:
+        for mode in compared(modes):
             for metric in TESTED:
                 values = differences(runs, model, mode, metric)
                 if len(values) > 1:
@@ -94,34 +93,42 @@ def significance_table(runs):
     return "\n".join(lines) + "\n"
 
 
-def label(mode, seeds):
-    """Name of a mode; of a variant also its random seeds."""
-    return mode if mode in MODES else f"{mode} (seeds {', '.join(seeds)})"
+def label(mode, modes):
+    """Name of a mode, with its random seeds if these are not those of the control."""
+    return mode if modes[mode].keys() == modes[CONTROL].keys() else f"{mode} (seeds {', '.join(modes[mode])})"
+
+
+def compared(modes):
+    """The modes that are compared with the control."""
+    return [mode for mode in modes if mode not in ("base", CONTROL)]
 
 
 def format_table(runs):
     """Markdown tables, one per model: means and standard errors, then paired differences to the control."""
     lines = []
     for model, modes in runs.items():
-        lines += ["", f"| {model}, {len(modes['base'])} seeds | " + " | ".join(METRICS.values()) + " |",
+        lines += ["", f"| {model}, {len(modes[CONTROL])} seeds | " + " | ".join(METRICS.values()) + " |",
                   "|---" * (len(METRICS) + 1) + "|"]
         for mode, seeds in modes.items():
             cells = [mean_and_error([metrics[metric] for metrics in seeds.values()]) for metric in METRICS]
-            lines.append(f"| {label(mode, seeds)} | " + " | ".join(cells) + " |")
-        for mode in list(modes)[2:]:
+            lines.append(f"| {label(mode, modes)} | " + " | ".join(cells) + " |")
+        for mode in compared(modes):
             cells = [mean_and_error(differences(runs, model, mode, metric)) for metric in METRICS]
-            lines.append(f"| {label(mode, modes[mode])} − {CONTROL} | " + " | ".join(cells) + " |")
+            lines.append(f"| {label(mode, modes)} − {CONTROL} | " + " | ".join(cells) + " |")
     return "\n".join(lines[1:]) + "\n"
 
 
 def draw(path, runs):
     """Figure of the differences to the control: one dot per random seed, and mean and standard error of each mode."""
     from matplotlib.figure import Figure
+    drawn = [mode for mode in MODES if any(mode in compared(modes) for modes in runs.values())]
     shown = {"companions_invented": "companions hallucinated", "chair_i": "CHAIR_i", "cider": "CIDEr"}
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axes, (metric, name) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
         for m, model in enumerate(runs):
-            for k, mode in enumerate(MODES[2:]):
+            for k, mode in enumerate(drawn):
+                if mode not in runs[model]:
+                    continue
                 values = differences(runs, model, mode, metric)
                 x, colour = k + 0.26 * (m - (len(runs) - 1) / 2), f"C{m}"
                 axes.plot([x] * len(values), values, "o", color=colour, alpha=0.35, markersize=4)
@@ -129,7 +136,7 @@ def draw(path, runs):
                 axes.errorbar([x + 0.08], [statistics.fmean(values)], yerr=[error], color=colour, fmt="_", capsize=3,
                               markersize=12, label=model if k == 0 else None)
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set(title=f"{name}, difference to control", xticks=range(len(MODES) - 2), xticklabels=MODES[2:])
+        axes.set(title=f"{name}, difference to control", xticks=range(len(drawn)), xticklabels=drawn)
         axes.grid(axis="y", alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:
