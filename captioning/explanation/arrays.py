@@ -1,6 +1,7 @@
 """Captions to explain, and their explanations as the arrays of explanation.npz (docs/data.md)."""
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from captioning import decoding
 from captioning.data.vocabulary import tokenise
@@ -28,13 +29,17 @@ def contrast_id(text, vocabulary):
     return int(ids[1])
 
 
-def captions_to_explain(model, vocabulary, images, caption, decoding_settings):
-    """Token ids (B, T+1) from <start> on: `caption` for every image, or if it is None the model's own captions."""
-    if caption is not None:
-        return encode_caption(caption, vocabulary).to(images.device).expand(len(images), -1)
+def captions_to_explain(model, vocabulary, images, texts, decoding_settings, decode=decoding.decode):
+    """Token ids (B, T+1) from <start> on, zero-padded: of the B `texts`, or if they are None the model's own captions.
+
+    decode: captioning.decoding.decode, or a function like it.
+    """
+    if texts is not None:
+        ids = [encode_caption(text, vocabulary) for text in texts]
+        return pad_sequence(ids, batch_first=True).to(images.device)
     with torch.no_grad():
-        tokens = decoding.decode(model, model.encode(images), vocabulary, **decoding_settings)
-    return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
+        tokens = decode(model, model.encode(images), vocabulary, **decoding_settings)
+    return decoding.with_start(tokens, vocabulary)
 
 
 def explain_batch(model, vocabulary, images, captions, methods, contrast=None, eps=0.01, chunk=None, bar=None):
