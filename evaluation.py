@@ -312,16 +312,17 @@ def evaluate_model(args, device):
     decoding = decoding_options(args)
     new_study = partial(make_study, model, vocabulary, methods, objects, boxes,
                         frequent_words(args.dataset, objects, args.object_words), masks)
-    caption = partial(caption_split, model, vocabulary, batch_size=args.batch_size, workers=args.workers,
-                      seed=args.seed, device=device)
+
+    def caption(data):
+        return caption_split(model, vocabulary, data, decoding, args.batch_size, args.workers, args.seed, device)
     if args.calibrate:
         validation = open_data(args.data_folder, args.dataset, "val", model, training.get("from_features", False))
         calibrate(args.weight, new_study(decoding, args.seed, validation.read_boxes), validation,
-                  caption(validation, decoding), args.batch_size, args.workers, device, args.save_path)
+                  caption(validation), args.batch_size, args.workers, device, args.save_path)
     if args.grounded:
         calibration = grounding.load_for_decoding(args.weight, model)
         decoding = decoding | {"decode": partial(grounding.decode_grounded, calibration=calibration)}
-    generated = caption(data, decoding)
+    generated = caption(data)
 
     def explain():
         if not experiments:
