@@ -165,8 +165,9 @@ def explain_all(args, methods, model, vocabulary, targets, texts, regions, devic
     targets: [(path, folder)] of all images. texts: see `texts_of`. regions: for models of region features, the data set
     whose first images these are; else None. Returns {path: InputError} of the images or captions that cannot be read.
     """
-    calibration = (grounding.load_for_decoding if args.grounded else grounding.load)(args.weight, model)
-    decode = partial(grounding.decode_grounded, calibration=calibration) if args.grounded else decoding.decode
+    calibration, decode = grounding.load(args.weight, model), decoding.decode
+    if args.grounded:
+        decode = partial(grounding.decode_grounded, calibration=grounding.load_for_decoding(args.weight, model))
     settings, size = settings_of(args, methods, model, regions, calibration), checkpoint.image_size(model)
     pending, broken = [(index, path, folder, identity(path, settings, texts.get(path)))
                        for index, (path, folder) in enumerate(targets)], {}

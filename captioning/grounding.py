@@ -37,18 +37,23 @@ def flags(explanation, captions, vocabulary, calibration):
 
     explanation: that of captions (B, T+1) by LRP, without contrast.
     """
-    words = [vocabulary.decode(row) for row in captions[:, 1:].tolist()]
+    return object_words(captions, vocabulary, calibration.objects) & (image_share(explanation) < calibration.threshold)
+
+
+def object_words(captions, vocabulary, objects):
+    """(B, T) bool: whether captions[:, t + 1] names an object; captions (B, T+1). Of several words, the last does."""
     is_object = torch.zeros_like(captions[:, 1:], dtype=torch.bool)
-    for b, caption in enumerate(words):
-        is_object[b, [step for step, _ in calibration.objects.named(caption)]] = True
-    return is_object & (image_share(explanation) < calibration.threshold)
+    for row, caption in zip(is_object, captions[:, 1:].tolist(), strict=True):
+        row[[step for step, _ in objects.named(vocabulary.decode(caption))]] = True
+    return is_object
 
 
-def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, **options):
+def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, flag=flags,
+                    **options):
     """Captions (B, T) of features (B, K, C), as by captioning.decoding.decode, that avoid flagged object words.
 
     Where a caption has flagged words, all words that name their categories are banned for this image and it is
-    captioned again, up to `rounds` times. options: those of `decode`.
+    captioned again, up to `rounds` times. flag: `flags`, or a function like it. options: those of `decode`.
     """
     def caption(rows, **bans):
         tokens = decode(model, features[rows], vocabulary, max_len=max_len, **options, **bans)
@@ -60,7 +65,7 @@ def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=
     for _ in range(rounds):
         captions = trimmed(with_start(tokens[rows], vocabulary))
         explanation = model.lrp(features[rows], captions, pixels=False)
-        flagged = flags(explanation, captions, vocabulary, calibration)
+        flagged = flag(explanation, captions, vocabulary, calibration)
         flagged_rows, steps = flagged.nonzero(as_tuple=True)
         words = captions[flagged_rows, steps + 1]                                      # (n,)
         names = (category == category[words, None]) & (category >= 0)                  # (n, V)
@@ -100,33 +105,36 @@ def calibration_path(weight):
     return Path(weight).with_name(f"{Path(weight).stem}_grounding.json")
 
 
-def save(weight, model, threshold, objects, **statistics):
-    """Writes the calibration of the checkpoint `weight`; statistics: further numbers for the reader."""
+def save(weight, model, threshold, ban_threshold, objects, **statistics):
+    """Writes the calibration of the checkpoint `weight`: thresholds of flags and of bans; statistics: further numbers for
+    the reader."""
     write_json(calibration_path(weight), {
-        "threshold": threshold, **statistics, "weights": weights_fingerprint(model),
+        "threshold": threshold, "ban_threshold": ban_threshold, **statistics, "weights": weights_fingerprint(model),
         "words": {" ".join(phrase): category for phrase, category in objects.words.items()}})
 
 
-def load(weight, model):
-    """The Calibration of the checkpoint `weight`, or None if it has none; InputError if it belongs to other weights."""
+def load(weight, model, key="threshold"):
+    """The Calibration of the checkpoint `weight`, or None if it has none; InputError if it belongs to other weights.
+
+    key: "threshold", below which words are flagged, or "ban_threshold", below which `decode_grounded` bans them."""
     path = calibration_path(weight)
     if not path.exists():
         return None
-    content = read_json(path, ["threshold", "weights", "words"])
+    content = read_json(path, [key, "weights", "words"])
     if content["weights"] != weights_fingerprint(model):
         raise InputError(f"{path} was computed with other weights than those of {weight}: run evaluation.py "
                          "--calibrate again, or remove it")
     is_valid = (isinstance(content["words"], dict) and all(isinstance(name, str) for name in content["words"].values())
-                and isinstance(content["threshold"], int | float) and math.isfinite(content["threshold"]))
+                and isinstance(content[key], int | float) and math.isfinite(content[key]))
     if not is_valid:
-        raise InputError(f"{path} must contain a number \"threshold\" and \"words\", {{word: category}}: run "
+        raise InputError(f"{path} must contain a number \"{key}\" and \"words\", {{word: category}}: run "
                          "evaluation.py --calibrate again")
-    return Calibration(content["threshold"], Objects(content["words"]))
+    return Calibration(content[key], Objects(content["words"]))
 
 
 def load_for_decoding(weight, model):
     """The Calibration of the checkpoint `weight`; InputError if it has none, since --grounded requires it."""
-    calibration = load(weight, model)
+    calibration = load(weight, model, "ban_threshold")
     if calibration is None:
         raise InputError(f"{calibration_path(weight)} is missing: --grounded requires a threshold, run evaluation.py "
                          f"--weight {weight} --calibrate first")

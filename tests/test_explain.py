@@ -239,7 +239,7 @@ def calibrated(weights, tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes((weights / "gridtd.pth").read_bytes())
     model, _ = checkpoint.load(path)
-    grounding.save(path, model, 2.0, Objects({"dog": "dog"}))
+    grounding.save(path, model, 2.0, 2.0, Objects({"dog": "dog"}))
     return path
 
 

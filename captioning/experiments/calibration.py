@@ -15,8 +15,9 @@ def calibrate(weight, study, data, captions, batch_size, workers, device, folder
     if processes.rank() == 0:
         values = read_values(Path(folder, "grounding_words_val.csv"))
         present = values.get(("reference", "present"), [])
-        threshold = grounding.fit_threshold(values.get(("lrp", "absolute_share"), []), present)
-        grounding.save(weight, study.model, threshold, study.objects, words_correct=int(sum(present)),
+        shares = values.get(("lrp", "absolute_share"), [])
+        threshold, ban_threshold = (grounding.fit_threshold(shares, present, kept) for kept in (0.95, 0.98))
+        grounding.save(weight, study.model, threshold, ban_threshold, study.objects, words_correct=int(sum(present)),
                        words_absent=int(len(present) - sum(present)))
         print(f"threshold of the image's share: {threshold:.4g} ({grounding.calibration_path(weight)})")
     processes.wait()
