@@ -106,8 +106,7 @@ def calibration_path(weight):
 
 
 def save(weight, model, threshold, ban_threshold, objects, **statistics):
-    """Writes the calibration of the checkpoint `weight`: thresholds of flags and of bans; statistics: further numbers for
-    the reader."""
+    """Writes the calibration of the checkpoint `weight`: the thresholds of flags and of bans, and further numbers."""
     write_json(calibration_path(weight), {
         "threshold": threshold, "ban_threshold": ban_threshold, **statistics, "weights": weights_fingerprint(model),
         "words": {" ".join(phrase): category for phrase, category in objects.words.items()}})
