@@ -49,7 +49,7 @@ def get_args_parser():
     add("--erase_weight", type=non_negative, default=0.5, help="erase_tune: weight μ of the terms on the erased image")
     add("--keep_weight", type=non_negative, default=1.0, help="erase_tune: weight κ, relative to μ, of the other "
         "object words on the erased image")
-    add("--erase_share", type=fraction, default=0.15, help="erase_tune: share of the image's regions to erase")
+    add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's regions to erase")
     add("--synonyms", metavar="FILE", help="erase_tune: file with one line per object category: its name and its "
         "synonyms, separated by commas (default: the data set's objects or captioning/metrics/coco_objects.txt)")
     add("--lrp_weight", type=non_negative, default=1.0, help="weight λ of the cross-entropy of p̃")
