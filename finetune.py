@@ -15,8 +15,9 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import lrp_loss, stop_mask
-from captioning.files import fingerprint, make_folder
+from captioning.files import fingerprint
 from captioning.metrics.object_words import load_objects
+from captioning.runs import record_run
 from captioning.training.erasure import ErasureLoss, category_ids
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
@@ -49,7 +50,7 @@ def get_args_parser():
     add("--erase_weight", type=non_negative, default=0.5, help="erase_tune: weight μ of the terms on the erased image")
     add("--keep_weight", type=non_negative, default=1.0, help="erase_tune: weight κ, relative to μ, of the other "
         "object words on the erased image")
-    add("--erase_share", type=fraction, default=0.15, help="erase_tune: share of the image's regions to erase")
+    add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's regions to erase")
     add("--synonyms", metavar="FILE", help="erase_tune: file with one line per object category: its name and its "
         "synonyms, separated by commas (default: the data set's objects or captioning/metrics/coco_objects.txt)")
     add("--lrp_weight", type=non_negative, default=1.0, help="weight λ of the cross-entropy of p̃")
@@ -163,7 +164,7 @@ def main(args):
     completed = [f"--{name} {value}" for name, value in vars(settings).items() if value != getattr(args, name)]
     print(f"settings completed from the checkpoint: {' '.join(completed)}", flush=True)
     set_seed(settings.seed)
-    make_folder(settings.save_path)
+    record_run(settings.save_path, settings, "finetune.py")
     train_data, val_data = train.open_data(settings, "train", augment=True), train.open_data(settings, "val")
     if train_data.vocabulary.wordmap != vocabulary.wordmap:
         raise InputError(f"{settings.data_folder}/{settings.dataset} has another vocabulary than {args.weight}: give "

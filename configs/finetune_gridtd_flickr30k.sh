@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tunes Ada-LSTM (GridTDModel) on Flickr30K after configs/train_gridtd_flickr30k.sh. Edit the flags below, then
 # run one of
-#     bash configs/finetune_gridtd_flickr30k.sh erase_tune        cross-entropy, and words are unlearned without their evidence
+#     bash configs/finetune_gridtd_flickr30k.sh erase_tune        cross-entropy; words without evidence are unlearned
 #     bash configs/finetune_gridtd_flickr30k.sh lrp_tune          cross-entropy of p and of the LRP-inference p̃
 #     bash configs/finetune_gridtd_flickr30k.sh cider_tune        self-critical training with CIDEr-D
 #     bash configs/finetune_gridtd_flickr30k.sh lrp_cider_tune    the same, with captions sampled with LRP-inference

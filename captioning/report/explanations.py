@@ -1,4 +1,4 @@
-"""Folders of explanations: each image has one, with plots and explanation.npz; index.html shows them all."""
+"""Folders of explanations: each image has one, with plots, explanation.npz and its part of the page, page.js."""
 import os
 import re
 import shutil
@@ -9,14 +9,21 @@ from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from captioning.data.images import read_image
 from captioning.errors import InputError
-from captioning.explanation.methods import METHODS, WITHOUT_WORDS
+from captioning.explanation.methods import METHODS, SPLIT, WITHOUT_WORDS
 from captioning.files import make_folder
-from captioning.report.page import caption_text, page_entry, write_page
-from captioning.report.plots import draw_heatmaps, draw_words
+from captioning.report.heatmaps import draw_heatmaps, draw_words
+from captioning.report.page import (
+    ENTRY,
+    THUMBNAIL,
+    caption_text,
+    is_shared,
+    maps_of,
+    page_entry,
+    write_entry,
+    write_page,
+)
 
 ARRAYS = "explanation.npz"
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # errors of np.load
@@ -58,14 +65,20 @@ def choose_folders(paths, save_path):
     return folders
 
 
-def write_explanation(folder, image, arrays):
-    """Writes explanation.npz and the plots of one image, which replace those of an earlier explanation.
+def is_explained(folder, identity):
+    """Whether the folder has a complete explanation whose hash of all settings is `identity`."""
+    return (folder / ENTRY).exists() and stored_value(folder, "identity") == identity
 
-    A new folder appears only once it is complete. image: uint8 (3, H, W). Raises InputError if writing fails.
+
+def write_explanation(folder, image, arrays):
+    """Writes explanation.npz, the plots and page.js of one image, which replace those of an earlier explanation.
+
+    A new folder appears only once it is complete. image: uint8 (3, H, W). arrays: those of explanation.npz; with a true
+    `shared_scale` all words of the caption are drawn on one colour scale. Raises InputError if writing fails.
     """
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:
-        _write_files(make_folder(temporary), image, arrays)
+        write_files(make_folder(temporary), folder.name, image, arrays)
         if not folder.exists():
             os.replace(temporary, folder)
             return
@@ -80,17 +93,39 @@ def write_explanation(folder, image, arrays):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_files(folder, image, arrays):
-    words = arrays["words"].tolist()
+def write_files(folder, name, image, arrays):
+    """The files of an explanation in an existing folder; name: of the image, in the page. See `write_explanation`."""
+    words, image = arrays["words"].tolist(), channels_last(image)
     contrast = f" rather than “{arrays['contrast']}”" if arrays["contrast"] else ""
+    split = {part: arrays[f"lrp_{part}"] for part in SPLIT} if "lrp_rest" in arrays else None
     for method in arrays["methods"].tolist():
         title = f"{caption_text(words)}{contrast}   [{method}]"
-        maps = arrays[f"{method}_regions" if "boxes" in arrays else f"{method}_pixels"]
-        draw_heatmaps(folder / f"{method}.png", channels_last(image), words[1:], maps, title, method,
-                      boxes=arrays.get("boxes"))
+        draw_heatmaps(folder / f"{method}.png", image, words[1:], maps_of(arrays, method), title, method,
+                      arrays.get("boxes"), split, arrays.get("flags"), is_shared(arrays))
         if method not in WITHOUT_WORDS:
             draw_words(folder / f"words_{method}.png", words[:-1], words[1:], arrays[f"{method}_words"], title, method)
-    np.savez_compressed(folder / ARRAYS, **arrays)
+    write_entry(folder, page_entry(name, image, arrays), image)
+    save_arrays(folder / ARRAYS, {key: compact(value) if key.endswith("_pixels") else value
+                                  for key, value in arrays.items()})
+
+
+def compact(maps):
+    """Maps (T, h, w) rounded to less than 1/256 of each one's largest absolute value, which halves the file: float16
+    where it represents these numbers, else float32."""
+    largest = np.abs(maps).max((1, 2), keepdims=True)
+    step = np.exp2(np.ceil(np.log2(np.where(largest == 0, 1, largest))) - 9)
+    rounded = (np.rint(maps / step) * step).astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = rounded.astype(np.float16)
+    return half if np.array_equal(half, rounded) else rounded
+
+
+def save_arrays(path, arrays):
+    """np.savez_compressed at a level of compression that takes a third of its time."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(values), allow_pickle=False)
 
 
 def channels_last(image):
@@ -103,29 +138,16 @@ def write_index(save_path, first):
 
     Explanations that cannot be shown are omitted and named in one printed sentence.
     """
+    folders, omitted = [], []
+    for folder in dict.fromkeys([*first, *stored_folders(save_path)]):
+        missing = next((name for name in (ENTRY, THUMBNAIL) if not (folder / name).exists()), None)
+        if missing:
+            omitted.append(f"{folder.name} (it has no {missing}: explain its image again)")
+        elif stored_value(folder, "words") is None:
+            omitted.append(f"{folder.name} (its {ARRAYS} cannot be read)")
+        else:
+            folders.append(folder)
     path = Path(save_path, "index.html")
-    folders = list(dict.fromkeys([*first, *stored_folders(save_path)]))
-    entries, omitted = [], []
-    for folder in tqdm(folders, desc=path.name, unit="image"):
-        try:
-            entries.append(_read_entry(folder))
-        except InputError as error:
-            omitted.append(f"{folder.name} ({error})")
     if omitted:
         print(f"omitted from {path}: {', '.join(omitted)}")
-    write_page(path, entries)
-
-
-def _read_entry(folder):
-    """The page's entry of the explanation in `folder`. Raises InputError with the reason why it cannot be shown."""
-    try:
-        with np.load(folder / ARRAYS) as file:
-            arrays = dict(file)
-        image = read_image(str(arrays["image"]), upright=bool(arrays["upright"]))
-        return page_entry(folder.name, channels_last(image), arrays)
-    except KeyError as error:
-        raise InputError(f"its {ARRAYS} has no array {error}") from error
-    except UNREADABLE as error:
-        raise InputError(f"its {ARRAYS} cannot be read") from error
-    except InputError as error:
-        raise InputError(f"its image {arrays['image']} is missing or cannot be read") from error
+    write_page(path, folders)

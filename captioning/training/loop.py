@@ -14,6 +14,7 @@ from captioning.decoding import caption_batch
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
 from captioning.training.log import write_log
+from captioning.training.losses import cross_entropy
 from captioning.training.parts import Loss, Part, PartsOfBatches, own_slices
 from captioning.training.state import Saver, new_state, resume
 
@@ -152,27 +153,37 @@ def add_results(options, state, results, scaled):
 
 
 def validate(options, model, vocabulary, data, device, saver):
-    """CIDEr and BLEU of the greedy captions of the validation split."""
+    """CIDEr and BLEU of the greedy captions of the validation split; "loss": cross-entropy of its references."""
     from pycocoevalcap.caption_metrics import scores
-    captions = []
+    model.eval()
+    captions, sums = [], torch.zeros(2, device=device)      # sums: of the loss, and of words
     batches = processes.shard([batch.tolist() for batch in torch.arange(len(data)).split(options.batch_size)])
     for batch in tqdm(make_loader(data, batches, options.workers, device), desc="validation", unit="batch",
                       leave=False, disable=processes.rank() > 0):
-        captions.append(caption_batch(model, batch["images"].to(device), vocabulary, options.amp, device))
+        images, references = (batch[key].to(device) for key in ("images", "captions"))
+        with torch.no_grad(), autocast(device, options.amp):
+            features = model.encode(images)
+            loss, _, words = cross_entropy(model, model.teacher_force(features, references, skip_padding=True),
+                                           references)
+        sums += torch.stack([loss * words, words])
+        captions.append(caption_batch(model, features, vocabulary, options.amp, device))
         if saver.stop_requests:
             break
     if processes.any_of(saver.stop_requests):
         saver.save_and_stop_if_requested()
-    return scores(sum(processes.gather(captions), []), data.references, ("cider", "bleu"))
+    loss, words = processes.total(torch.tensor(sums.tolist(), dtype=torch.float64)).tolist()
+    captions = sum(processes.gather(captions), [])
+    return scores(captions, data.references, ("cider", "bleu")) | {"loss": loss / words}
 
 
 def end_epoch(options, state, metrics, optimizer, saver, measure):
     """Logs the epoch, lowers the learning rate on a plateau of CIDEr, and saves checkpoints."""
     loss, correct, words = state["sums"]
     state["log"].append([state["epoch"] + 1, state["step"], loss / words, correct / words, metrics["cider"],
-                         metrics["bleu_4"], optimizer.param_groups[0]["lr"], round(state["seconds"], 1)])
-    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {correct / words:.3f}, validation CIDEr "
-          f"{metrics['cider']:.3f}, BLEU-4 {metrics['bleu_4']:.3f}", flush=True)
+                         metrics["bleu_4"], optimizer.param_groups[0]["lr"], round(state["seconds"], 1),
+                         metrics["loss"]])
+    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {correct / words:.3f}, validation loss "
+          f"{metrics['loss']:.3f}, CIDEr {metrics['cider']:.3f}, BLEU-4 {metrics['bleu_4']:.3f}", flush=True)
     is_better = metrics["cider"] > state["best"]
     state["best"] = max(metrics["cider"], state["best"])
     trains_captions = state["epoch"] >= options.region_epochs

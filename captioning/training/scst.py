@@ -71,8 +71,8 @@ class SCST:
         return log_p.new_zeros(tokens.numel()).index_put((rows,), log_p).view(tokens.shape)
 
     def check(self, advantage, epoch, passes):
-        """InputError if no caption's reward, in any process, has differed from its baseline for PATIENCE steps of `passes`
-        passes each: the gradient is zero."""
+        """InputError if no caption's reward, in any process, has differed from its baseline for PATIENCE steps of
+        `passes` passes each: the gradient is zero."""
         self.constant_passes = 0 if processes.any_of((advantage != 0).any().item()) else self.constant_passes + 1
         if self.constant_passes >= self.PATIENCE * passes:
             raise InputError(f"the reward has been constant for {self.PATIENCE} steps in epoch {epoch + 1}, so "
