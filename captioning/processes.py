@@ -36,11 +36,16 @@ def shard(items):
 
 def gather(items):
     """The list of which each of n processes has the items of its `shard`, in every process."""
-    if count() == 1:
-        return items
-    parts = [None] * count()
-    distributed.all_gather_object(parts, items)
+    parts = gather_each(items)
     return [parts[i % count()][i // count()] for i in range(sum(map(len, parts)))]
+
+
+def gather_each(item):
+    """List of the items that the processes gave, one each, in every process."""
+    items = [item] * count()
+    if count() > 1:
+        distributed.all_gather_object(items, item)
+    return items
 
 
 def wait():

@@ -16,6 +16,7 @@ import finetune  # noqa: E402
 import train  # noqa: E402
 from captioning import checkpoint  # noqa: E402
 from captioning.data.dataset import CaptionDataset  # noqa: E402
+from captioning.training import log  # noqa: E402
 
 
 def in_double(function, convert):
@@ -25,6 +26,7 @@ def in_double(function, convert):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    log.draw_training_curves = lambda *_: None      # takes longer than the small models' training
     CaptionDataset.__getitems__ = in_double(CaptionDataset.__getitems__,
                                             lambda batch: batch | {"images": batch["images"].double()})
     train.make_model = in_double(train.make_model, torch.nn.Module.double)

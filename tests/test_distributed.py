@@ -134,3 +134,22 @@ def test_interrupt_or_death_of_one_process_stops_all_and_leaves_a_checkpoint(dem
     steps = state["epoch"]
     resumed = train_run(demo_data, tmp_path, "--epochs", str(steps + 1))["training"]["state"]
     assert resumed["epoch"] == steps + 1 and len(resumed["log"]) == steps + 1
+
+
+def test_explanations_do_not_depend_on_the_number_of_processes(demo_data, tmp_path):
+    vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "x.pth", GridTDModel(len(vocabulary), 8, 16, 5, encoder="small"), vocabulary)
+    flags = ["explain.py", "--weight", str(tmp_path / "x.pth"), "--dataset", "demo", "--data_folder", str(demo_data),
+             "--max_images", "3", "--batch_size", "1", "--max_len", "3", "--methods", "lrp", "--device", "cpu"]
+    for launcher, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+        result = subprocess.run([*launcher, *flags, "--save_path", str(tmp_path / name)], cwd=ROOT, capture_output=True,
+                                text=True, env=ENVIRONMENT)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("index.html") == 1 and (tmp_path / name / "index.html").exists()
+    paths = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.npz"))
+    assert len(paths) == 3
+    for path in paths:
+        one, two = (np.load(tmp_path / name / path) for name in ("one", "two"))
+        assert sorted(one.files) == sorted(two.files)
+        assert all(np.array_equal(one[key], two[key]) for key in one.files)
