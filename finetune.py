@@ -2,6 +2,9 @@
 
 Example: python finetune.py --weight output/demo/checkpoint_best.pth --lrp_tune
 """
+if __name__ == "__main__":
+    import captioning.interrupt  # noqa: F401 (before the slow imports)
+
 from argparse import Namespace
 from functools import partial
 from pathlib import Path

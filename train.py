@@ -1,4 +1,7 @@
 """Trains a captioning model with cross-entropy: python train.py --dataset demo --model_type gridtd"""
+if __name__ == "__main__":
+    import captioning.interrupt  # noqa: F401 (before the slow imports)
+
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 

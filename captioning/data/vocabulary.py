@@ -21,7 +21,8 @@ class Vocabulary:
     """
 
     def __init__(self, wordmap, source="the word map"):
-        if not isinstance(wordmap, dict) or not all(isinstance(i, int) for i in wordmap.values()):
+        if not isinstance(wordmap, dict) or not all(type(word) is str and type(i) is int
+                                                    for word, i in wordmap.items()):
             raise InputError(f"{source} must contain an object {{word: id}}")
         missing = [word for word in (PAD, UNK, START, END) if word not in wordmap]
         if missing or wordmap[PAD] != 0 or sorted(wordmap.values()) != list(range(len(wordmap))):
