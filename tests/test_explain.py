@@ -17,6 +17,7 @@ from captioning import checkpoint, decoding
 from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import build
 from captioning.errors import InputError
+from captioning.explanation.methods import SPLIT
 from captioning.report import explanations
 from gridTDmodel import GridTDModel
 
@@ -91,7 +92,8 @@ def test_arrays_equal_the_models_explanations(weights, tmp_path, kind, capsys):
         assert list(arrays["words"]) == ["<start>", "a", "dog", "runs", "<end>"]
         for name, value in (("lrp_words", expected.words[0]), ("lrp_regions", expected.features[0].sum(-1)),
                             ("lrp_pixels", expected.pixels[0].sum(1)), ("logits", expected.targets[0]),
-                            ("attention", expected.attention[0])):
+                            ("attention", expected.attention[0]),
+                            *((f"lrp_{part}", getattr(expected, part)[0]) for part in SPLIT)):
             assert np.allclose(arrays[name], value, rtol=1e-4, atol=1e-6 * value.abs().max().item()), name
         assert arrays["lrp_pixels"].dtype == np.float32 and arrays["grad_cam_pixels"].shape == (4, 112, 112)
         assert str(arrays["image"]) == str(path) and bool(arrays["upright"])

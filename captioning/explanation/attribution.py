@@ -40,12 +40,16 @@ class Explanation:
     attention: torch.Tensor         # (B, T, K), or (B, T, M, K) with M heads
     beta: torch.Tensor | None       # (B, T) Ada-LSTM's sentinel weight
     grid: tuple | None              # (h, w) of the K regions, row by row; None without an encoder
+    # LRP splits `targets` into four summands, all (B, T) (docs/method.md, section 4); None for other methods
+    image: torch.Tensor | None = None       # the sum of `features`
+    start: torch.Tensor | None = None       # words[..., 0], the word <start>
+    previous: torch.Tensor | None = None    # the sum of words[..., 1:], the caption's words before the explained one
+    rest: torch.Tensor | None = None        # what biases and ε absorb, with the option `head` also the other heads
 
     @property
     def conservation(self):
         """(B, T) LRP: the share of each logit that reached words and image; biases and ε absorb the rest."""
-        reached = self.words.sum(-1) + self.features.sum((-2, -1))
-        return torch.where(self.targets == 0, 0, reached / self.targets)
+        return torch.where(self.targets == 0, 0, 1 - self.rest / self.targets)
 
 
 def encode(model, images, rule=PLAIN):
@@ -83,7 +87,9 @@ def lrp(model, images, captions, eps=0.01, head=None, **options):
     words = torch.einsum("btie,bie->bti", result.words, inputs.embeddings)
     features = result.features * inputs.features[:, None]
     pixels = None if result.pixels is None else result.pixels * inputs.images[:, None]
-    return Explanation(**vars(result) | {"words": words, "features": features, "pixels": pixels})
+    image, start, previous = features.sum((-2, -1)), words[..., 0], words[..., 1:].sum(-1)
+    split = {"image": image, "start": start, "previous": previous, "rest": result.targets - image - start - previous}
+    return Explanation(**vars(result) | {"words": words, "features": features, "pixels": pixels} | split)
 
 
 def gradient(model, images, captions, rule=None, **options):
@@ -145,17 +151,16 @@ def _explain(model, images, captions, rule, contrast=None, steps=None, chunk=Non
         features = features.detach().requires_grad_()
         trace = model.teacher_force(features, captions[:, None], rule)
         targets = _targets(model, trace, captions, contrast, rule)
-        one_word = torch.diag_embed((captions[:, 1:] != 0).to(targets.dtype)).transpose(0, 1)  # (T, B, T)
+        one_word = torch.diag_embed((captions[:, 1:] != 0).to(targets.dtype))          # (B, T, T)
+        one_word = _at(one_word, steps).transpose(0, 1)                                # (S, B, T)
         r_words, r_features = (r.transpose(0, 1) for r in torch.autograd.grad(
-            targets, (trace.embeddings, features), one_word, is_grads_batched=True))   # (B, T, 1, T, e), (B, T, K, C)
-        r_features = _at(r_features, steps)
+            targets, (trace.embeddings, features), one_word, is_grads_batched=True))   # (B, S, 1, T, e), (B, S, K, C)
         r_pixels = None
         if images.requires_grad:
-            r_maps = r_features.transpose(0, 1).transpose(2, 3).unflatten(3, maps.shape[-2:])  # (T, B, C, h, w)
+            r_maps = r_features.transpose(0, 1).transpose(2, 3).unflatten(3, maps.shape[-2:])  # (S, B, C, h, w)
             r_pixels = through_encoder(maps, images, r_maps, chunk).transpose(0, 1)
         grid = None if maps is None else tuple(maps.shape[-2:])
-        result = _explanation(model, trace, captions, targets, steps, grid, _at(r_words[:, :, 0], steps), r_features,
-                              r_pixels)
+        result = _explanation(model, trace, captions, targets, steps, grid, r_words[:, :, 0], r_features, r_pixels)
     return result, _Inputs(trace.embeddings[:, 0].detach(), features.detach(), images.detach())
 
 
@@ -210,7 +215,7 @@ def fast_format(images):
 
 
 def through_encoder(maps, images, r_maps, chunk):
-    """Derivatives r_maps (T, B, C, h, w) at the encoder's output -> (T, B, 3, H, W) at the images."""
+    """Derivatives r_maps (S, B, C, h, w) at the encoder's output -> (S, B, 3, H, W) at the images."""
     chunk = chunk or (1 if maps.device.type == "cpu" else len(r_maps))
     if chunk == 1:      # without batched derivatives, which have an overhead of their own
         return torch.stack([torch.autograd.grad(maps, images, r, retain_graph=True)[0] for r in r_maps])

@@ -7,6 +7,7 @@ METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", 
 NON_NEGATIVE = ("attention", "grad_cam")        # methods whose maps have no negative values
 WITHOUT_WORDS = ("attention",)                  # methods that assign nothing to the words read
 PIXELS_ONLY = ("grad_cam", "guided_grad_cam")   # methods that are defined by maps of pixels
+SPLIT = ("image", "start", "previous", "rest")  # the summands into which LRP splits the explained logit
 
 
 def pixel_maps(explanation, method, size):

@@ -7,23 +7,30 @@ def chair_scores(captions, references, entries, objects):
 
     Returns {"chair_i": share of named objects that are not in the image, "chair_s": share of captions that name such an
     object, "object_precision": 1 − chair_i}. If `objects` has biased categories, also "object_precision_biased" and
-    "object_precision_unbiased", each if captions name such categories, and "companions_invented": among the images that
-    show the first category of a pair without its companion, the share whose caption names the companion.
+    "object_precision_unbiased", each if captions name such categories; "companions_invented": among the images that
+    show the first category of a pair without its companion, the share whose caption names the companion;
+    "companions_named": among the images that show a companion, the share whose caption names it; and
+    "companions_named_minus_invented", the difference of the two.
     """
-    is_correct, is_biased, captions_correct, companions = [], [], [], []
+    is_correct, is_biased, captions_correct, invented, found = [], [], [], [], []
     for named, present in named_and_present_categories(captions, references, entries, objects):
         is_correct += [category in present for category in named]
         is_biased += [category in objects.biased for category in named]
         captions_correct.append(all(category in present for category in named))
-        companions += [companion in named for category, companion in objects.pairs.items()
-                       if category in present and companion not in present]
+        invented += [companion in named for category, companion in objects.pairs.items()
+                     if category in present and companion not in present]
+        found += [companion in named for companion in objects.biased & present]
     precision = _share(is_correct)
     scores = {"chair_i": 1 - precision, "chair_s": 1 - _share(captions_correct), "object_precision": precision}
     if objects.biased:
         for name, wanted in (("biased", True), ("unbiased", False)):
             selected = [correct for correct, biased in zip(is_correct, is_biased, strict=True) if biased == wanted]
             scores |= {f"object_precision_{name}": _share(selected)} if selected else {}
-    return scores | ({"companions_invented": _share(companions)} if companions else {})
+    shares = {"companions_invented": _share(invented)} if invented else {}
+    shares |= {"companions_named": _share(found)} if found else {}
+    if invented and found:
+        shares["companions_named_minus_invented"] = shares["companions_named"] - shares["companions_invented"]
+    return scores | shares
 
 
 def named_and_present_categories(captions, references, entries, objects):

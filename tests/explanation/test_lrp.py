@@ -166,6 +166,30 @@ def test_biases_and_eps_absorb_what_the_oracle_computes(model_type):
             assert abs(share - 1) > 1e-3
 
 
+@MODELS
+@pytest.mark.parametrize("options", [{}, {"contrast": 8}, {"steps": torch.tensor([[4, 0], [1, 3], [0, 4]])},
+                                     {"head": 1}, {"eps": 0, "pixels": False}])
+@pytest.mark.parametrize("encoder", [None, max_pooled])
+def test_the_split_adds_up_to_the_target(model_type, encoder, options):
+    if "head" in options and model_type is GridTDModel:
+        pytest.skip("Ada-LSTM has no heads")
+    model, images = make(model_type, encoder), random_images() if encoder else random_regions()
+    explanation = model.lrp(images, CAPTIONS, **options)
+    assert torch.equal(explanation.image, explanation.features.sum((2, 3)))
+    assert torch.equal(explanation.start, explanation.words[..., 0])
+    assert torch.equal(explanation.previous, explanation.words[..., 1:].sum(2))
+    parts = explanation.image, explanation.start, explanation.previous, explanation.rest
+    torch.testing.assert_close(sum(parts), explanation.targets, rtol=0, atol=1e-12)
+    padding = explanation.targets == 0
+    assert all(part.shape == padding.shape and part.abs().max() > 1e-3 and not part[padding].any() for part in parts)
+
+
+@MODELS
+def test_nothing_rests_without_biases_and_eps(model_type):
+    explanation = make(model_type, biased=False).lrp(random_regions(), CAPTIONS, eps=0)
+    assert explanation.rest.abs().max() < 1e-9
+
+
 # -- invariances ---------------------------------------------------------------------------------------------------
 
 CASES = pytest.mark.parametrize(("model_type", "encoder"), [(GridTDModel, max_pooled), (GridTDModel, None),

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from aoamodel import AOAModel
 from captioning.explanation import attribution, encoders
-from captioning.explanation.methods import METHODS, WITHOUT_WORDS, pixel_maps, region_relevance
+from captioning.explanation.methods import METHODS, SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
 from captioning.explanation.rules import LRP, Plain, replace, stabilised
 from gridTDmodel import GridTDModel
 
 MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
-FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta")
+FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta", *SPLIT)
 
 
 @MODELS

@@ -176,6 +176,18 @@ def test_biased_objects_are_counted_separately():
     assert scores["object_precision"] == pytest.approx(3 / 5) and scores["chair_s"] == pytest.approx(2 / 3)
 
 
+def test_companions_are_counted_where_present_and_where_missing():
+    objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
+    captions = ["a dog with a ball", "a dog", "a dog with a ball", "a ball", "a dog"]
+    entries = [entry("dog", "ball"), entry("dog", "ball"), entry("dog"), entry("ball"), entry("dog")]
+    scores = chair_scores(captions, [[""]] * 5, entries, objects)
+    assert scores["companions_invented"] == 1 / 2 and scores["companions_named"] == 2 / 3
+    assert scores["companions_named_minus_invented"] == pytest.approx(1 / 6)
+    without_missing = chair_scores(captions[:2], [[""]] * 2, entries[:2], objects)
+    assert without_missing["companions_named"] == 1 / 2
+    assert not {"companions_invented", "companions_named_minus_invented"} & without_missing.keys()
+
+
 def test_objects_that_no_caption_names_have_no_precision():
     objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
     scores = chair_scores(["a dog"], [[""]], [entry("dog")], objects)

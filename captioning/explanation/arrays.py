@@ -1,0 +1,86 @@
+"""Captions to explain, and their explanations as the arrays of explanation.npz (docs/data.md)."""
+import numpy as np
+import torch
+
+from captioning import decoding
+from captioning.data.vocabulary import tokenise
+from captioning.errors import InputError
+from captioning.explanation.methods import SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
+
+
+def encode_caption(text, vocabulary, flag="--caption"):
+    """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary."""
+    words = tokenise(text)
+    if not words:
+        raise InputError(f"{flag} {text!r} contains no words: give at least one")
+    unknown = [word for word in words if word not in vocabulary.wordmap]
+    if unknown:
+        raise InputError(f"{flag} {text!r} has words outside the model's vocabulary, replace them: "
+                         f"{', '.join(unknown)}")
+    return torch.tensor(vocabulary.encode(words, len(words)))
+
+
+def contrast_id(text, vocabulary):
+    """Token id of --contrast; InputError if it is not exactly one word of the vocabulary."""
+    ids = encode_caption(text, vocabulary, "--contrast")
+    if len(ids) != 3:
+        raise InputError(f"--contrast {text!r} must be one word")
+    return int(ids[1])
+
+
+def captions_to_explain(model, vocabulary, images, caption, decoding_settings):
+    """Token ids (B, T+1) from <start> on: `caption` for every image, or if it is None the model's own captions."""
+    if caption is not None:
+        return encode_caption(caption, vocabulary).to(images.device).expand(len(images), -1)
+    with torch.no_grad():
+        tokens = decoding.decode(model, model.encode(images), vocabulary, **decoding_settings)
+    return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
+
+
+def explain_batch(model, vocabulary, images, captions, methods, contrast=None, eps=0.01, chunk=None, bar=None):
+    """The arrays of explanation.npz for each image, a list of B dicts.
+
+    images: (B, 3, S, S) normalised, or region features (B, K, C). captions: token ids (B, T+1), zero-padded. contrast:
+    a word. bar: a tqdm progress bar, advanced by B for each method.
+    """
+    lengths = (captions[:, 1:] != 0).sum(1).tolist()
+    words = np.array(vocabulary.words)
+    common = {"methods": np.array(methods), "contrast": np.array(contrast or "")}
+    results = [common | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
+    options = {"chunk": chunk, "contrast": None if contrast is None else contrast_id(contrast, vocabulary)}
+    for method in methods:
+        method_options = options | ({"eps": eps} if method == "lrp" else {})
+        explanation = getattr(model, method)(images, captions, **method_options)
+        for name, values in _arrays(explanation, method, images, captions).items():
+            values = values.cpu().numpy() if values.is_floating_point() else words[values.cpu().numpy()]
+            for b, T in enumerate(lengths):
+                results[b][name] = values[b, :T, :T] if name.endswith("_words") else values[b, :T]
+        if bar is not None:
+            bar.update(len(images))
+    return results
+
+
+def _arrays(explanation, method, images, captions):
+    """{name in explanation.npz: float32 values or token ids (B, T, …)} of one method."""
+    arrays = {}
+    if images.dim() == 4:
+        arrays[f"{method}_pixels"] = pixel_maps(explanation, method, tuple(images.shape[-2:]))
+    if method != "attention" or images.dim() == 3:
+        arrays[f"{method}_regions"] = region_relevance(explanation, method)
+    if method not in WITHOUT_WORDS:
+        arrays[f"{method}_words"] = explanation.words
+    if method == "lrp":
+        arrays["conservation"] = explanation.conservation
+        arrays |= {f"lrp_{part}": getattr(explanation, part) for part in SPLIT}
+    probabilities = explanation.logits.softmax(-1)                                     # (B, T, V)
+    best = probabilities.topk(min(5, probabilities.shape[-1]))
+    arrays |= {"logits": explanation.targets, "attention": explanation.attention, "alternatives": best.indices,
+               "probabilities": probabilities.gather(2, captions[:, 1:, None]).squeeze(2),
+               "alternative_probabilities": best.values}
+    return {name: values.float() if values.is_floating_point() else values for name, values in arrays.items()}
+
+
+def without_padded_regions(arrays, boxes, count):
+    """The arrays of the first `count` regions, and their `boxes` from (K, 4)."""
+    return {name: values[..., :count] if name == "attention" or name.endswith("_regions") else values
+            for name, values in arrays.items()} | {"boxes": boxes[:count].numpy()}
