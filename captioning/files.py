@@ -159,8 +159,10 @@ def make_folder(folder):
 def safe_name(name, source):
     """`name`, a relative path read from the data file `source`; InputError if it is not the name of a file, cannot be
     printed, or could leave its folder."""
-    if not isinstance(name, str) or not name.isprintable() or not PurePosixPath(name).parts:
+    if not isinstance(name, str) or "\0" in name or not PurePosixPath(name).parts:
         raise InputError(f"{source} contains {name!r} in place of a file name: correct the file")
+    if not name.isprintable():
+        raise InputError(f"{source} contains the file name {name!r}, which is not printable: correct the file")
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
         raise InputError(f"{source} contains the file name {name!r}, which lies outside the image folder: correct the "

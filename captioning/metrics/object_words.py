@@ -57,7 +57,8 @@ def load_objects(data_folder, dataset, boxes, synonyms=None):
         content = read_json(path, ["words", "pairs"])
         words, pairs = content["words"], content["pairs"]
         if not (isinstance(words, dict) and all(isinstance(name, str) for name in words.values())
-                and isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)):
+                and all(map(tokenise, words)) and isinstance(pairs, list)
+                and all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)):
             raise InputError(f"{path} must contain \"words\", {{word: category}}, and \"pairs\", a list of [category, "
                              "companion]")
         return Objects(words, pairs, exact=True)

@@ -41,18 +41,19 @@ def test_an_intact_state_is_restored(run, tmp_path):
 
 
 FIRST = ("optimizer", "state", 0)
-CHANGES = [((), 3), ((), []), (("state",), None), (("state",), {}), (("state",), [1]), (("state", "epoch"), "1"),
-           (("state", "epoch"), -1), (("state", "step"), 1.5), (("state", "sums"), [0.0]), (("state", "sums"), [None] * 3),
-           (("state", "best"), float("nan")), (("state", "log"), None), (("state", "log"), [[1, 2]]),
-           (("state", "log"), [["x"] * 8]), (("state", "log"), [[float("inf")] * 8]), (("optimizer",), None),
-           (("optimizer",), {}), (("optimizer", "state"), []), (("optimizer", "param_groups"), None),
-           (("optimizer", "param_groups"), []), (("optimizer", "param_groups", 0, "lr"), "fast"),
-           (("optimizer", "param_groups", 0, "lr"), float("nan")), (("optimizer", "param_groups", 0, "params"), [0]),
-           (("optimizer", "state", 99), {}), (FIRST, {}), ((*FIRST, "exp_avg"), torch.zeros(1)),
-           ((*FIRST, "exp_avg_sq"), torch.zeros(0)), ((*FIRST, "exp_avg"), 3), ((*FIRST, "step"), torch.zeros(3)),
-           ((*FIRST, "exp_avg"), torch.full((len(WORDS), 4), torch.nan)),
-           ((*FIRST, "exp_avg_sq"), -torch.ones(len(WORDS), 4)), (("scaler",), None), (("scaler",), {"scale": "big"}),
-           (("flags",), None), (("flags",), [1]), (("flags",), {1: 2}), (("flags",), {"seed": {}})]
+CHANGES = [
+    ((), 3), ((), []), (("state",), None), (("state",), {}), (("state",), [1]), (("state", "epoch"), "1"),
+    (("state", "epoch"), -1), (("state", "step"), 1.5), (("state", "sums"), [0.0]), (("state", "sums"), [None] * 3),
+    (("state", "best"), float("nan")), (("state", "log"), None), (("state", "log"), [[1, 2]]),
+    (("state", "log"), [["x"] * 8]), (("state", "log"), [[float("inf")] * 8]), (("optimizer",), None),
+    (("optimizer",), {}), (("optimizer", "state"), []), (("optimizer", "param_groups"), None),
+    (("optimizer", "param_groups"), []), (("optimizer", "param_groups", 0, "lr"), "fast"),
+    (("optimizer", "param_groups", 0, "lr"), float("nan")), (("optimizer", "param_groups", 0, "params"), [0]),
+    (("optimizer", "state", 99), {}), (FIRST, {}), ((*FIRST, "exp_avg"), torch.zeros(1)),
+    ((*FIRST, "exp_avg_sq"), torch.zeros(0)), ((*FIRST, "exp_avg"), 3), ((*FIRST, "step"), torch.zeros(3)),
+    ((*FIRST, "exp_avg"), torch.full((len(WORDS), 4), torch.nan)), ((*FIRST, "exp_avg_sq"), -torch.ones(len(WORDS), 4)),
+    (("scaler",), None), (("scaler",), {"scale": "big"}), (("flags",), None), (("flags",), [1]), (("flags",), {1: 2}),
+    (("flags",), {"seed": {}})]
 
 
 @pytest.mark.parametrize("path, value", CHANGES, ids=[str(number) for number in range(len(CHANGES))])
