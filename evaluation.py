@@ -38,7 +38,7 @@ from captioning.experiments.localisation import Masks
 from captioning.experiments.registry import EXPERIMENTS, NEED_BOXES, experiments_for_regions
 from captioning.experiments.runner import run_experiments
 from captioning.explanation.methods import methods_for_regions
-from captioning.files import make_folder, read_json, write_json
+from captioning.files import make_folder, read_json, remove_leftovers, write_json
 from captioning.metrics.object_metrics import chair_scores, frequent_word_scores, named_and_present_categories
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
 from captioning.metrics.score_table import format_table, score_all, write_per_image
@@ -285,7 +285,7 @@ def evaluate_predictions(args, device):
     boxes = open_boxes(args.data_folder, args.dataset, args.boxes, requiring_boxes(args.metrics, []))
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     captions, references = read_captions(args)
-    make_folder(args.save_path)
+    remove_leftovers(make_folder(args.save_path))
     write_scores(args, captions, *score_captions(args, captions, references, boxes, objects, device))
 
 
@@ -302,7 +302,7 @@ def evaluate_model(args, device):
     split = args.data_folder, args.dataset, args.split
     data = open_data(*split, model, training.get("from_features", False))
     masks = open_masks(*split, len(data)) if "mask_mass" in experiments else None
-    make_folder(args.save_path)
+    remove_leftovers(make_folder(args.save_path))
     decoding = decoding_options(args)
     generated = caption_split(model, vocabulary, data, decoding, args.batch_size, args.workers, args.seed, device)
 

@@ -35,8 +35,8 @@ from captioning.explanation.arrays import (
     without_padded_regions,
 )
 from captioning.explanation.methods import METHODS, methods_for_regions
-from captioning.files import fingerprint, make_folder
-from captioning.report.explanations import choose_folders, stored_value, write_explanation, write_index
+from captioning.files import fingerprint, make_folder, remove_leftovers
+from captioning.report.explanations import choose_folders, stored_identity, write_explanation, write_index
 from captioning.report.page import caption_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -155,7 +155,7 @@ def explain_all(args, methods, model, vocabulary, targets, regions, device):
     settings, size, broken = settings_of(args, methods, model, regions), checkpoint.image_size(model), {}
     pending = [(index, path, folder, identity(path, settings)) for index, (path, folder) in enumerate(targets)]
     if not args.overwrite:
-        pending = [item for item in pending if stored_value(item[2], "identity") != item[3]]
+        pending = [item for item in pending if stored_identity(item[2]) != item[3]]
     if len(pending) < len(targets):
         print(f"{len(targets) - len(pending)} of {len(targets)} images are already explained")
     steps = len(methods) + 1        # for each image: every method, then drawing
@@ -214,6 +214,7 @@ def main(args):
     paths = find_images(args.images) if args.images else split_images(args.data_folder, args.dataset, args.split)
     paths = paths[:args.max_images]
     save_path = make_folder(args.save_path)
+    remove_leftovers(save_path)
     folders = choose_folders(paths, save_path)
     broken = explain_all(args, methods, model, vocabulary, list(zip(paths, folders, strict=True)), regions, device)
     explained = [folder for path, folder in zip(paths, folders, strict=True) if path not in broken]

@@ -18,7 +18,8 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import lrp_loss, stop_mask
-from captioning.files import fingerprint, make_folder
+from captioning.files import fingerprint, make_folder, remove_leftovers
+from captioning.memory import check_memory
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.options import TrainingOptions
@@ -132,6 +133,9 @@ def make_loss(settings, vocabulary, data, stop):
         check_references(data)
         reward = CiderD(frequencies_path(settings.data_folder, settings.dataset), len(vocabulary))
         max_len = data.captions.shape[-1] - 1
+        # of every word of every sample: its logit, its log-probability and its gradient, of 4 bytes each
+        check_memory(12 * settings.batch_size * settings.samples * max_len * len(vocabulary),
+                     f"--samples {settings.samples} with --batch_size {settings.batch_size}", "lower one of them")
         return SCST(vocabulary, reward, max_len, settings.samples, settings.baseline, stop), "reward"
     criterion = partial(lrp_loss, stop=stop, weight=settings.lrp_weight) if settings.lrp_tune else None
     return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss,
@@ -147,7 +151,7 @@ def main(args):
     completed = [f"--{name} {value}" for name, value in vars(settings).items() if value != getattr(args, name)]
     print(f"settings completed from the checkpoint: {' '.join(completed)}", flush=True)
     set_seed(settings.seed)
-    make_folder(settings.save_path)
+    remove_leftovers(make_folder(settings.save_path))
     train_data, val_data = train.open_data(settings, "train", augment=True), train.open_data(settings, "val")
     if train_data.vocabulary.wordmap != vocabulary.wordmap:
         raise InputError(f"{settings.data_folder}/{settings.dataset} has another vocabulary than {args.weight}: give "

@@ -26,10 +26,13 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
-from captioning.files import make_folder
+from captioning.files import make_folder, remove_leftovers
+from captioning.memory import check_memory
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.options import TrainingOptions
+
+BYTES_PER_PARAMETER = 16        # the parameter, its gradient and Adam's two moments, of 4 bytes each
 
 
 def get_args_parser():
@@ -110,7 +113,7 @@ def open_data(settings, split, augment=False):
 def make_model(args, vocabulary, feature_dim=2048):
     """A new model, with --encoder_weights in its encoder; feature_dim: channels C of region features.
 
-    InputError if --hidden_dim is not a multiple of --num_head."""
+    InputError if --hidden_dim is not a multiple of --num_head, or the model does not fit into the main memory."""
     if args.model_type == "aoa" and args.hidden_dim % args.num_head:
         raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head {args.num_head}")
     config = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
@@ -118,6 +121,10 @@ def make_model(args, vocabulary, feature_dim=2048):
     config |= {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
     if args.dropout is not None:
         config["dropout"] = args.dropout
+    with torch.device("meta"):      # without allocating memory
+        size = sum(parameter.numel() for parameter in model_class(args.model_type)(**config).parameters())
+    check_memory(BYTES_PER_PARAMETER * size, f"training a model of {size:,} parameters",
+                 "lower --embed_dim, --hidden_dim or --attention_dim")
     model = model_class(args.model_type)(**config)
     if model.encoder is not None:
         model.encoder = encoders.build(args.encoder, args.encoder_weights).to(memory_format=torch.channels_last)
@@ -131,7 +138,7 @@ def main(args):
         raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and --finetune_encoder")
     device = pick_device(settings.device)
     set_seed(settings.seed)
-    make_folder(settings.save_path)
+    remove_leftovers(make_folder(settings.save_path))
     train_data, val_data = open_data(settings, "train", augment=True), open_data(settings, "val")
     vocabulary = train_data.vocabulary
     feature_dim = [train_data.feature_dim] if settings.encoder == "bottom_up" else []

@@ -47,13 +47,13 @@ def _is_running(process):
     return True
 
 
-def check_file(path):
+def check_file(path, remedy="check the path"):
     """InputError unless `path` is a regular file: a directory, a pipe or a device could block its reader forever."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", error)
-        raise InputError(f"{path} cannot be read ({reason}): check the path") from error
+        raise InputError(f"{path} cannot be read ({reason}): {remedy}") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
         raise InputError(f"{path} cannot be read (it is {kind}): give a file")
@@ -72,14 +72,22 @@ def atomic_path(path, sync=True):
     try:
         yield temporary
         if sync:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            sync_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}): free some space or choose another "
                          "folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_to_disk(path):
+    """Returns when the contents of a file, or the list of a folder's files, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path, text):

@@ -21,5 +21,13 @@ def memory_size():
 def check_memory(size, what, remedy):
     """InputError if `size` bytes exceed the main memory. what: the subject of the sentence; remedy: its end."""
     if size > memory_size():
-        raise InputError(f"{what} needs {size / 2**30:,.0f} GiB of memory, of which this machine has "
-                         f"{memory_size() / 2**30:,.0f}: {remedy}")
+        raise InputError(f"{what} needs {readable(size)} of memory, of which this machine has "
+                         f"{readable(memory_size())}: {remedy}")
+
+
+def readable(size):
+    """A number of bytes as text: 3.1 GB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"

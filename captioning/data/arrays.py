@@ -8,10 +8,11 @@ from captioning.files import check_file, shortened
 from captioning.memory import check_memory
 
 
-def read_arrays(path):
+def read_arrays(path, names=None):
     """The arrays {name: array} of an .npz file, or {"": array} of an .npy file: numbers, booleans and strings.
 
-    InputError if the file is missing or damaged, contains anything else, or does not fit into the main memory."""
+    names: of the arrays to read (default: all). InputError if the file is damaged or missing, has other contents, or
+    does not fit into the main memory."""
     check_file(path)
     try:
         if zipfile.is_zipfile(path):
@@ -22,7 +23,7 @@ def read_arrays(path):
             arrays = {"": content}
         else:
             with content:
-                arrays = {name: content[name] for name in content.files}
+                arrays = {name: content[name] for name in content.files if names is None or name in names}
     except InputError:
         raise
     except Exception as error:      # NumPy and zipfile raise many kinds for damaged files

@@ -12,7 +12,7 @@ COMPRESSION = 1100      # HDF5's filters compress at most by about this factor
 
 def open_hdf5(path, names=()):
     """Opens `path` for reading; raises InputError if it is missing, truncated, or lacks one of the datasets `names`."""
-    check_file(path)
+    check_file(path, "create it with preparedataset.py")
     try:
         file = h5py.File(path, "r")
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,9 +1,6 @@
 """Folders of explanations: each image has one, with plots and explanation.npz; index.html shows them all."""
 import os
-import re
 import shutil
-import zipfile
-import zlib
 from collections import Counter
 from itertools import chain, count
 from pathlib import Path
@@ -11,29 +8,75 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from captioning.data.arrays import matches, read_arrays
 from captioning.data.images import read_image
 from captioning.errors import InputError
 from captioning.explanation.methods import METHODS, WITHOUT_WORDS
-from captioning.files import make_folder
+from captioning.files import TEMPORARY, folder_name, make_folder, sync_to_disk, temporary_path
 from captioning.report.page import caption_text, page_entry, write_page
 from captioning.report.plots import draw_heatmaps, draw_words
 
 ARRAYS = "explanation.npz"
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # errors of np.load
+# kinds of NumPy's dtypes and shapes of arrays in explanation.npz; T: words explained, W: T + 1
+COMMON = {"words": ("U", "W"), "methods": ("U", "M"), "contrast": ("U", ""), "image": ("U", ""), "identity": ("U", ""),
+          "upright": ("b", ""), "logits": ("f", "T"), "probabilities": ("f", "T"), "alternatives": ("U", "TA"),
+          "alternative_probabilities": ("f", "TA")}
 
 
 def stored_folders(save_path):
     """The folders in `save_path` that contain an explanation, sorted by name."""
-    return sorted(path.parent for path in Path(save_path).glob(f"*/{ARRAYS}")
-                  if not re.search(r"\.\d+\.tmp$", path.parent.name))      # left behind by a killed process
+    return sorted(path.parent for path in Path(save_path).glob(f"*/{ARRAYS}") if not TEMPORARY.search(path.parent.name))
 
 
-def stored_value(folder, key):
-    """One array of the folder's explanation as a string; None if it cannot be read."""
+def read_explanation(folder):
+    """The arrays of the folder's explanation.npz; InputError if it is damaged, incomplete, or of an earlier version."""
+    arrays = read_arrays(folder / ARRAYS)
+    shapes = dict(COMMON)
+    methods = arrays["methods"].tolist() if "methods" in arrays and arrays["methods"].ndim == 1 else []
+    if "boxes" in arrays:
+        shapes["boxes"] = ("f", "K4")
+    for method in methods:
+        shapes |= {f"{method}_regions": ("f", "TK")} if "boxes" in arrays else {f"{method}_pixels": ("f", "TSS")}
+        shapes |= {f"{method}_words": ("f", "TT")} if method not in WITHOUT_WORDS else {}
+    lengths = {"4": 4}
+    for name, (kinds, shape) in shapes.items():
+        if name not in arrays:
+            raise InputError(f"{folder / ARRAYS} has no array '{name}': explain the image again")
+        array = arrays[name]
+        for letter, length in zip(shape, array.shape, strict=False):
+            lengths.setdefault(letter, length)
+        if not matches(array, kinds, [lengths.get(letter) for letter in shape]) or 0 in array.shape:
+            raise InputError(f"{folder / ARRAYS} has an unsuitable array '{name}': explain the image again")
+    if lengths["W"] != lengths["T"] + 1 or not set(methods) <= set(METHODS):
+        raise InputError(f"{folder / ARRAYS} has other words than methods explain: explain the image again")
+    return arrays
+
+
+def stored_identity(folder):
+    """The hash of everything that the folder's explanation depends on; None unless all of its files are complete."""
     try:
-        with np.load(folder / ARRAYS) as arrays:
-            return str(arrays[key])
-    except UNREADABLE:
+        arrays = read_explanation(folder)
+    except InputError:
+        return None
+    plots = [folder / name for method in arrays["methods"].tolist() for name in plot_names(method)]
+    return str(arrays["identity"]) if all(map(_is_complete_png, plots)) else None
+
+
+def plot_names(method):
+    """Names of the plots of a method."""
+    return [f"{method}.png"] + ([f"words_{method}.png"] if method not in WITHOUT_WORDS else [])
+
+
+def _is_complete_png(path):
+    """Whether the file ends with the last chunk of a PNG."""
+    return path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
+
+
+def _stored_image(folder):
+    """Path of the image that the folder explains; None if it cannot be read."""
+    try:
+        return str(read_arrays(folder / ARRAYS, ["image"])["image"])
+    except (InputError, KeyError):
         return None
 
 
@@ -43,16 +86,17 @@ def choose_folders(paths, save_path):
     An image that was explained before keeps its folder. Otherwise the folder is named after the image: its stem, or its
     full name and position if several of the `paths` have that stem; with a number appended if that name is taken.
     """
-    images = {folder.name: stored_value(folder, "image") for folder in stored_folders(save_path)}
+    images = {folder.name: _stored_image(folder) for folder in stored_folders(save_path)}
     taken = {name for name, image in images.items() if image is not None}
     names = {images[name]: name for name in sorted(taken, reverse=True)}
     stems, folders = Counter(path.stem for path in paths), []
     for position, path in enumerate(paths):
         name = names.get(os.path.abspath(path))
         if name is None:
-            preferred = path.stem if stems[path.stem] == 1 else f"{path.name}_{position}"
+            preferred = folder_name(path.stem if stems[path.stem] == 1 else f"{path.name}_{position}")
             candidates = chain([preferred], (f"{preferred}_{number}" for number in count(2)))
-            name = next(candidate for candidate in candidates if candidate not in taken)
+            name = next(candidate for candidate in candidates if candidate not in taken
+                        and not Path(save_path, candidate).is_file())
             taken.add(name)
         folders.append(Path(save_path, name))
     return folders
@@ -63,13 +107,15 @@ def write_explanation(folder, image, arrays):
 
     A new folder appears only once it is complete. image: uint8 (3, H, W). Raises InputError if writing fails.
     """
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(folder)
     try:
         _write_files(make_folder(temporary), image, arrays)
+        for path in (*temporary.iterdir(), temporary):
+            sync_to_disk(path)
         if not folder.exists():
             os.replace(temporary, folder)
             return
-        for name in [f"{prefix}{method}.png" for method in METHODS for prefix in ("", "words_")] + [ARRAYS]:
+        for name in [ARRAYS, *(name for method in METHODS for name in plot_names(method))]:
             (folder / name).unlink(missing_ok=True)     # other files in the folder are the user's
         for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".npz"):
             os.replace(path, folder / path.name)
@@ -118,14 +164,9 @@ def write_index(save_path, first):
 
 def _read_entry(folder):
     """The page's entry of the explanation in `folder`. Raises InputError with the reason why it cannot be shown."""
+    arrays = read_explanation(folder)
     try:
-        with np.load(folder / ARRAYS) as file:
-            arrays = dict(file)
         image = read_image(str(arrays["image"]), upright=bool(arrays["upright"]))
-        return page_entry(folder.name, channels_last(image), arrays)
-    except KeyError as error:
-        raise InputError(f"its {ARRAYS} has no array {error}") from error
-    except UNREADABLE as error:
-        raise InputError(f"its {ARRAYS} cannot be read") from error
     except InputError as error:
         raise InputError(f"its image {arrays['image']} is missing or cannot be read") from error
+    return page_entry(folder.name, channels_last(image), arrays)
