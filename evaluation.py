@@ -75,7 +75,7 @@ def get_args_parser():
     add_decoding(parser)
     add = parser.add_argument_group("metrics").add_argument
     add("--metrics", nargs="+", choices=METRICS, help="metrics to compute (default: all whose requirements are met; "
-        "chair requires boxes, spice CoreNLP, bert --bert_model)")
+        "spice requires CoreNLP, bert --bert_model)")
     add("--per_image", action="store_true", help="also write the scores of each image")
     add("--corenlp", metavar="FOLDER", help="spice: folder of Stanford CoreNLP 3.6.0, downloaded if missing (default: "
         "<data_folder>/corenlp)")
@@ -201,11 +201,15 @@ def make_scorers(args, names, boxes, objects, device):
     """{metric: function of captions and references}, for --metrics or for all metrics whose requirements are met."""
     corenlp = args.corenlp or Path(args.data_folder, "corenlp")
     entries = [boxes.get(name) for name in names]
-    is_available = {"bert": args.bert_model, "chair": any(entries), "spice": args.corenlp or find_corenlp(corenlp)}
+    is_available = {"bert": args.bert_model, "chair": any(entries) or not objects.exact,
+                    "spice": args.corenlp or find_corenlp(corenlp)}
     selected = args.metrics or [name for name in METRICS if is_available.get(name, True)]
     if not args.metrics:
         print(f"metrics: {' '.join(selected)} (see --metrics for others)")
     words = frequent_words(args.dataset, objects, args.object_words)
+    if "chair" in selected and not any(entries) and objects.exact:
+        raise InputError(f"{args.dataset} has no boxes, which decide which of its objects are present: give them with "
+                         "--boxes, or leave chair out of --metrics")
     if args.boxes and not any(entries):
         raise InputError(f"the boxes belong to other images, such as {next(iter(boxes))}, and none to "
                          f"{next(iter(names))}: give the right file with --boxes")
@@ -224,7 +228,9 @@ def bert(captions, references, **options):
 
 
 def chair(captions, references, entries, objects):
-    """CHAIR of all captions, and per caption the objects that it names and those of them that are not present."""
+    """CHAIR of all captions, and per caption the objects that it names and those of them that are not present.
+
+    entries: box entries of the images, or None; without boxes the references alone decide which objects are present."""
     categories = list(named_and_present_categories(captions, references, entries, objects))
     hallucinated = [sorted(set(named) - present) for named, present in categories]
     return chair_scores(captions, references, entries, objects), {
@@ -282,7 +288,7 @@ def score_explanations(args, study, images, captions, experiments, device):
 
 def evaluate_predictions(args, device):
     """Scores the captions of --predictions."""
-    boxes = open_boxes(args.data_folder, args.dataset, args.boxes, requiring_boxes(args.metrics, []))
+    boxes = open_boxes(args.data_folder, args.dataset, args.boxes)
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     captions, references = read_captions(args)
     remove_leftovers(make_folder(args.save_path))
@@ -297,7 +303,7 @@ def evaluate_model(args, device):
     if experiments and model.encoder is None:
         methods = methods_for_regions(methods, args.weight)
         experiments = experiments_for_regions(experiments, args.weight)
-    boxes = open_boxes(args.data_folder, args.dataset, args.boxes, requiring_boxes(args.metrics, experiments))
+    boxes = open_boxes(args.data_folder, args.dataset, args.boxes, requiring_boxes(experiments))
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     split = args.data_folder, args.dataset, args.split
     data = open_data(*split, model, training.get("from_features", False))
@@ -325,10 +331,9 @@ def evaluate_model(args, device):
     write_scores(args, captions, metrics | explain(), per_caption)
 
 
-def requiring_boxes(metrics, experiments):
+def requiring_boxes(experiments):
     """The first flag that requires boxes, or None."""
-    flags = [f"--explanations {name}" for name in experiments if name in NEED_BOXES]
-    return next(iter(flags), "--metrics chair" if "chair" in (metrics or ()) else None)
+    return next((f"--explanations {name}" for name in experiments if name in NEED_BOXES), None)
 
 
 def read_metrics(path):

@@ -84,9 +84,12 @@ def complete_settings(args, model, flags):
     if Path(args.weight).resolve().parent == Path(settings.save_path).resolve():
         raise InputError(f"--save_path {settings.save_path} contains the checkpoint to start from: choose another "
                          "folder")
+    if args.lrp_tune and args.label_smoothing:
+        raise InputError("--lrp_tune trains without label smoothing: omit --label_smoothing")
     if is_self_critical(args):
-        if args.ss_prob or args.region_loss or args.region_epochs:
-            raise InputError(f"--{mode} trains on sampled captions: omit --ss_prob, --region_loss and --region_epochs")
+        if args.ss_prob or args.region_loss or args.region_epochs or args.label_smoothing:
+            raise InputError(f"--{mode} trains on sampled captions: omit --ss_prob, --region_loss, --region_epochs and "
+                             "--label_smoothing")
         if args.baseline == "mean" and args.samples == 1:
             raise InputError("--baseline mean compares samples of the same image: give --samples 2 or more")
         settings.captions_per_step = None       # all captions are references
@@ -138,8 +141,8 @@ def make_loss(settings, vocabulary, data, stop):
                      f"--samples {settings.samples} with --batch_size {settings.batch_size}", "lower one of them")
         return SCST(vocabulary, reward, max_len, settings.samples, settings.baseline, stop), "reward"
     criterion = partial(lrp_loss, stop=stop, weight=settings.lrp_weight) if settings.lrp_tune else None
-    return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss,
-                               settings.region_epochs), "accuracy"
+    return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss, settings.region_epochs,
+                               settings.label_smoothing), "accuracy"
 
 
 def main(args):

@@ -9,6 +9,7 @@ from captioning.cli import Parser, add_device, add_seed, fraction, number, posit
 from captioning.data import annotations, bottom_up, boxes, dataset, detector, vocabulary
 from captioning.data.cnn_features import store_cnn
 from captioning.data.demo.generate import generate
+from captioning.data.flickr8k import read_flickr8k
 from captioning.data.images import are_readable
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
@@ -17,8 +18,8 @@ from captioning.files import make_folder, remove_leftovers, write_json
 from captioning.training import reward
 from captioning.weights import read_weights
 
-MIN_WORD_FREQ = {"demo": 1, "flickr30k": 3, "karpathy": 3, "coco2014": 4, "coco2017": 4}
-MAX_LEN = {"demo": 30, "flickr30k": 50, "karpathy": 50, "coco2014": 30, "coco2017": 30}
+MIN_WORD_FREQ = {"demo": 1, "flickr8k": 5, "flickr30k": 3, "karpathy": 3, "coco2014": 4, "coco2017": 4}
+MAX_LEN = {"demo": 30, "flickr8k": 30, "flickr30k": 50, "karpathy": 50, "coco2014": 30, "coco2017": 30}
 
 
 def get_args_parser():
@@ -28,8 +29,8 @@ def get_args_parser():
     add("--dataset", choices=list(MAX_LEN), default="demo", help="data set to prepare; karpathy: any annotations in "
         "Karpathy's JSON format")
     add("--karpathy_json", metavar="FILE", help="annotations in Karpathy's JSON format, such as dataset_flickr30k.json")
-    add("--annotation_folder", metavar="FOLDER", help="folder of COCO's annotations: captions_*.json for coco2014 and "
-        "coco2017, and instances_*.json for boxes")
+    add("--annotation_folder", metavar="FOLDER", help="folder of annotations: for flickr8k its text files or Kaggle's "
+        "captions.txt; for coco2014 and coco2017 captions_*.json, and instances_*.json for boxes")
     add("--image_folder", metavar="FOLDER", help="folder of the images; for COCO it contains train2017/, val2017/ etc.")
     add("--skip_broken", action="store_true", help="omit images that are missing or cannot be read")
     add("--workers", type=number(int, 0, 256), default=2, help="processes that read or draw images")
@@ -55,6 +56,8 @@ def get_args_parser():
         "downloaded)")
     add("--regions", type=number(int, 1, 100), default=36, help="bottom_up: maximum number of regions per image")
     add("--batch_size", type=positive_int, default=32, help="images per batch of the encoder or detector")
+    add("--amp", action="store_true", help="cnn: compute in mixed precision, which is faster on most GPUs and on CPUs "
+        "with bfloat16 instructions")
     add_device(group)
 
     add = parser.add_argument_group("demo data set").add_argument
@@ -78,6 +81,9 @@ def check(args):
     """Raises InputError for flags that do not fit together, before any work is done."""
     if args.dataset in ("flickr30k", "karpathy") and not args.karpathy_json:
         raise InputError(f"--dataset {args.dataset} needs --karpathy_json FILE")
+    if args.dataset == "flickr8k" and not (args.karpathy_json or args.annotation_folder):
+        raise InputError("--dataset flickr8k needs --annotation_folder with Flickr8k's captions, or --karpathy_json "
+                         "FILE")
     if args.dataset == "coco2014" and not (args.karpathy_json or args.annotation_folder):
         raise InputError("--dataset coco2014 needs --karpathy_json FILE, or --annotation_folder with COCO's captions")
     if args.dataset == "coco2017" and not args.annotation_folder:
@@ -89,8 +95,8 @@ def check(args):
     if args.bottom_up and not os.path.exists(args.bottom_up):
         raise InputError(f"--bottom_up {args.bottom_up} does not exist: give a folder or a tsv file")
     if args.karpathy_json and args.dataset in ("demo", "coco2017"):
-        raise InputError("--karpathy_json requires --dataset flickr30k, coco2014 or karpathy, and cannot be used with "
-                         f"{args.dataset}")
+        raise InputError("--karpathy_json requires --dataset flickr8k, flickr30k, coco2014 or karpathy, and cannot be "
+                         f"used with {args.dataset}")
     for flag in ("annotation_folder", "image_folder"):
         value = getattr(args, flag)
         if value and args.dataset == "demo":
@@ -103,8 +109,10 @@ def check(args):
             raise InputError(f"{flag} needs --image_folder, the folder of the images")
 
 
-def read_records(dataset_name, karpathy_json, annotation_folder):
+def read_records(dataset_name, karpathy_json, annotation_folder, seed):
     """Returns the Records of a data set and, from COCO's instances_*.json, the boxes of its images (possibly none)."""
+    if dataset_name == "flickr8k" and annotation_folder:
+        return read_flickr8k(annotation_folder, karpathy_json, seed), {}
     if karpathy_json:
         records = annotations.read_karpathy(karpathy_json)
     else:
@@ -148,7 +156,7 @@ def store_features(args, split, records, image_folder, network, device):
                                  args.encoder if args.features == "cnn" else "bottom_up")
     if args.features == "cnn":
         store_cnn(path, records, image_folder, network, args.encoder, encoders.IMAGE_SIZE[args.encoder],
-                  args.batch_size, args.workers, device)
+                  args.batch_size, args.workers, device, args.amp)
     elif args.features == "bottom_up" and args.bottom_up:
         bottom_up.store(path, records, args.bottom_up, args.regions)
     elif args.features == "bottom_up":
@@ -169,7 +177,7 @@ def main(args):
         records = generate(folder, args.demo_size, args.seed, args.bias, args.test_bias, args.image_size, args.workers)
         image_boxes, image_folder = {}, folder / "images"      # generate has written the boxes
     else:
-        records, image_boxes = read_records(args.dataset, args.karpathy_json, args.annotation_folder)
+        records, image_boxes = read_records(args.dataset, args.karpathy_json, args.annotation_folder, args.seed)
         image_folder = args.image_folder
     if args.skip_broken:
         records = without_broken(records, image_folder, args.workers)

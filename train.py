@@ -74,6 +74,8 @@ def add_training(parser):
     add("--weight_decay", type=non_negative, default=0.0, help="L2 penalty of Adam")
     add("--grad_clip", type=positive, default=0.1, help="maximum norm of the gradient")
     add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: probability of reading a sampled word")
+    add("--label_smoothing", type=fraction, default=0.0, help="share of the target probability that is spread over all "
+        "words")
     add("--region_loss", type=non_negative, default=0.0, help="weight of the region loss, which trains single regions "
         "to predict words of the captions; it speeds up training of a randomly initialised encoder")
     add("--region_epochs", type=natural, default=0, help="number of initial epochs on the region loss alone")
@@ -148,7 +150,8 @@ def main(args):
             check_features(data, model)
     model = model.to(device)
     loss_function = teacher_forced_loss(vocabulary, ss_prob=settings.ss_prob, region_weight=settings.region_loss,
-                                        region_epochs=settings.region_epochs)
+                                        region_epochs=settings.region_epochs,
+                                        label_smoothing=settings.label_smoothing)
     options = TrainingOptions.from_settings(settings)
     best = fit(options, model, vocabulary, train_data, val_data, loss_function, device)
     print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import evaluation
+import preparedataset
 from aoamodel import AOAModel
 from captioning import checkpoint, decoding
 from captioning.data.dataset import CaptionDataset
@@ -243,6 +244,26 @@ def test_invalid_predictions(demo_data, tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         run(demo_data, tmp_path / "out", "--predictions", tmp_path / "p.json")
     assert not (tmp_path / "out").exists()
+
+
+def test_chair_without_boxes(tmp_path):
+    """Objects named by a reference are present; the objects of the demo, which references omit, require boxes."""
+    folder = tmp_path / "flickr8k"
+    folder.mkdir()
+    (folder / "Flickr8k.token.txt").write_text("".join(f"{i}.jpg#0\tA dog with a ball .\n" for i in range(3)))
+    for i, part in enumerate(("train", "dev", "test")):
+        (folder / f"Flickr_8k.{part}Images.txt").write_text(f"{i}.jpg\n")
+    preparedataset.main(preparedataset.get_args_parser().parse_args([
+        "--dataset", "flickr8k", "--annotation_folder", str(folder), "--output_folder", str(tmp_path / "data"),
+        "--min_word_freq", "1"]))
+    data = CaptionDataset(tmp_path / "data", "flickr8k", "test")
+    captions = predictions(tmp_path / "p.json", data, ["a dog and a cat"])
+    scores = run(tmp_path / "data", tmp_path, "--predictions", captions, "--metrics", "chair", "map", "--dataset",
+                 "flickr8k")
+    assert scores["chair_i"] == 0.5 and scores["chair_s"] == 1
+    (tmp_path / "data" / "flickr8k" / "objects_flickr8k.json").write_text('{"words": {"dog": "dog"}, "pairs": []}')
+    with pytest.raises(InputError, match="has no boxes"):
+        run(tmp_path / "data", tmp_path, "--predictions", captions, "--metrics", "chair", "--dataset", "flickr8k")
 
 
 def test_predictions_for_an_image_of_another_split(demo_data, tmp_path):

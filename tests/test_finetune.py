@@ -136,6 +136,8 @@ def test_command_line_errors(arguments, message):
 @pytest.mark.parametrize("extra, message", [
     (("--cider_tune", "--baseline", "mean"), "--samples 2"),
     (("--lrp_cider_tune", "--ss_prob", "0.5"), "omit --ss_prob"),
+    (("--cider_tune", "--label_smoothing", "0.1"), "and --label_smoothing"),
+    (("--lrp_tune", "--label_smoothing", "0.1"), "omit --label_smoothing"),
     (("--lrp_tune", "--hidden_dim", "32"), "has --hidden_dim 16, not 32: omit the flag"),
     (("--lrp_tune", "--model_type", "aoa"), "has --model_type gridtd, not aoa"),
     (("--lrp_tune", "--stop_words", "missing.txt"), "stop words missing.txt"),

@@ -142,6 +142,7 @@ def test_demo_can_be_trained_on(demo_data):
 INVALID = [
     (["--dataset", "flickr30k"], "--karpathy_json"),
     (["--dataset", "karpathy"], "--karpathy_json"),
+    (["--dataset", "flickr8k"], "--annotation_folder"),
     (["--dataset", "coco2014"], "--annotation_folder"),
     (["--dataset", "coco2017"], "--annotation_folder"),
     (["--dataset", "coco2017", "--karpathy_json", "SOURCE/karpathy.json", "--annotation_folder", "SOURCE"], "coco2014"),

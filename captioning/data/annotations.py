@@ -41,10 +41,10 @@ def read_karpathy(path):
             words = " ".join(_checked_words(sentence.get("tokens") or [], path, image["filename"]))
             text = sentence.get("raw") or words
             raw.append(text)
-            tokens.append(_interned_tokens(words or text))
+            tokens.append(interned_tokens(words or text))
         relative = str(PurePosixPath(image.get("filepath") or "", image["filename"]))
-        records.append(_make_record(image["filename"], relative, split, tokens, raw, path))
-    return _checked_records(records, path)
+        records.append(make_record(image["filename"], relative, split, tokens, raw, path))
+    return checked_records(records, path)
 
 
 def read_coco(annotation_folder, year):
@@ -65,10 +65,10 @@ def read_coco(annotation_folder, year):
             splits = ["test"] * len(images)
         for image, split in zip(images, splits, strict=False):
             raw = captions[image["id"]]
-            tokens = [_interned_tokens(text) for text in raw]
+            tokens = [interned_tokens(text) for text in raw]
             relative = f"{part}{year}/{image['file_name']}"
-            records.append(_make_record(image["file_name"], relative, split, tokens, raw, path))
-    return _checked_records(records, annotation_folder)
+            records.append(make_record(image["file_name"], relative, split, tokens, raw, path))
+    return checked_records(records, annotation_folder)
 
 
 def coco_captions(path):
@@ -112,7 +112,8 @@ def has_type(value, kind):
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _interned_tokens(text):
+def interned_tokens(text):
+    """The tokens of a caption (see vocabulary.tokenise)."""
     return [sys.intern(word) for word in tokenise(text)]    # one copy of each word saves a third of the memory
 
 
@@ -122,11 +123,12 @@ def _checked_words(words, path, name):
     return words
 
 
-def _make_record(name, relative, split, tokens, raw, source):
+def make_record(name, relative, split, tokens, raw, source):
+    """The Record of one image; InputError, which names the data file `source`, if a file name is invalid."""
     return Record(safe_name(name, source), safe_name(relative, source), split, tokens, raw)
 
 
-def _checked_records(records, source):
+def checked_records(records, source):
     """Removes captions without words; raises InputError for duplicate names, images without captions, empty splits."""
     names = set()
     for record in records:

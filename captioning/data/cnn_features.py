@@ -8,6 +8,7 @@ from tqdm import tqdm
 from captioning.data import images
 from captioning.data.feature_store import Store, file_size, weights_fingerprint
 from captioning.data.loader import collate
+from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.files import fingerprint
 
 
@@ -25,15 +26,17 @@ class ImageBatches:
         return images.normalise(torch.stack(batch))
 
 
-def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device):
+def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device, amp=False):
     """Stores the features (N, K, C) float16 of the records' images in the HDF5 file `path`; resumes an interrupted run.
 
     Args:
         encoder: module from images (B, 3, size, size) to features (B, C, h, w); K = h·w, row by row.
         name: the encoder's name, stored with the features.
+        amp: compute in mixed precision, where the device supports it.
     """
     attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
-                  "names": fingerprint([record.name for record in records])}
+                  "names": fingerprint([record.name for record in records]),
+                  "precision": str(amp_dtype(device) if amp and supports_amp(device) else torch.float32)}
     marks = [1 + file_size(Path(image_folder, record.path)) for record in records]
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
     data = ImageBatches(image_folder, [record.path for record in records], size)
@@ -45,5 +48,6 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
         loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
         bar = tqdm(zip(batches, loader, strict=True), desc=Path(path).name, total=len(batches), unit="batch")
         for batch, pixels in bar:
-            features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)           # (B, K, C)
+            with autocast(device, amp):
+                features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)       # (B, K, C)
             store.write(batch[0], features.half().cpu().numpy())

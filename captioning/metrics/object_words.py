@@ -109,8 +109,8 @@ def plural(phrase):
 
 
 def frequent_words(dataset, objects, path=None):
-    """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for Flickr30K and COCO,
-    and for other data sets all single object words."""
+    """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for Flickr30K (also
+    for Flickr8k) and COCO, and for other data sets all single object words."""
     if path:
         try:
             words = tokenise(Path(path).read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def frequent_words(dataset, objects, path=None):
             raise InputError(f"the object words {path} contain no word: give a text file of words")
         return words
     lists = read_json(Path(__file__).with_name("object_words.json"))
-    words = lists.get("coco" if dataset.startswith("coco") else dataset)
+    words = lists.get("coco" if dataset.startswith("coco") else dataset.replace("flickr8k", "flickr30k"))
     return words or sorted({phrase[0] for phrase, category in objects.words.items()
                             if len(phrase) == 1 and category != NO_OBJECT})
 

@@ -2,20 +2,24 @@
 
 Each loss is returned as three scalar tensors: the mean loss, the number of correct words and the number of words.
 """
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
 from captioning.decoding import without_special
 
 
-def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0):
+def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0,
+                        label_smoothing=0.0):
     """The loss function of `captioning.training.loop.fit` for training on reference captions.
 
     criterion(model, trace, captions) -> (loss, correct words, words): the loss of a teacher-forced trace, by default
-    the cross-entropy. ss_prob: probability of scheduled sampling. region_weight: weight of the region loss, which is
-    added to the criterion. region_epochs: number of epochs, from the first, that train on the region loss alone.
+    the cross-entropy with label_smoothing. ss_prob: probability of scheduled sampling. region_weight: weight of the
+    region loss, which is added to the criterion. region_epochs: number of epochs, from the first, that train on the
+    region loss alone.
     """
-    criterion = criterion or cross_entropy
+    criterion = criterion or partial(cross_entropy, label_smoothing=label_smoothing)
 
     def loss_function(model, features, captions, epoch):
         if epoch < region_epochs:
@@ -28,15 +32,18 @@ def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0
     return loss_function
 
 
-def cross_entropy(model, trace, captions):
+def cross_entropy(model, trace, captions, label_smoothing=0.0):
     """`word_loss` of the logits p of a teacher-forced trace."""
-    return word_loss(model.output(trace.hidden), captions)
+    return word_loss(model.output(trace.hidden), captions, label_smoothing)
 
 
-def word_loss(logits, captions):
-    """Cross-entropy of logits (..., T, V) against captions (..., T+1) -> (mean loss, correct words, words)."""
+def word_loss(logits, captions, label_smoothing=0.0):
+    """Cross-entropy of logits (..., T, V) against captions (..., T+1) -> (mean loss, correct words, words).
+
+    label_smoothing: share of the target probability that is spread over all V words (Szegedy et al. 2016)."""
     targets = captions[..., 1:]
-    loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=0)
+    loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=0,
+                           label_smoothing=label_smoothing)
     is_word = targets != 0
     return loss, ((logits.argmax(-1) == targets) & is_word).sum(), is_word.sum()
 

@@ -14,7 +14,8 @@ from captioning.weights import check_finite
 FIXED_FLAGS = ("weight", "ce_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "lrp_weight", "samples", "baseline",
                "dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
                "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
-               "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr", "lr_schedule", "grad_clip")
+               "label_smoothing", "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr",
+               "lr_schedule", "grad_clip")
 
 
 def new_state():

@@ -92,6 +92,18 @@ def test_complete_file_is_kept(tmp_path, records, capsys):
     assert "already complete" in capsys.readouterr().out
 
 
+def test_features_in_mixed_precision(tmp_path, records, monkeypatch):
+    """Values are close to those in float32, and a file in another precision is regenerated."""
+    monkeypatch.setattr("captioning.device.supports_amp", lambda device: True)
+    monkeypatch.setattr("captioning.data.cnn_features.supports_amp", lambda device: True)
+    single = read_file(store_stub(tmp_path, records))
+    store_cnn(tmp_path / "out.hdf5", records, tmp_path, stub(), "stub", SIZE, 2, 0, torch.device("cpu"), amp=True)
+    mixed = read_file(tmp_path / "out.hdf5")
+    assert single["precision"] == "torch.float32" and mixed["precision"] == "torch.bfloat16"
+    assert not np.array_equal(mixed["features"], single["features"])
+    assert np.allclose(mixed["features"], single["features"], rtol=0.02, atol=0.02)
+
+
 def test_interrupted_run_resumes(tmp_path, records):
     whole = store_stub(tmp_path, records, name="whole.hdf5").read_bytes()
     with pytest.raises(KeyboardInterrupt):

@@ -117,3 +117,17 @@ def test_scheduled_sampling_continues_if_weights_are_not_finite():
     with torch.no_grad():
         model.W_o.bias[1] = torch.nan
     mix_in_predictions(model, torch.rand(2, 4, 3), torch.tensor([[[7, 1, 2, 8]]] * 2), 0.5, WORDS)
+
+
+def test_label_smoothing():
+    """The target distribution is a mixture of the reference word and the uniform distribution over all words."""
+    logits, captions = torch.randn(2, 3, 9), torch.tensor([[7, 1, 2, 8], [7, 3, 8, 0]])
+    log_p = logits.log_softmax(-1)
+    words = [(b, t, captions[b, t + 1]) for b in range(2) for t in range(3) if captions[b, t + 1]]
+    expected = -sum(0.9 * log_p[b, t, w] + 0.1 * log_p[b, t].mean() for b, t, w in words) / len(words)
+    torch.testing.assert_close(word_loss(logits, captions, label_smoothing=0.1)[0], expected)
+    model = GridTDModel(9, 4, 6, 5, encoder=None, feature_dim=3).eval()
+    features = torch.rand(2, 4, 3)
+    logits = model.output(model.teacher_force(features, captions[:, None]).hidden)
+    loss, *_ = teacher_forced_loss(WORDS, label_smoothing=0.1)(model, features, captions[:, None], 0)
+    torch.testing.assert_close(loss, word_loss(logits, captions[:, None], 0.1)[0])
