@@ -324,12 +324,12 @@ def test_names_of_images_cannot_lead_out_of_the_output_folder(weights, tmp_path)
 
 
 DAMAGES = {"empty": lambda path: path.write_bytes(b""), "deleted": Path.unlink,
-           "flipped": lambda path: path.write_bytes(bytes(255 - b if i == 200 else b
-                                                          for i, b in enumerate(path.read_bytes()))),
+           "flipped": lambda path: path.write_bytes(bytes(255 - byte if i == path.stat().st_size // 2 else byte
+                                                          for i, byte in enumerate(path.read_bytes()))),
            "missing": lambda path: np.savez(path, **{k: v for k, v in np.load(path).items() if k != "logits"}),
-           "wrong type": lambda path: np.savez(path, **np.load(path) | {"words": np.zeros(4)}),
-           "wrong shape": lambda path: np.savez(path, **np.load(path) | {"attention_pixels": np.zeros(4)}),
-           "not finite": lambda path: np.savez(path, **np.load(path) | {"logits": np.full(3, np.nan)})}
+           "wrong type": lambda path: np.savez(path, **dict(np.load(path)) | {"words": np.zeros(4)}),
+           "wrong shape": lambda path: np.savez(path, **dict(np.load(path)) | {"attention_pixels": np.zeros(4)}),
+           "not finite": lambda path: np.savez(path, **dict(np.load(path)) | {"logits": np.full(3, np.nan)})}
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "image"])
