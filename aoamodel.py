@@ -1,20 +1,28 @@
 """AOAModel: multi-head attention with a fully connected predictor (docs/method.md, section 3), and its explanations."""
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from captioning import published
 from captioning.explanation import attribution, encoders, lrp_inference
 from captioning.explanation.rules import PLAIN, lstm_cell
+from captioning.recurrence import Steps, StepWeight
 
 
 class Context(NamedTuple):
     """What the recurrence and the attention need from the image, computed once."""
     v_mean: torch.Tensor         # (B, d) mean projected region
+    gates: torch.Tensor          # (B, 4d) its share of the LSTM's gates, with biases
     k: torch.Tensor              # (B, M, d/M, K) keys, transposed
     u: torch.Tensor              # (B, M, K, d/M) values
-    mask: torch.Tensor | None    # (B, 1, 1, K) False at padded regions; None: no padding
+    mask: torch.Tensor | None    # (B, K) False at padded regions; None: no padding
+
+    def select(self, images):
+        """The Context of these images, indices or a slice."""
+        return Context(*(part if part is None else part[images] for part in self))
 
 
 class AOAModel(nn.Module):
@@ -62,42 +70,45 @@ class AOAModel(nn.Module):
         v_mean = rule.stabilise(attribution.region_mean(v, mask))
         k = self.W_K(rule.constant(v)).unflatten(-1, (self.num_head, -1)).permute(0, 2, 3, 1)
         u = rule.stabilise(self.W_U(v)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)
-        return Context(v_mean, k, u, None if mask is None else mask[:, None, None])
+        weight = self.lstm.weight_ih_l0[:, self.config["embed_dim"]:]
+        gates = rule.lstm_linear(v_mean, weight, self.config["hidden_dim"])
+        return Context(v_mean, gates + self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0, k, u, mask)
 
     def initial_state(self, B, N=1):
         """h, m, zeros (B, N, d), for N hypotheses per image."""
         return (self.W_o.weight.new_zeros(B, N, self.config["hidden_dim"]),) * 2
 
-    def recur(self, gates, state, rule=PLAIN):
-        """One LSTM step of (B, N) hypotheses; gates (B, N, 4d): the input's share, biases included."""
+    def word_weight(self):
+        """The rows of the LSTM's input weight for E[w], (4d, e)."""
+        return self.lstm.weight_ih_l0[:, :self.config["embed_dim"]]
+
+    def recur(self, gates, state, linear, rule=PLAIN):
+        """One LSTM step of (B, N) hypotheses; gates (B, N, 4d): the share of the input, with biases; linear: the
+        product with the LSTM's recurrent weight."""
         h, m = state
-        return lstm_cell(gates + rule.lstm_linear(h, self.lstm.weight_hh_l0), m, rule)
+        return lstm_cell(gates + linear(h), m, rule)
 
-    def input_share(self, embeddings, v_mean, rule=PLAIN):
-        """embeddings (..., e), v̄ (B, d) -> their share of the gates (..., 4d), biases included."""
-        e = self.config["embed_dim"]
-        from_v = rule.lstm_linear(v_mean, self.lstm.weight_ih_l0[:, e:]) + self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0
-        from_v = from_v.view(len(v_mean), *[1] * (embeddings.dim() - 2), -1)
-        return rule.lstm_linear(embeddings, self.lstm.weight_ih_l0[:, :e]) + from_v
-
-    def hidden_states(self, embeddings, v_mean, rule):
-        """h (B, N, T, d) of all steps: one fused LSTM call, or step by step under a rule that changes derivatives."""
+    def hidden_states(self, embeddings, context, steps, rule):
+        """h (S, d), packed, of embeddings (B, N, T, e): step by step, or on GPUs one fused call if the rule permits."""
         B, N, T, _ = embeddings.shape
-        if rule.fused:
-            x = torch.cat([embeddings, v_mean[:, None, None].expand(B, N, T, -1)], -1)
-            return self.lstm(x.flatten(0, 1))[0].unflatten(0, (B, N))
-        state, steps = self.initial_state(B, N), []
-        for gates in self.input_share(embeddings, v_mean, rule).unbind(2):
-            state = self.recur(gates, state, rule)
-            steps.append(state[0])
-        return torch.stack(steps, dim=2)
+        if rule.fused and embeddings.is_cuda:
+            x = torch.cat([embeddings, context.v_mean[:, None, None].expand(B, N, T, -1)], -1)
+            return steps.pack(self.lstm(x.flatten(0, 1))[0].unflatten(0, (B, N)))
+        d = self.config["hidden_dim"]
+        recurrent = StepWeight(self.lstm.weight_hh_l0.to(context.gates.dtype), rule, d)
+        gates = rule.lstm_linear(steps.pack(embeddings), self.word_weight(), d) + context.gates[steps.image_of_row]
+        state, parts = self.initial_state(B, N), []
+        for (b, n), step in zip(steps.sizes, steps.split(recurrent.connect(gates)), strict=True):
+            state = self.recur(step, [part[:b, :n] for part in state], recurrent, rule)
+            parts.append(state[0].flatten(0, 1))
+        return torch.cat(parts)
 
     def attend(self, h, context, rule=PLAIN):
         """h (B, S, d), any S queries per image -> ĉ (B, S, d), α (B, S, M, K)."""
         q = self.W_Q(rule.constant(h)).unflatten(-1, (self.num_head, -1)).transpose(1, 2)  # (B, M, S, d/M)
         z = q @ context.k / q.shape[-1] ** 0.5                                         # (B, M, S, K)
         if context.mask is not None:
-            z = z.masked_fill(~context.mask, -torch.inf)
+            z = z.masked_fill(~context.mask[:, None, None], -torch.inf)
         alpha = z.softmax(-1)
         c = (self.attention_dropout(rule.constant(alpha)) @ context.u).transpose(1, 2)     # (B, S, M, d/M)
         c = rule.select_heads(rule.stabilise(c)).flatten(2)
@@ -115,17 +126,20 @@ class AOAModel(nn.Module):
     def step(self, words, state, context, predict=None):
         """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, M, K); predict(ĉ, h) makes
         the logits in place of the output layer alone."""
-        state = self.recur(self.input_share(self.embedding(words), context.v_mean), state)
+        gates = F.linear(self.embedding(words), self.word_weight()) + context.gates[:, None]
+        state = self.recur(gates, state, partial(F.linear, weight=self.lstm.weight_hh_l0))
         c_hat, alpha = self.attend(state[0], context)
         return predict(c_hat, state[0]) if predict else self.output(c_hat + state[0]), state, alpha
 
-    def teacher_force(self, features, captions, rule=PLAIN, context=None):
-        """All steps of captions (B, N, T+1), each reading captions[..., t] -> attribution.Trace."""
-        context = context or self.start(features, rule)
+    def teacher_force(self, features, captions, rule=PLAIN, context=None, skip_padding=False):
+        """All steps of captions (B, N, T+1), each reading captions[..., t] -> attribution.Trace.
+
+        skip_padding: most steps that predict <pad> are not computed (recurrence.Steps)."""
+        context, steps = context or self.start(features, rule), Steps(captions, skip_padding)
         embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
-        h = self.hidden_states(embeddings, context.v_mean, rule)                       # (B, N, T, d)
-        c_hat, alpha = self.attend(h.flatten(1, 2), context, rule)                     # all steps at once
-        c_hat, alpha = (part.unflatten(1, h.shape[1:3]) for part in (c_hat, alpha))
+        h = self.hidden_states(embeddings, context, steps, rule)                       # (S, d)
+        c_hat, alpha = map(steps.from_images, self.attend(steps.by_image(h), context, rule))
+        c_hat, h, alpha = map(steps.unpack, (c_hat, h, alpha))                         # (B, N, T, ...)
         return attribution.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, None)
 
     def forward(self, images, captions):

@@ -1,5 +1,6 @@
 """GridTDModel: Ada-LSTM, adaptive attention with an LSTM predictor (docs/method.md, section 2), and its explanations.
 """
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,15 +10,29 @@ from torch.nn import functional as F
 from captioning import published
 from captioning.explanation import attribution, encoders, lrp_inference
 from captioning.explanation.rules import PLAIN, lstm_cell
+from captioning.recurrence import AdditiveScores, Steps, StepWeight
+
+
+class Weights(NamedTuple):
+    """The weights of the recurrence, side by side, so that each step has one product per LSTM."""
+    word: torch.Tensor           # (5d, e) of E[w]: LSTM1's gates i, f, g, o and the sentinel's gate
+    first: torch.Tensor          # (5d, 2d) of [h2; h1]: the same gates
+    second: torch.Tensor         # (4d, 3d) of [ĉ; h1; h2]: LSTM2's gates
+    bias: torch.Tensor           # (4d,) of LSTM2's gates
 
 
 class Context(NamedTuple):
-    """What the recurrence and the attention need from the image, computed once."""
+    """What the recurrence and the attention need from the image and the weights, computed once."""
     v: torch.Tensor              # (B, K, d) projected regions
     v_proj: torch.Tensor         # (B, K, A) W_a v + b_a
-    gates: torch.Tensor          # (B, 1, 4d) the global feature's share of LSTM1's gates, biases included
-    sentinel: torch.Tensor       # (B, 1, d) its share of the sentinel's gate, biases included
-    mask: torch.Tensor | None    # (B, 1, K) False at padded regions; None: no padding
+    gates: torch.Tensor          # (B, 5d) the global feature's share of LSTM1's and the sentinel's gates, with biases
+    mask: torch.Tensor | None    # (B, K) False at padded regions; None: no padding
+    weights: Weights
+
+    def select(self, images):
+        """The Context of these images, indices or a slice."""
+        *parts, weights = self
+        return Context(*(part if part is None else part[images] for part in parts), weights)
 
 
 class GridTDModel(nn.Module):
@@ -66,48 +81,43 @@ class GridTDModel(nn.Module):
         v = rule.rectify(self.W_v(features))                                           # (B, K, d)
         f_mean = rule.stabilise(attribution.region_mean(features, mask))               # (B, C)
         g = rule.rectify(self.W_g(f_mean))                                             # (B, e)
-        gates = rule.lstm_linear(g, self.lstm1.weight_ih[:, d:d + e]) + self.lstm1.bias_ih + self.lstm1.bias_hh
-        sentinel = F.linear(g, self.W_x.weight[:, d:d + e], self.W_x.bias + self.W_h.bias)
-        return Context(v, self.W_a(v), gates[:, None], sentinel[:, None], None if mask is None else mask[:, None])
+        lstm1, lstm2, W_x, W_h = self.lstm1, self.lstm2, self.W_x, self.W_h
+        of_h2, of_g, of_word = torch.cat([lstm1.weight_ih, W_x.weight]).split((d, e, e), 1)
+        of_h1, bias = torch.cat([lstm1.weight_hh, W_h.weight]), torch.cat([lstm1.bias_ih, W_x.bias])
+        bias = bias + torch.cat([lstm1.bias_hh, W_h.bias])
+        # in the number format of v, so that mixed precision converts the weights once and not at every step
+        weights = Weights(*(x.to(v.dtype) for x in (
+            of_word, torch.cat([of_h2, of_h1], 1), torch.cat([lstm2.weight_ih, lstm2.weight_hh], 1),
+            lstm2.bias_ih + lstm2.bias_hh)))
+        return Context(v, self.W_a(v), rule.lstm_linear(g, of_g, d) + bias, mask, weights)
 
     def initial_state(self, B, N=1):
         """h1, c1, h2, c2, zeros (B, N, d), for N hypotheses per image."""
         return (self.W_h.weight.new_zeros(B, N, self.config["hidden_dim"]),) * 4
 
-    def embedding_share(self, embeddings, rule=PLAIN):
-        """embeddings (..., e) -> their share of LSTM1's gates (..., 4d) and of the sentinel's gate (..., d)."""
-        from_e = self.config["hidden_dim"] + self.config["embed_dim"]
-        return (rule.lstm_linear(embeddings, self.lstm1.weight_ih[:, from_e:]),
-                F.linear(embeddings, self.W_x.weight[:, from_e:]))
-
-    def recur(self, word_gates, word_sentinel, state, context, rule=PLAIN):
+    def recur(self, gates1, gates2, state, context, linear1, linear2, rule=PLAIN):
         """One step for (B, N) hypotheses -> ĉ (B, N, d), state, α (B, N, K), β (B, N, 1); `output` takes ĉ + h2.
 
-        word_gates (B, N, 4d), word_sentinel (B, N, d): `embedding_share`; state: four tensors (B, N, d)."""
+        gates1 (B, N, 5d), gates2 (4d,) or (B, N, 4d): the gates' terms that do not depend on the state; linear1,
+        linear2: the products with Weights.first and Weights.second; state: four tensors (B, N, d)."""
         h1, c1, h2, c2 = state
         d = h1.shape[-1]
-        gates = (word_gates + context.gates + rule.lstm_linear(h2, self.lstm1.weight_ih[:, :d])
-                 + rule.lstm_linear(h1, self.lstm1.weight_hh))
-        sentinel_gate = torch.sigmoid(word_sentinel + context.sentinel + F.linear(h2, self.W_x.weight[:, :d])
-                                      + F.linear(h1, self.W_h.weight))
+        gates, sentinel_gate = (gates1 + linear1(torch.cat([h2, h1], -1))).split((4 * d, d), -1)
         h1, c1 = lstm_cell(gates, c1, rule)
-        s = rule.constant(sentinel_gate) * rule.tanh(c1)
+        s = rule.constant(sentinel_gate.sigmoid()) * rule.tanh(c1)
         alpha, beta = self.attend(rule.constant(h1), rule.constant(s), context)
         c = rule.stabilise(rule.constant(alpha) @ context.v)                               # (B, N, d)
         c_hat = rule.stabilise(rule.constant(beta) * s + rule.constant(1 - beta) * c)
-        gates = (rule.lstm_linear(c_hat, self.lstm2.weight_ih[:, :d])
-                 + rule.lstm_linear(h1, self.lstm2.weight_ih[:, d:])
-                 + rule.lstm_linear(h2, self.lstm2.weight_hh) + self.lstm2.bias_ih + self.lstm2.bias_hh)
-        h2, c2 = lstm_cell(gates, c2, rule)
+        h2, c2 = lstm_cell(gates2 + linear2(torch.cat([c_hat, h1, h2], -1)), c2, rule)
         return c_hat, (h1, c1, h2, c2), alpha, beta
 
     def attend(self, h1, s, context):
         """h1, s (B, N, d) -> α (B, N, K), the regions' weights, and β (B, N, 1), the sentinel's."""
         q = self.W_q(h1)                                                               # (B, N, A)
         q_regions = q[..., None] if self.query_per_region else q[:, :, None]           # (B, N, K, 1) or (B, N, 1, A)
-        z = self.w_a(torch.tanh(context.v_proj[:, None] + q_regions)).squeeze(-1)      # (B, N, K)
+        z = AdditiveScores.apply(context.v_proj, q_regions, self.w_a.weight[0])        # (B, N, K)
         if context.mask is not None:
-            z = z.masked_fill(~context.mask, -torch.inf)
+            z = z.masked_fill(~context.mask[:, None], -torch.inf)
         z_s = self.w_a(torch.tanh(self.W_s(s) + q))                                    # (B, N, 1)
         return z.softmax(-1), torch.cat([z, z_s], -1).softmax(-1)[..., -1:]
 
@@ -122,20 +132,29 @@ class GridTDModel(nn.Module):
     def step(self, words, state, context, predict=None):
         """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, K); predict(ĉ, h2) makes
         the logits in place of the output layer alone."""
-        c_hat, state, alpha, _ = self.recur(*self.embedding_share(self.embedding(words)), state, context)
+        weights = context.weights
+        gates = F.linear(self.embedding(words), weights.word) + context.gates[:, None]
+        c_hat, state, alpha, _ = self.recur(gates, weights.bias, state, context,
+                                            *(partial(F.linear, weight=w) for w in (weights.first, weights.second)))
         return predict(c_hat, state[2]) if predict else self.output(c_hat + state[2]), state, alpha
 
-    def teacher_force(self, features, captions, rule=PLAIN, context=None):
-        """All steps of captions (B, N, T+1), each reading captions[..., t] -> attribution.Trace."""
-        context = context or self.start(features, rule)
-        state = self.initial_state(*captions.shape[:2])
+    def teacher_force(self, features, captions, rule=PLAIN, context=None, skip_padding=False):
+        """All steps of captions (B, N, T+1), each reading captions[..., t] -> attribution.Trace.
+
+        skip_padding: most steps that predict <pad> are not computed (recurrence.Steps)."""
+        context, steps = context or self.start(features, rule), Steps(captions, skip_padding)
+        weights, d = context.weights, self.config["hidden_dim"]
+        first, second = (StepWeight(weight, rule, d) for weight in (weights.first, weights.second))
         embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
-        gates, sentinel = self.embedding_share(embeddings, rule)
-        steps = []
-        for word_gates, word_sentinel in zip(gates.unbind(2), sentinel.unbind(2), strict=True):
-            c_hat, state, alpha, beta = self.recur(word_gates, word_sentinel, state, context, rule)
-            steps.append((c_hat, state[2], alpha, beta))
-        c_hat, h, alpha, beta = (torch.stack(parts, dim=2) for parts in zip(*steps, strict=True))
+        gates1 = rule.lstm_linear(steps.pack(embeddings), weights.word, d) + context.gates[steps.image_of_row]
+        gates1, gates2 = first.connect(gates1), second.connect(weights.bias.expand(len(gates1), -1))
+        context, state, parts = context.select(steps.images), self.initial_state(*captions.shape[:2]), []
+        for (b, n), step1, step2 in zip(steps.sizes, steps.split(gates1), steps.split(gates2), strict=True):
+            state = tuple(part[:b, :n] for part in state)
+            c_hat, state, alpha, beta = self.recur(step1, step2, state, context.select(slice(b)), first, second, rule)
+            parts.append((c_hat, state[2], alpha, beta))
+        c_hat, h, alpha, beta = (steps.unpack(torch.cat([part.flatten(0, 1) for part in column]))
+                                 for column in zip(*parts, strict=True))
         return attribution.Trace(embeddings, c_hat, h, rule.stabilise(c_hat + h), alpha, beta)
 
     def forward(self, images, captions):

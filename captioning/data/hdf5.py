@@ -35,8 +35,8 @@ def checked_dataset(file, name, kinds="iufO", shape=None):
     if dataset.dtype.kind not in kinds or dataset.shape is None or (shape is not None and (
             len(dataset.shape) != len(shape) or any(length != own and (length is not None or own == 0)
                                                     for own, length in zip(dataset.shape, shape, strict=True)))):
-        raise InputError(f"{path} is damaged (its dataset '{name}' has type {dataset.dtype} and shape "
-                         f"{dataset.shape}): regenerate it with preparedataset.py")
+        raise InputError(f"{path} is damaged (its dataset '{name}' is empty or of another form: type "
+                         f"{dataset.dtype}, shape {dataset.shape}): regenerate it with preparedataset.py")
     if dataset.nbytes > COMPRESSION * dataset.id.get_storage_size():
         raise InputError(f"{path} is damaged (most values of its dataset '{name}' are missing): regenerate it with "
                          "preparedataset.py")

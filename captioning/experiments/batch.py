@@ -225,7 +225,7 @@ def word_log_p(model, features, captions, steps, rows=None):
     """
     context = model.start(features)
     if rows is not None:
-        context = type(context)(*(part if part is None else part[rows] for part in context))
+        context = context.select(rows)
     hidden = model.teacher_force(features, captions[:, None, :int(steps.max()) + 2], context=context).hidden
     n = torch.arange(len(captions), device=captions.device)
     return model.output(hidden[n, 0, steps]).log_softmax(-1)[n, captions[n, steps + 1]]

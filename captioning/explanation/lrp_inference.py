@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from captioning.explanation.rules import ratio
+from captioning.recurrence import word_rows
 
 EPS = 0.01
 
@@ -58,14 +59,15 @@ def lrp_loss(model, trace, captions, stop, weight=1.0):
 
     Where ω is 1, p̃ equals p, so that the second product with W_o is computed for the other words only.
     """
-    dropout_mask = model.dropout(torch.ones_like(trace.hidden))
-    logits = model.W_o(dropout_mask * trace.hidden)                                    # (B, N, T, V)
-    targets, predicted = captions[..., 1:], logits.argmax(-1)
-    is_word = targets != 0
+    rows = word_rows(captions)
+    c_hat, h, hidden = (part.flatten(0, -2)[rows] for part in (trace.c_hat, trace.h, trace.hidden))    # (n, d)
+    targets, dropout_mask = captions[..., 1:].flatten()[rows], model.dropout(torch.ones_like(hidden))
+    logits = model.W_o(dropout_mask * hidden)                                          # (n, V)
+    predicted, is_word = logits.argmax(-1), targets != 0
     is_weighted = is_word & ~stop[predicted]
-    c_hat, h, part_mask = (x[is_weighted] for x in (trace.c_hat, trace.h, dropout_mask))  # (n, d)
+    c_hat, h, part_mask = (x[is_weighted] for x in (c_hat, h, dropout_mask))
     weighted = model.W_o(part_mask * weighted_hidden(model, c_hat, h, predicted[is_weighted], stop))
-    losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=0)
-    loss = (losses * torch.where(is_weighted, 1, 1 + weight).flatten()).sum()
+    losses = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=0)
+    loss = (losses * torch.where(is_weighted, 1, 1 + weight)).sum()
     loss = loss + weight * F.cross_entropy(weighted.float(), targets[is_weighted], reduction="sum")
     return loss / is_word.sum(), ((predicted == targets) & is_word).sum(), is_word.sum()

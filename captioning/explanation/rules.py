@@ -58,18 +58,18 @@ class _GuidedReLU(Function):
 
 
 class _CandidateLinear(Function):
-    """x Wᵀ for the pre-activations of an LSTM, W (4d, n); only the rows of the candidate g propagate relevance."""
+    """x Wᵀ for the pre-activations of an LSTM of d units; only the rows of the candidate g propagate relevance."""
 
     @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(weight)
+    def forward(ctx, x, weight, d):
+        ctx.save_for_backward(weight[2 * d:3 * d])
+        ctx.candidate = slice(2 * d, 3 * d)
         return F.linear(x, weight)
 
     @staticmethod
     def backward(ctx, r):
         weight, = ctx.saved_tensors
-        d = weight.shape[0] // 4
-        return r[..., 2 * d:3 * d] @ weight[2 * d:3 * d], None
+        return r[..., ctx.candidate] @ weight, None, None
 
 
 class _ZPlusConv(Function):
@@ -145,9 +145,10 @@ class Plain:
         """max(z, 0) of a linear layer's output z: `stabilise` and `relu` in one."""
         return self.relu(self.stabilise(z))
 
-    def lstm_linear(self, x, weight):
-        """x Wᵀ, x (..., n) and W (4d, n): the share of x in the pre-activations i, f, g, o of an LSTM, without bias.
-        Ordinary derivative; LRP: only that of the candidate g, since i, f and o are gates."""
+    def lstm_linear(self, x, weight, d):
+        """x Wᵀ, x (..., n) and W (≥ 4d, n): the share of x in the pre-activations i, f, g, o of an LSTM of d units, and
+        of further gates, without bias. Ordinary derivative; LRP: only that of the candidate g, as the others are gates.
+        """
         return F.linear(x, weight)
 
     def select_heads(self, c):
@@ -199,8 +200,8 @@ class LRP(Gradient):
         y = torch.tanh(z.detach())
         return replace(z, y, torch.where(z.detach() == 0, 1, y / z.detach()))
 
-    def lstm_linear(self, x, weight):
-        return _CandidateLinear.apply(x, weight)
+    def lstm_linear(self, x, weight, d):
+        return _CandidateLinear.apply(x, weight, d)
 
     def select_heads(self, c):
         if self.head is None:

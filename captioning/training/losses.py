@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from captioning.decoding import without_special
+from captioning.recurrence import word_rows
 
 
 def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0,
@@ -25,7 +26,7 @@ def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0
         if epoch < region_epochs:
             return region_loss(model, features, captions, vocabulary)
         inputs = mix_in_predictions(model, features, captions, ss_prob, vocabulary) if ss_prob else captions
-        loss, correct, words = criterion(model, model.teacher_force(features, inputs), captions)
+        loss, correct, words = criterion(model, model.teacher_force(features, inputs, skip_padding=True), captions)
         if region_weight:
             loss = loss + region_weight * region_loss(model, features, captions, vocabulary)[0]
         return loss, correct, words
@@ -33,18 +34,18 @@ def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0
 
 
 def cross_entropy(model, trace, captions, label_smoothing=0.0):
-    """`word_loss` of the logits p of a teacher-forced trace."""
-    return word_loss(model.output(trace.hidden), captions, label_smoothing)
+    """`word_loss` of the logits p of a teacher-forced trace against captions (B, N, T+1)."""
+    rows = word_rows(captions)
+    return word_loss(model.output(trace.hidden.flatten(0, -2)[rows]), captions[..., 1:].flatten()[rows],
+                     label_smoothing)
 
 
-def word_loss(logits, captions, label_smoothing=0.0):
-    """Cross-entropy of logits (..., T, V) against captions (..., T+1) -> (mean loss, correct words, words).
+def word_loss(logits, targets, label_smoothing=0.0):
+    """Cross-entropy of logits (n, V) against targets (n,), without <pad> -> (mean loss, correct words, words).
 
     label_smoothing: share of the target probability that is spread over all V words (Szegedy et al. 2016)."""
-    targets = captions[..., 1:]
-    loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=0,
-                           label_smoothing=label_smoothing)
     is_word = targets != 0
+    loss = F.cross_entropy(logits.float(), targets, ignore_index=0, label_smoothing=label_smoothing)
     return loss, ((logits.argmax(-1) == targets) & is_word).sum(), is_word.sum()
 
 
@@ -72,7 +73,8 @@ def mix_in_predictions(model, features, captions, probability, vocabulary):
     in which each word between <start> and <end> is replaced, with this probability, by a word sampled from the model's
     prediction at that step with teacher forcing. <pad>, <start> and <unk> are never sampled."""
     with torch.no_grad():
-        logits = model.output(model.teacher_force(features, captions).hidden).float()  # (B, N, T, V)
+        hidden = model.teacher_force(features, captions, skip_padding=True).hidden
+        logits = model.output(hidden).float()                                          # (B, N, T, V)
         p = without_special(logits, vocabulary).softmax(-1)
         # draws like torch.multinomial, which fails if p is not finite: the training loop reports that a little later
         draws = torch.empty_like(p).exponential_().clamp_(min=torch.finfo(p.dtype).tiny)

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from captioning import decoding
 from captioning.errors import InputError
 from captioning.explanation.lrp_inference import weighted_hidden
+from captioning.recurrence import word_rows
 
 
 class SCST:
@@ -56,15 +57,16 @@ class SCST:
     def log_probabilities(self, model, features, tokens, context):
         """Log-probabilities (B, N, T) of tokens (B, N, T) after <start>, teacher-forced; 0 at padding."""
         captions = torch.cat([torch.full_like(tokens[..., :1], self.vocabulary.start), tokens], -1)
-        trace = model.teacher_force(features, captions, context=context)
-        hidden = trace.hidden
+        trace = model.teacher_force(features, captions, context=context, skip_padding=True)
+        rows = word_rows(captions)
+        c_hat, h, hidden = (part.flatten(0, -2)[rows] for part in (trace.c_hat, trace.h, trace.hidden))
         if self.stop is not None:
             with torch.no_grad():
                 words = model.output(hidden).argmax(-1)
-            hidden = weighted_hidden(model, trace.c_hat, trace.h, words, self.stop)
+            hidden = weighted_hidden(model, c_hat, h, words, self.stop)
         logits = decoding.without_special(model.output(hidden).float(), self.vocabulary)
-        log_p = -F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none", ignore_index=0)
-        return log_p.view(tokens.shape)
+        log_p = -F.cross_entropy(logits, tokens.flatten()[rows], reduction="none", ignore_index=0)
+        return log_p.new_zeros(tokens.numel()).index_put((rows,), log_p).view(tokens.shape)
 
     def check(self, advantage, epoch):
         """InputError if no caption's reward has differed from its baseline for PATIENCE steps: the gradient is zero."""

@@ -13,11 +13,10 @@ WORDS = Vocabulary({word: i for i, word in enumerate(["<pad>", *"abcde", "<unk>"
 
 
 def test_word_loss_ignores_padding():
-    logits = torch.randn(2, 3, 7, requires_grad=True)
-    captions = torch.tensor([[5, 1, 2, 6], [5, 3, 6, 0]])
-    loss, _, words = word_loss(logits, captions)
+    logits = torch.randn(6, 7, requires_grad=True)
+    loss, _, words = word_loss(logits, torch.tensor([1, 2, 6, 3, 6, 0]))
     p = logits.log_softmax(-1)
-    expected = -(p[0, 0, 1] + p[0, 1, 2] + p[0, 2, 6] + p[1, 0, 3] + p[1, 1, 6]) / 5
+    expected = -(p[0, 1] + p[1, 2] + p[2, 6] + p[3, 3] + p[4, 6]) / 5
     assert words == 5
     torch.testing.assert_close(loss, expected)
 
@@ -62,7 +61,8 @@ def test_the_epoch_selects_the_loss():
     features, captions = torch.rand(2, 4, 3), torch.tensor([[[7, 1, 2, 8]], [[7, 3, 8, 0]]])
     loss_function = teacher_forced_loss(WORDS, region_weight=0.5, region_epochs=2)
     regions = region_loss(model, features, captions, WORDS)[0]
-    words = word_loss(model.output(model.teacher_force(features, captions).hidden), captions)[0]
+    logits = model.output(model.teacher_force(features, captions).hidden)
+    words = word_loss(logits.flatten(0, -2), captions[..., 1:].flatten())[0]
     assert loss_function(model, features, captions, 1)[0] == regions
     torch.testing.assert_close(loss_function(model, features, captions, 2)[0], words + 0.5 * regions)
 
@@ -125,9 +125,9 @@ def test_label_smoothing():
     log_p = logits.log_softmax(-1)
     words = [(b, t, captions[b, t + 1]) for b in range(2) for t in range(3) if captions[b, t + 1]]
     expected = -sum(0.9 * log_p[b, t, w] + 0.1 * log_p[b, t].mean() for b, t, w in words) / len(words)
-    torch.testing.assert_close(word_loss(logits, captions, label_smoothing=0.1)[0], expected)
+    torch.testing.assert_close(word_loss(logits.flatten(0, -2), captions[:, 1:].flatten(), label_smoothing=0.1)[0], expected)
     model = GridTDModel(9, 4, 6, 5, encoder=None, feature_dim=3).eval()
     features = torch.rand(2, 4, 3)
     logits = model.output(model.teacher_force(features, captions[:, None]).hidden)
     loss, *_ = teacher_forced_loss(WORDS, label_smoothing=0.1)(model, features, captions[:, None], 0)
-    torch.testing.assert_close(loss, word_loss(logits, captions[:, None], 0.1)[0])
+    torch.testing.assert_close(loss, word_loss(logits.flatten(0, -2), captions[:, 1:].flatten(), 0.1)[0])
