@@ -4,13 +4,14 @@ if __name__ == "__main__":
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from captioning import checkpoint
+from captioning import checkpoint, decoding, grounding
 from captioning.cli import (
     Parser,
     add_decoding,
@@ -25,6 +26,7 @@ from captioning.cli import (
 from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
 from captioning.data.images import preprocess, read_image
+from captioning.data.predictions import read_captions_of
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.arrays import (
@@ -36,8 +38,8 @@ from captioning.explanation.arrays import (
 )
 from captioning.explanation.methods import METHODS, methods_for_regions
 from captioning.files import fingerprint, make_folder, remove_leftovers
+from captioning.report.console import describe
 from captioning.report.explanations import choose_folders, stored_identity, write_explanation, write_index
-from captioning.report.page import caption_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -45,7 +47,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 def get_args_parser():
     parser = Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--weight", required=True, help="checkpoint of a captioning model")
+    add("--weight", default="models/flickr8k.pth", help="checkpoint of a captioning model")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, rotated upright as their "
         "EXIF orientation specifies")
@@ -54,12 +56,14 @@ def get_args_parser():
     add("--split", choices=["train", "val", "test"], default="test", help="split of the data set")
     add("--max_images", type=positive_int, help="explain only the first images (default: all)")
     add("--skip_broken", action="store_true", help="exit with status 0 even if images had to be skipped because they "
-        "cannot be read")
+        "or their captions cannot be read")
 
     group = parser.add_argument_group("explanation")
     add = group.add_argument
     add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanation methods")
     add("--caption", help="explain this caption instead of the model's own")
+    add("--captions", metavar="FILE", help="explain the captions of another system: a JSON list of {\"image\": file "
+        "name, \"caption\": text}, or COCO results with \"image_id\"")
     add("--contrast", metavar="WORD", help="explain why the model prefers each word to this one: the difference of "
         "their logits")
     add("--eps", type=non_negative, default=0.01, help="ε of LRP's ε-rule")
@@ -75,6 +79,9 @@ def get_args_parser():
     add("--save_path", default="output/explanations", help="output folder: one folder per image, and an index.html of "
         "all explanations in it, those of earlier commands included; explaining an image again with other settings "
         "replaces its explanation")
+    add("--shared_scale", action="store_true", help="draw all words of a caption on one colour scale, so that weak "
+        "maps look weak")
+    add("--quiet", action="store_true", help="print only the captions, without their words")
     add("--overwrite", action="store_true", help="also regenerate explanations that were made with the same settings")
     return parser
 
@@ -124,13 +131,21 @@ def read_regions(regions, indices, paths, images):
 # -- the loop over images ----------------------------------------------------------------------------------------------
 
 
-def settings_of(args, methods, model, regions):
-    """Everything that an explanation depends on besides its image, of JSON types."""
-    caption_settings = args.caption
-    if args.caption is None:
-        caption_settings = decoding_options(args) | ({"seed": args.seed} if args.decoding == "sample" else {})
-    return [weights_fingerprint(model), methods, caption_settings, args.contrast, args.eps, is_upright(args),
-            os.stat(regions.features).st_mtime_ns if regions else None]
+def settings_of(args, methods, model, regions, calibration=None):
+    """Everything that an explanation depends on besides its image and a given caption, of JSON types."""
+    settings = [weights_fingerprint(model), methods, args.contrast, args.eps, is_upright(args), args.shared_scale,
+                calibration and calibration.threshold, os.stat(regions.features).st_mtime_ns if regions else None]
+    if args.caption is None and args.captions is None:
+        settings += [decoding_options(args), args.grounded, args.seed if args.decoding == "sample" else None]
+    return settings
+
+
+def texts_of(args, paths):
+    """{path: caption to explain}, from --caption or --captions; empty if the model's own captions are explained."""
+    if args.captions is None:
+        return {} if args.caption is None else dict.fromkeys(paths, args.caption)
+    captions = read_captions_of(args.captions, list(dict.fromkeys(path.name for path in paths)))
+    return {path: captions[path.name] for path in paths}
 
 
 def is_upright(args):
@@ -138,22 +153,27 @@ def is_upright(args):
     return bool(args.images)
 
 
-def identity(path, settings):
-    """A hash of the settings and the image file; "" if the file cannot be read, which reading the image reports."""
+def identity(path, settings, text):
+    """A hash of the settings, the image file and the given caption, if any; "" if the file cannot be read, which
+    reading the image reports."""
     try:
-        return fingerprint([settings, hashlib.sha256(path.read_bytes()).hexdigest()])
+        return fingerprint([settings, text, hashlib.sha256(path.read_bytes()).hexdigest()])
     except OSError:
         return ""
 
 
-def explain_all(args, methods, model, vocabulary, targets, regions, device):
+def explain_all(args, methods, model, vocabulary, targets, texts, regions, device):
     """Explains the images that do not yet have an explanation with these settings.
 
-    targets: [(path, folder)] of all images. regions: for models of region features, the data set whose first images
-    these are; else None. Returns {path: InputError} of the images that cannot be read.
+    targets: [(path, folder)] of all images. texts: see `texts_of`. regions: for models of region features, the data set
+    whose first images these are; else None. Returns {path: InputError} of the images or captions that cannot be read.
     """
-    settings, size, broken = settings_of(args, methods, model, regions), checkpoint.image_size(model), {}
-    pending = [(index, path, folder, identity(path, settings)) for index, (path, folder) in enumerate(targets)]
+    calibration, decode = grounding.load(args.weight, model), decoding.decode
+    if args.grounded:
+        decode = partial(grounding.decode_grounded, calibration=grounding.load_for_decoding(args.weight, model))
+    settings, size = settings_of(args, methods, model, regions, calibration), checkpoint.image_size(model)
+    pending, broken = [(index, path, folder, identity(path, settings, texts.get(path)))
+                       for index, (path, folder) in enumerate(targets)], {}
     if not args.overwrite:
         pending = [item for item in pending if stored_identity(item[2]) != item[3]]
     if len(pending) < len(targets):
@@ -164,6 +184,8 @@ def explain_all(args, methods, model, vocabulary, targets, regions, device):
             readable, images = [], []
             for item in batch:
                 try:
+                    if texts:
+                        encode_caption(texts[item[1]], vocabulary, f"the caption of {item[1].name}")
                     images.append(read_image(item[1], upright=is_upright(args)))
                     readable.append(item)
                 except InputError as error:
@@ -178,17 +200,17 @@ def explain_all(args, methods, model, vocabulary, targets, regions, device):
             else:
                 inputs = torch.stack([preprocess(image, size) for image in images])
             inputs = inputs.to(device)
-            captions = captions_to_explain(model, vocabulary, inputs, args.caption, decoding_options(args))
+            given = [texts[path] for path in paths] if texts else None
+            captions = captions_to_explain(model, vocabulary, inputs, given, decoding_options(args), decode)
             results = explain_batch(model, vocabulary, inputs, captions, methods, args.contrast, args.eps, args.chunk,
-                                    bar)
+                                    bar, calibration)
             if regions:
                 results = map(without_padded_regions, results, boxes, counts)
             for path, folder, key, image, arrays in zip(paths, folders, identities, images, results, strict=True):
-                source = {"identity": key, "image": os.path.abspath(path), "upright": is_upright(args)}
+                source = {"identity": key, "image": os.path.abspath(path), "upright": is_upright(args),
+                          "shared_scale": args.shared_scale}
                 write_explanation(folder, image, arrays | {name: np.array(value) for name, value in source.items()})
-                share = f"   (LRP: {arrays['conservation'].mean():.0%} of the logits assigned to words and image)" \
-                    if "conservation" in arrays else ""
-                bar.write(f"{path.name}: {caption_text(arrays['words'].tolist())}{share}")
+                bar.write(describe(path.name, arrays, args.quiet))
                 bar.update()
     return broken
 
@@ -207,16 +229,20 @@ def main(args):
                              "preparedataset.py --features bottom_up stored them")
         methods = methods_for_regions(args.methods, args.weight)
         regions = open_features(args.data_folder, args.dataset, args.split, model)
+    if sum((args.caption is not None, args.captions is not None, args.grounded)) > 1:
+        raise InputError("give at most one of --caption, --captions and --grounded")
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)
     if args.contrast is not None:
         contrast_id(args.contrast, vocabulary)
     paths = find_images(args.images) if args.images else split_images(args.data_folder, args.dataset, args.split)
     paths = paths[:args.max_images]
+    texts = texts_of(args, paths)
     save_path = make_folder(args.save_path)
     remove_leftovers(save_path)
     folders = choose_folders(paths, save_path)
-    broken = explain_all(args, methods, model, vocabulary, list(zip(paths, folders, strict=True)), regions, device)
+    broken = explain_all(args, methods, model, vocabulary, list(zip(paths, folders, strict=True)), texts, regions,
+                         device)
     explained = [folder for path, folder in zip(paths, folders, strict=True) if path not in broken]
     if not explained:
         raise InputError("none of the images can be read, so that there is nothing to explain: check --images")

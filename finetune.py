@@ -1,6 +1,6 @@
-"""Fine-tunes a captioning model with LRP-inference, self-critical training, or both (docs/method.md, section 7).
+"""Fine-tunes a captioning model with explanations, self-critical training, or both (docs/method.md, section 7).
 
-Example: python finetune.py --weight output/demo/checkpoint_best.pth --lrp_tune
+Example: python finetune.py --weight output/demo/checkpoint_best.pth --erase_tune
 """
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
@@ -13,20 +13,22 @@ from torch import nn
 
 import train
 from captioning import checkpoint
-from captioning.cli import Parser, non_negative, positive_int, print_settings, set_seed
+from captioning.cli import Parser, fraction, non_negative, positive_int, print_settings, set_seed
 from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import lrp_loss, stop_mask
 from captioning.files import fingerprint, make_folder, remove_leftovers
 from captioning.memory import check_memory
+from captioning.metrics.object_words import load_objects
+from captioning.training.erasure import ErasureLoss, category_ids
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.options import TrainingOptions
 from captioning.training.reward import CiderD, frequencies_path
 from captioning.training.scst import SCST
 
-MODES = ("lrp_tune", "cider_tune", "lrp_cider_tune", "ce_tune")
+MODES = ("erase_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "ce_tune")
 SIZES = ("embed_dim", "hidden_dim", "attention_dim", "num_head")        # fixed by the model
 # flags whose default is the checkpoint's value
 FROM_CHECKPOINT = ("dataset", "data_folder", "model_type", "encoder", *SIZES, "finetune_encoder", "from_pixels",
@@ -41,11 +43,19 @@ def get_args_parser():
     add("--weight", metavar="CHECKPOINT", required=True, help="checkpoint to start from")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     modes = group.add_mutually_exclusive_group(required=True)
+    modes.add_argument("--erase_tune", action="store_true", help="cross-entropy, and words are unlearned where "
+                       "their own evidence is erased from the image")
     modes.add_argument("--lrp_tune", action="store_true", help="cross-entropy of p and of the LRP-inference p̃")
     modes.add_argument("--cider_tune", action="store_true", help="self-critical training with CIDEr-D")
     modes.add_argument("--lrp_cider_tune", action="store_true", help="self-critical training of captions sampled with "
                        "LRP-inference")
     modes.add_argument("--ce_tune", action="store_true", help="control: cross-entropy, as in training")
+    add("--erase_weight", type=non_negative, default=0.5, help="erase_tune: weight μ of the terms on the erased image")
+    add("--keep_weight", type=non_negative, default=1.0, help="erase_tune: weight κ, relative to μ, of the other "
+        "object words on the erased image")
+    add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's regions to erase")
+    add("--synonyms", metavar="FILE", help="erase_tune: file with one line per object category: its name and its "
+        "synonyms, separated by commas (default: the data set's objects or captioning/metrics/coco_objects.txt)")
     add("--lrp_weight", type=non_negative, default=1.0, help="weight λ of the cross-entropy of p̃")
     add("--stop_words", metavar="FILE", help="text file of words that LRP-inference does not re-weight, separated by "
         "white space (default: captioning/metrics/stop_words.txt)")
@@ -86,10 +96,11 @@ def complete_settings(args, model, flags):
                          "folder")
     if args.lrp_tune and args.label_smoothing:
         raise InputError("--lrp_tune trains without label smoothing: omit --label_smoothing")
+    other_loss = args.ss_prob or args.region_loss or args.region_epochs or args.label_smoothing
+    if other_loss and (is_self_critical(args) or args.erase_tune):
+        raise InputError(f"--{mode} has a loss of its own: omit --ss_prob, --region_loss, --region_epochs and "
+                         "--label_smoothing")
     if is_self_critical(args):
-        if args.ss_prob or args.region_loss or args.region_epochs or args.label_smoothing:
-            raise InputError(f"--{mode} trains on sampled captions: omit --ss_prob, --region_loss, --region_epochs and "
-                             "--label_smoothing")
         if args.baseline == "mean" and args.samples == 1:
             raise InputError("--baseline mean compares samples of the same image: give --samples 2 or more")
         settings.captions_per_step = None       # all captions are references
@@ -130,7 +141,7 @@ def check_references(data):
                          "preparedataset.py again")
 
 
-def make_loss(settings, vocabulary, data, stop):
+def make_loss(settings, vocabulary, data, stop, device):
     """The loss function for `fit`, and its measure; stop: bool (V,), the stop words of LRP-inference, or None."""
     if is_self_critical(settings):
         check_references(data)
@@ -140,6 +151,10 @@ def make_loss(settings, vocabulary, data, stop):
         check_memory(12 * settings.batch_size * settings.samples * max_len * len(vocabulary),
                      f"--samples {settings.samples} with --batch_size {settings.batch_size}", "lower one of them")
         return SCST(vocabulary, reward, max_len, settings.samples, settings.baseline, stop), "reward"
+    if settings.erase_tune:
+        objects = load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms)
+        categories = category_ids(objects, vocabulary).to(device)
+        return ErasureLoss(categories, settings.erase_weight, settings.keep_weight, settings.erase_share), "accuracy"
     criterion = partial(lrp_loss, stop=stop, weight=settings.lrp_weight) if settings.lrp_tune else None
     return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss, settings.region_epochs,
                                settings.label_smoothing), "accuracy"
@@ -168,7 +183,7 @@ def main(args):
         stop_words = stop_word_ids(settings.stop_words or STOP_WORDS, vocabulary)
         stop = stop_mask(model, stop_words)
         additional_flags = {"stop_words_fingerprint": fingerprint(sorted(stop_words))}
-    loss_function, measure = make_loss(settings, vocabulary, train_data, stop)
+    loss_function, measure = make_loss(settings, vocabulary, train_data, stop, device)
     options = TrainingOptions.from_settings(settings, **additional_flags)
     best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure)
     print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)

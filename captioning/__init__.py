@@ -2,7 +2,7 @@
 
 Modules of this folder serve all others. `interrupt`, `errors`, `memory`, `files`, `processes`, `device`, `weights`,
 `cli`, `published`, `recurrence` and `decoding` import no sub-package; `checkpoint` imports data and explanation, and
-the models where it creates one.
+the models where it creates one; `grounding` imports data and metrics.
 Sub-packages, from the lowest to the highest; each may import those before it, but no script:
 
     data         annotations, vocabulary, images, stored features, demo scenes

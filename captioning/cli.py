@@ -84,6 +84,8 @@ def add_decoding(parser):
     add("--top_p", type=number(float, 0, 1, low_included=False), default=1.0, help="sample: only from the fewest words "
         "whose probabilities sum to p")
     add("--max_len", type=number(int, 1, 1000), default=50, help="maximum number of words per caption")
+    add("--grounded", action="store_true", help="caption again without object words that come from language rather "
+        "than the image; requires evaluation.py --calibrate before")
 
 
 def decoding_options(args):

@@ -23,7 +23,7 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, **opti
     """Captions (B, T) of features (B, K, C), ids as in Decoded: the best hypothesis of `method`, or one sample.
 
     method: one of METHODS. options: those of `beam_search` or `sample`; diverse beam search has as many groups as
-    hypotheses by default.
+    hypotheses by default. banned (B, V) bool, an option of all: words that an image's caption must not contain.
     """
     with torch.no_grad():
         context = model.start(features)
@@ -37,7 +37,7 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, **opti
 
 
 def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, diversity=0.5, length_penalty=0.0,
-                block_trigrams=False, best_only=False):
+                block_trigrams=False, best_only=False, banned=None):
     """Beam search; with groups > 1 diverse beam search (Vijayakumar et al. 2016) of beam_size / groups hypotheses each.
 
     model, context: a captioning model and its `start`. diversity: penalty of a word for each hypothesis of an earlier
@@ -49,7 +49,7 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
     if beam_size < 1 or groups < 1 or beam_size % groups:
         raise InputError(f"a beam width of {beam_size} cannot be split into {groups} equal groups: change one of them")
     B, N, width = len(context[0]), beam_size, beam_size // groups
-    beam = _Beam(model, vocabulary, B, N, max_len)
+    beam = _Beam(model, vocabulary, B, N, max_len, banned=banned)
     # all hypotheses of a group are equal at first: only one may be extended at the first step
     beam.scores[:, torch.arange(N) % width != 0] = -torch.inf
     for t in range(max_len):
@@ -72,7 +72,7 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
 
 
 def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=1.0, samples=1, generator=None,
-           block_trigrams=False, greedy_first=False, predict=None):
+           block_trigrams=False, greedy_first=False, predict=None, banned=None):
     """Samples captions word by word -> Decoded with N = samples, whose scores are the model's log-probabilities.
 
     Words are sampled from the softmax of logits / temperature, restricted to the top_k most probable words (0: all)
@@ -80,7 +80,7 @@ def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=
     the first sample is decoded greedily instead. predict: as in the models' `step`. InputError for invalid values."""
     if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
         raise InputError("sampling needs a temperature above 0, top_p in (0, 1] and top_k of at least 0")
-    beam = _Beam(model, vocabulary, len(context[0]), samples, max_len, predict)
+    beam = _Beam(model, vocabulary, len(context[0]), samples, max_len, predict, banned)
     parents = torch.arange(samples, device=beam.scores.device).expand(len(context[0]), -1)
     for t in range(max_len):
         log_p, state = beam.step(context, t, block_trigrams)
@@ -99,8 +99,8 @@ def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=
 class _Beam:
     """N hypotheses for each of B images: tokens (B, N, max_len), scores, lengths, and the model's state."""
 
-    def __init__(self, model, vocabulary, B, N, max_len, predict=None):
-        self.model, self.vocabulary, self.predict = model, vocabulary, predict
+    def __init__(self, model, vocabulary, B, N, max_len, predict=None, banned=None):
+        self.model, self.vocabulary, self.predict, self.banned = model, vocabulary, predict, banned
         self.state = model.initial_state(B, N)
         like = self.state[0]
         self.tokens = torch.zeros(B, N, max_len, dtype=torch.long, device=like.device)
@@ -115,6 +115,8 @@ class _Beam:
         log_p = without_special(logits.to(self.scores.dtype), self.vocabulary).log_softmax(-1)
         if block_trigrams and t >= 2:
             log_p = log_p.masked_fill(self.repeated_trigrams(t, log_p.shape[-1]), -torch.inf)
+        if self.banned is not None:     # after the softmax: scores remain the model's log-probabilities
+            log_p = log_p.masked_fill(self.banned[:, None], -torch.inf)
         over = torch.full_like(log_p[0, 0], -torch.inf)
         over[self.vocabulary.pad] = 0
         return torch.where(self.finished[..., None], over, log_p), state
@@ -151,6 +153,16 @@ class _Beam:
         return Decoded(self.tokens.gather(1, order[..., None].expand_as(self.tokens))[..., :T], scores)
 
 
+def with_start(tokens, vocabulary):
+    """Captions (B, T+1) of tokens (B, T), as models read them: with <start> before them."""
+    return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
+
+
+def trimmed(captions):
+    """Captions (B, T), zero-padded, without the columns in which all are padding."""
+    return captions[:, :int((captions != 0).any(0).sum())]
+
+
 def without_special(logits, vocabulary):
     """Sets logits (..., V), in place, to -inf for <pad>, <start> and <unk>, which are never generated."""
     logits[..., [vocabulary.pad, vocabulary.start, vocabulary.unk]] = -torch.inf
@@ -169,10 +181,10 @@ def _filtered(logits, top_k, top_p):
     return logits
 
 
-def caption_batch(model, images, vocabulary, amp, device, method="greedy", **options):
+def caption_batch(model, images, vocabulary, amp, device, method="greedy", decode=decode, **options):
     """Captions, as a list of strings, for images (B, 3, S, S) or region features (B, K, C). amp: mixed precision;
-    options: those of `decode`."""
+    decode: `decode`, or a function like it; options: those of `decode`."""
     model.eval()
     with torch.no_grad(), autocast(device, amp):
-        tokens = decode(model, model.encode(images), vocabulary, method, **{"max_len": 50} | options)
+        tokens = decode(model, model.encode(images), vocabulary, method=method, **{"max_len": 50} | options)
     return [" ".join(vocabulary.decode(ids)) for ids in tokens.tolist()]

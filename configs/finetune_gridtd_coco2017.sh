@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tunes Ada-LSTM (GridTDModel) on COCO2017 after configs/train_gridtd_coco2017.sh. Edit the flags below, then
 # run one of
+#     bash configs/finetune_gridtd_coco2017.sh erase_tune        cross-entropy; words without evidence are unlearned
 #     bash configs/finetune_gridtd_coco2017.sh lrp_tune          cross-entropy of p and of the LRP-inference p̃
 #     bash configs/finetune_gridtd_coco2017.sh cider_tune        self-critical training with CIDEr-D
 #     bash configs/finetune_gridtd_coco2017.sh lrp_cider_tune    the same, with captions sampled with LRP-inference
@@ -13,6 +14,7 @@ python finetune.py \
     --$mode \
     --weight output/gridtd_coco2017/checkpoint_best.pth \
     --data_folder data \
+    --erase_weight 0.5 \
     --lrp_weight 1 \
     --baseline greedy \
     --samples 1 \

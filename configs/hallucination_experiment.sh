@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Does LRP-inference fine-tuning reduce object hallucination? Trains both models on biased demo scenes with five random
-# seeds, fine-tunes each in four modes for the same number of steps, and evaluates on test images in which the planted
+# Does fine-tuning with explanations reduce object hallucination? Trains both models on biased demo scenes with five random
+# seeds, fine-tunes each in five modes for the same number of steps, and evaluates on test images in which the planted
 # companion is missing half the time (docs/experiments.md). Takes hours on two cores; QUICK=1 runs one seed and one epoch
 # in 15 minutes. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs, one job per core):
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
+# To divide it over machines, give each its own SEEDS, copy the folders of OUT together and run studies/hallucination.py.
+# WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of hallucination and CIDEr.
 # A variant of a mode with other flags, beside the existing runs:
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh
 . "$(dirname "$0")/environment.sh"
@@ -11,7 +13,7 @@ export OMP_NUM_THREADS=1    # one job per core instead
 if [ -n "${QUICK:-}" ]; then
     SEEDS=${SEEDS:-1} EPOCHS=${EPOCHS:-1} OUT=${OUT:-output/hallucination_quick}
 fi
-export MODES=${MODES:-ce lrp cider lrp_cider} NAME=${NAME:-} FLAGS=${FLAGS:-} EPOCHS=${EPOCHS:-2}
+export MODES=${MODES:-ce erase lrp cider lrp_cider} WEIGHTS=${WEIGHTS:-} NAME=${NAME:-} FLAGS=${FLAGS:-} EPOCHS=${EPOCHS:-2}
 export OUT=${OUT:-output/hallucination}
 
 [ -f data/hallucination/demo/test_demo.hdf5 ] || python preparedataset.py \
@@ -31,8 +33,22 @@ evaluate() {    # arguments: folder of a run
         --save_path "$1"
 }
 
+tune() {        # arguments: name of the run, flags; uses $run and $seed of train_and_finetune
+    local name=$1
+    python finetune.py \
+        --weight "$run/base/checkpoint_last.pth" \
+        --epochs "$EPOCHS" \
+        --patience "$EPOCHS" \
+        --lr_schedule cosine \
+        --workers 1 \
+        --seed "$seed" \
+        --save_path "$run/$name" \
+        "${@:2}"
+    evaluate "$run/$name"
+}
+
 train_and_finetune() {      # arguments: model type, random seed
-    local run=$OUT/$1_$2
+    local run=$OUT/$1_$2 seed=$2
     mkdir -p "$run"
     exec >>"$run/output.txt" 2>&1
     python train.py \
@@ -62,25 +78,17 @@ train_and_finetune() {      # arguments: model type, random seed
     for mode in $MODES; do
         local lr=5e-4
         [[ $mode == *cider ]] && lr=1e-4    # a higher rate degrades the captions' grammar
-        python finetune.py \
-            --weight "$run/base/checkpoint_last.pth" \
-            --${mode}_tune \
-            --epochs "$EPOCHS" \
-            --patience "$EPOCHS" \
-            --decoder_lr $lr \
-            --lr_schedule cosine \
-            --workers 1 \
-            --seed "$2" \
-            --save_path "$run/$mode$NAME" \
-            $FLAGS
-        evaluate "$run/$mode$NAME"
+        tune $mode$NAME --${mode}_tune --decoder_lr $lr $FLAGS
+    done
+    for weight in $WEIGHTS; do
+        tune erase_mu$weight --erase_tune --erase_weight $weight --decoder_lr 5e-4
     done
 }
-export -f train_and_finetune evaluate
+export -f train_and_finetune tune evaluate
 
 for seed in ${SEEDS:-1 2 3 4 5}; do
     printf '%s %s\n' gridtd "$seed" aoa "$seed"
 done | xargs -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -L 1 bash -c '
     echo "$0, seed $1: started, output in $OUT/$0_$1/output.txt"
     bash -euo pipefail -c "train_and_finetune $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
-python benchmarks/hallucination.py "$OUT"
+python studies/hallucination.py "$OUT"

@@ -33,7 +33,7 @@ def commands(out):
         yield (f"train.py {demo} --model_type {model} --encoder small {SIZES} --dropout 0.1 --batch_size 10 "
                "--captions_per_step 2 --epochs 3 --region_epochs 1 --region_loss 1 --decoder_lr 1e-3 --encoder_lr "
                f"1e-3 --lr_schedule cosine --grad_clip 1 --workers 1 --save_path {out}/{model}")
-        for mode in ("lrp_tune", "cider_tune", "lrp_cider_tune", "ce_tune"):
+        for mode in ("erase_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "ce_tune"):
             yield (f"finetune.py {weight} --data_folder {out}/data --{mode} --epochs 1 --workers 1 "
                    f"--save_path {out}/{model}_{mode}")
         yield (f"evaluation.py {weight} {demo} --per_image --workers 0 --metrics bleu rouge_l cider map chair "

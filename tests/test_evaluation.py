@@ -133,7 +133,37 @@ def test_correctness_is_the_share_inside_the_box(demo_data, weights, tmp_path, m
     assert (tmp_path / "correctness_test.png").stat().st_size > 1000
 
 
-EXPERIMENTS = ["ablation", "correctness", "tpfp", "deletion_insertion", "pointing_game", "mask_mass"]
+def test_calibration_flags_the_words_below_the_threshold(demo_data, weights, tmp_path, monkeypatch):
+    """The captions are references of other images, so that some of their objects are absent."""
+    monkeypatch.setattr(evaluation, "caption_split", lambda model, vocabulary, data, *_: [
+        texts[0] for texts in [*data.references[2:], *data.references[:2]]])
+    weight = tmp_path / "gridtd.pth"
+    weight.write_bytes((weights / "gridtd.pth").read_bytes())
+    metrics = run(demo_data, tmp_path, "--weight", weight, "--calibrate", "--metrics", "chair")
+    calibration = json.loads((tmp_path / "gridtd_grounding.json").read_text())
+    values, words, vocabulary = {}, [], CaptionDataset(demo_data, "demo", "test").vocabulary.wordmap
+    for split in ("val", "test"):
+        for row in csv.DictReader((tmp_path / f"grounding_words_{split}.csv").read_text().splitlines()):
+            values.setdefault(split, {}).setdefault(row["measure"], []).append(float(row["value"]))
+            if row["measure"] == "flagged":
+                words.append(row["word"])
+    val, test = values["val"], values["test"]
+    kept = [share >= calibration["threshold"]
+            for share, present in zip(val["absolute_share"], val["present"], strict=True) if present]
+    assert sum(kept) / len(kept) == pytest.approx(0.95, abs=2 / len(kept))
+    # no word outside the vocabulary is flagged
+    is_flagged = [share < calibration["threshold"] and word in vocabulary
+                  for share, word in zip(test["absolute_share"], words, strict=True)]
+    assert [value > 0 for value in test["flagged"]] == is_flagged
+    absent = [not present for present in test["present"]]
+    both = sum(a and b for a, b in zip(absent, is_flagged, strict=True))
+    assert metrics["flag_recall"] == pytest.approx(both / sum(absent))
+    assert metrics["flag_precision"] == pytest.approx(both / sum(is_flagged))
+    with pytest.raises(InputError, match="--calibrate requires --weight"):
+        run(demo_data, tmp_path, "--predictions", "x.json", "--calibrate")
+
+
+EXPERIMENTS = ["ablation", "correctness", "tpfp", "deletion_insertion", "pointing_game", "mask_mass", "grounding"]
 SCORING = ["--explanations", *EXPERIMENTS, "--methods", "lrp", "attention", "random", "--max_images", "4",
            "--batch_size", "2", "--metrics", "bleu"]
 
@@ -169,7 +199,7 @@ def test_every_experiment_writes_words_table_and_plot(scored):
         assert (scored / f"{name}_test.png").stat().st_size > 3000
         assert {row["image"] for row in words} <= {f"test_0000{i}.png" for i in range(4)}
         assert len(words) == len({tuple(row.values())[:5] for row in words})
-        if name != "tpfp":
+        if name not in ("tpfp", "grounding"):
             for row in table[::7]:
                 values = [float(word["value"]) for word in words
                           if (word["method"], word["measure"]) == (row["method"], row["measure"])]

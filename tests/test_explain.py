@@ -14,11 +14,12 @@ from PIL import Image
 
 import explain
 from aoamodel import AOAModel
-from captioning import checkpoint, decoding
+from captioning import checkpoint, decoding, grounding
 from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import build
 from captioning.errors import InputError
 from captioning.explanation.methods import SPLIT
+from captioning.metrics.object_words import Objects
 from captioning.report import explanations
 from gridTDmodel import GridTDModel
 
@@ -98,7 +99,13 @@ def test_arrays_equal_the_models_explanations(weights, tmp_path, kind, capsys):
             assert np.allclose(arrays[name], value, rtol=1e-4, atol=1e-6 * value.abs().max().item()), name
         assert arrays["lrp_pixels"].dtype == np.float32 and arrays["grad_cam_pixels"].shape == (4, 112, 112)
         assert str(arrays["image"]) == str(path) and bool(arrays["upright"])
-        assert f"{path.name}: a dog runs   (LRP: {expected.conservation.mean():.0%}" in output
+        lines = output.split(f"{path.name}: a dog runs\n")[1].splitlines()[:5]
+        assert lines[0].split() == ["word", "probability", "image", "words", "<start>", "rest"]
+        for t, word in enumerate(["a", "dog", "runs", "<end>"]):
+            numbers = [expected.logits[0, t].softmax(0)[captions[0, t + 1]], expected.image[0, t],
+                       expected.previous[0, t], expected.start[0, t], expected.rest[0, t]]
+            shown = lines[t + 1].split()
+            assert shown[0] == word and np.allclose([float(n) for n in shown[1:]], numbers, atol=0.0051)
 
 
 def test_files_of_an_image(weights, tmp_path):
@@ -190,6 +197,76 @@ def test_captions_are_decoded_as_the_flags_specify(weights, tmp_path, flags, opt
     assert list(stored(tmp_path / "out" / "a")["words"]) == ["<start>", *(WORDS.words[i] for i in tokens.tolist() if i)]
 
 
+# -- captions of other systems, flags and grounded decoding ------------------------------------------------------------
+
+
+def write_captions(path, items):
+    path.write_text(json.dumps(items), encoding="utf-8")
+    return str(path)
+
+
+def test_captions_of_other_systems(weights, tmp_path, capsys):
+    paths = [make_image(tmp_path / name) for name in ("COCO_val_0000000007.png", "b.png")]
+    file = write_captions(tmp_path / "results.json", [
+        {"image_id": 7, "caption": "A dog runs."}, {"image": "b.png", "caption": "a"},
+        {"image": "c.png", "caption": "x"}])
+    flags = ("--methods", "attention", "--captions", file)
+    run(weights / "aoa.pth", paths, tmp_path / "out", *flags, "--quiet", "--shared_scale")
+    output = capsys.readouterr().out
+    assert "b.png: a\n" in output and "COCO_val_0000000007.png: a dog runs\n" in output and "probability" not in output
+    assert list(stored(tmp_path / "out" / "b")["words"]) == ["<start>", "a", "<end>"]
+    assert bool(stored(tmp_path / "out" / "b")["shared_scale"])
+    write_captions(tmp_path / "results.json", [{"image_id": 7, "caption": "a dog runs"}, {"image": "b.png", "caption":
+                                                                                         "a dog"}])
+    run(weights / "aoa.pth", paths, tmp_path / "out", *flags, "--shared_scale")
+    assert list(stored(tmp_path / "out" / "b")["words"]) == ["<start>", "a", "dog", "<end>"]
+
+
+def test_captions_with_unknown_words_are_skipped(weights, tmp_path):
+    paths = [make_image(tmp_path / name) for name in ("a.png", "b.png")]
+    file = write_captions(tmp_path / "results.json", [{"image": "a.png", "caption": "a zebra"},
+                                                      {"image": "b.png", "caption": "a dog"}])
+    with pytest.raises(InputError, match=r"1 of 2 images were skipped.*the caption of a\.png 'a zebra'.*: zebra"):
+        run(weights / "gridtd.pth", paths, tmp_path / "out", "--methods", "attention", "--captions", file)
+    assert page_names(tmp_path / "out") == ["b"]
+    paths.append(make_image(tmp_path / "c.png"))
+    with pytest.raises(InputError, match=r"lacks captions for 1 of 3 images, c\.png first"):
+        run(weights / "gridtd.pth", paths, tmp_path / "out", "--methods", "attention", "--captions", file)
+
+
+@pytest.fixture
+def calibrated(weights, tmp_path):
+    """A checkpoint with a calibration by which every object word is flagged; "dog" is the only object word."""
+    path = tmp_path / "model.pth"
+    path.write_bytes((weights / "gridtd.pth").read_bytes())
+    model, _ = checkpoint.load(path)
+    grounding.save(path, model, 2.0, 2.0, Objects({"dog": "dog"}))
+    return path
+
+
+def test_flags(calibrated, tmp_path, capsys):
+    image = make_image(tmp_path / "a.png")
+    run(calibrated, [image], tmp_path / "out", "--methods", "lrp", "--caption", "a dog runs")
+    assert stored(tmp_path / "out" / "a")["flags"].tolist() == [False, True, False, False]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "from language" in line] == ["dog"]
+    run(calibrated, [image], tmp_path / "out", "--methods", "lrp", "--caption", "a dog runs", "--contrast", "fast")
+    assert "flags" not in stored(tmp_path / "out" / "a")
+
+
+def test_grounded_captions(calibrated, weights, tmp_path, monkeypatch):
+    def preferring_dogs(model, *arguments, **options):
+        model.W_o.bias.data[WORDS.wordmap["dog"]] = 9
+        return decoding.decode(model, *arguments, **options)
+    monkeypatch.setattr(grounding, "decode", preferring_dogs)
+    image = make_image(tmp_path / "a.png")
+    run(calibrated, [image], tmp_path / "out", "--methods", "attention", "--grounded")
+    assert "dog" not in stored(tmp_path / "out" / "a")["words"]
+    with pytest.raises(InputError, match=r"gridtd_grounding\.json is missing: --grounded requires"):
+        run(weights / "gridtd.pth", [image], tmp_path / "out", "--grounded")
+    with pytest.raises(InputError, match="at most one of"):
+        run(calibrated, [image], tmp_path / "out", "--grounded", "--caption", "a dog")
+
+
 def settings(*flags):
     args = explain.get_args_parser().parse_args(["--weight", "x", "--images", "y", *flags])
     return explain.settings_of(args, args.methods, make_model("gridtd"), None)
@@ -203,6 +280,7 @@ def test_an_explanation_depends_on_its_decoding_options():
         assert settings(*sampling, *flags) != settings(*sampling)
     assert settings("--seed", "2") == settings()        # nothing is random in beam search
     assert settings("--caption", "a", "--beam_size", "2") == settings("--caption", "a")
+    assert settings("--grounded") != settings() != settings("--shared_scale")
 
 
 # -- folders and the page ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from captioning.files import fingerprint
 from captioning.training.reward import frequencies_path
 
 ROOT = Path(__file__).parents[1]
-MODES = ("--ce_tune", "--lrp_tune", "--cider_tune", "--lrp_cider_tune")
+MODES = ("--ce_tune", "--erase_tune", "--lrp_tune", "--cider_tune", "--lrp_cider_tune")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,8 @@ def test_every_mode_trains(bases, tmp_path, model_type, mode):
 
 
 @pytest.mark.parametrize("model_type, extra", [("gridtd", ("--lrp_cider_tune", "--samples", "2", "--baseline", "mean")),
-                                               ("aoa", ("--lrp_tune", "--amp"))])
+                                               ("aoa", ("--lrp_tune", "--amp")),
+                                               ("gridtd", ("--erase_tune", "--amp"))])
 def test_killed_run_ends_like_an_uninterrupted_one(bases, tmp_path, model_type, extra):
     whole = run(bases[model_type], tmp_path / "whole", *extra)
     killed = flags(bases[model_type], tmp_path / "killed", *extra)
@@ -124,7 +125,8 @@ def command_error(*arguments):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--lrp_tune"], "required: --weight"),
-    (["--weight", "x.pth"], "one of the arguments --lrp_tune --cider_tune --lrp_cider_tune --ce_tune is required"),
+    (["--weight", "x.pth"], "one of the arguments --erase_tune --lrp_tune --cider_tune --lrp_cider_tune --ce_tune is "
+     "required"),
     (["--weight", "x.pth", "--lrp_tune", "--cider_tune"], "--cider_tune: not allowed with argument --lrp_tune"),
     (["--weight", "x.pth", "--lrp_tune"], "the checkpoint x.pth cannot be read"),
 ])
@@ -136,6 +138,8 @@ def test_command_line_errors(arguments, message):
 @pytest.mark.parametrize("extra, message", [
     (("--cider_tune", "--baseline", "mean"), "--samples 2"),
     (("--lrp_cider_tune", "--ss_prob", "0.5"), "omit --ss_prob"),
+    (("--erase_tune", "--region_loss", "1"), "omit --ss_prob, --region_loss"),
+    (("--erase_tune", "--synonyms", "missing.txt"), "synonyms missing.txt"),
     (("--cider_tune", "--label_smoothing", "0.1"), "and --label_smoothing"),
     (("--lrp_tune", "--label_smoothing", "0.1"), "omit --label_smoothing"),
     (("--lrp_tune", "--hidden_dim", "32"), "has --hidden_dim 16, not 32: omit the flag"),

@@ -7,17 +7,18 @@ from helpers import train_run
 from PIL import Image
 
 import evaluation
-from benchmarks import before_after, hallucination
+from benchmarks import before_after
 from captioning.errors import InputError
 from captioning.metrics.object_words import Objects
+from studies import hallucination
 
 
-def write_runs(folder, models=("gridtd", "aoa"), seeds=(1, 2, 3)):
+def write_runs(folder, models=("gridtd", "aoa"), seeds=(1, 2, 3), modes=hallucination.MODES):
     """Hallucinated companions: 0.4 + seed / 100 in the base, 0.1 less after lrp, 0.2 after cider."""
-    decrease = {"base": 0, "ce": 0, "lrp": 0.1, "cider": 0.2, "lrp_cider": 0.2}
+    decrease = {"base": 0, "ce": 0, "erase": 0.2, "lrp": 0.1, "cider": 0.2, "lrp_cider": 0.2}
     for model in models:
         for seed in seeds:
-            for mode in hallucination.MODES:
+            for mode in modes:
                 path = folder / f"{model}_{seed}" / mode / "metrics_test.json"
                 path.parent.mkdir(parents=True)
                 path.write_text(json.dumps(dict.fromkeys(hallucination.METRICS, 0.5) | {
@@ -28,16 +29,30 @@ def test_table_of_means_standard_errors_and_paired_differences(tmp_path):
     write_runs(tmp_path)
     (tmp_path / "gridtd_4" / "base").mkdir(parents=True)        # unfinished: not counted
     (tmp_path / "gridtd_4" / "base" / "metrics_test.json").write_text("{}")
+    write_runs(tmp_path, ("aoa",), (5,), ("base", "ce"))     # the other modes are not finished
     hallucination.main(hallucination.get_args_parser().parse_args([str(tmp_path)]))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]]
              for line in (tmp_path / "table.md").read_text().splitlines()]
-    rows = {line[0]: line[-1] for line in lines if len(line) > 1}
-    assert "gridtd, 3 seeds" in rows and "aoa, 3 seeds" in rows
+    column = 1 + list(hallucination.METRICS).index("companions_invented")
+    rows = {line[0]: line[column] for line in lines if len(line) > column}
+    assert "gridtd, 3 seeds" in rows and "aoa, 4 seeds" in rows and "lrp (seeds 1, 2, 3)" in rows
     assert rows["base"] == "0.420 ± 0.006"                      # 0.41, 0.42, 0.43
     assert rows["lrp"] == "0.320 ± 0.000"                       # 0.32 each
     assert rows["lrp − ce"] == "-0.100 ± 0.006"                 # -0.09, -0.10, -0.11
     assert rows["cider − ce"] == "-0.200 ± 0.012" and "ce − ce" not in rows
-    assert (tmp_path / "differences.png").stat().st_size > 5000
+    assert ["gridtd, lrp", "companions invented", "-0.100 ± 0.006", "3", "0.0033", "0.2500"] in lines
+    for figure in ("differences.png", "trade_off.png"):
+        assert (tmp_path / figure).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("values, t_test, sign_test", [
+    ([1.0, 2.0], 0.2048, 0.5), ([1.0, 2.0, 3.0], 0.0742, 0.25), ([-1.0, 2.0, 3.0, 4.0], 0.1612, 0.625),
+    ([0.1, 0.2, 0.3, 0.2, 0.1], 0.0086, 0.0625), ([-3.0, 1.0, 1.5, 2.0, 0.5, -1.0], 0.8351, 0.6875),
+    ([0.0, 0.0], 1.0, 1.0)])
+def test_p_values(values, t_test, sign_test):
+    """t-tests against scipy.stats.ttest_1samp, sign tests against counts of equally likely signs."""
+    assert hallucination.paired_t_test(values) == pytest.approx(t_test, abs=1e-4)
+    assert hallucination.sign_test(values) == sign_test
 
 
 def test_a_folder_without_runs_is_rejected(tmp_path):

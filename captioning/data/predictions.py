@@ -40,24 +40,43 @@ def read_predictions(path, names, ids, partial=False):
 
     Raises InputError for a malformed file, unknown images, more than one caption per image, and missing captions.
     """
-    content = read_json(path)
-    if not isinstance(content, list) or not content:
-        raise InputError(f"{path} must contain a list of {FORMATS}")
     known_names, captions = set(names), {}
-    for number, item in enumerate(content):
-        by_name = isinstance(item, dict) and "image" in item
-        key = item.get("image" if by_name else "image_id") if isinstance(item, dict) else None
-        if not has_type(key, str if by_name else int) or not has_type(item.get("caption"), str):
-            raise InputError(f"{path} must contain a list of {FORMATS}, but number {number} is not of this form")
-        name = key if by_name else ids.get(key)
+    for key, caption in _captions(path):
+        name = key if isinstance(key, str) else ids.get(key)
         if name not in known_names:
             raise InputError(f"{path} has a caption for {key}, which is not among the {len(names)} images to score: "
                              "remove it, or check --dataset, --split and --references")
         if name in captions:
             raise InputError(f"{path} has more than one caption for {key}: keep one")
-        captions[name] = item["caption"]
+        captions[name] = caption
     missing = [name for name in names if name not in captions]
     if missing and not partial:
         raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images: {missing[0]} has no "
                          "caption; add them, or score the other images with --partial")
     return {name: captions[name] for name in names if name in captions}
+
+
+def read_captions_of(path, names):
+    """Returns {file name: caption} for the images `names`, from a JSON list as in `read_predictions`; captions of other
+    images are ignored. InputError for a malformed file and for images without a caption."""
+    ids, captions = image_ids(names), {}
+    for key, caption in _captions(path):
+        captions[key if isinstance(key, str) else ids.get(key)] = caption
+    missing = [name for name in names if name not in captions]
+    if missing:
+        raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images, {missing[0]} first: add "
+                         "them, or explain the other images only")
+    return {name: captions[name] for name in names}
+
+
+def _captions(path):
+    """Yields (file name or image id, caption) of each item of a JSON list in one of the FORMATS."""
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{path} must contain a list of {FORMATS}")
+    for number, item in enumerate(content):
+        by_name = isinstance(item, dict) and "image" in item
+        key = item.get("image" if by_name else "image_id") if isinstance(item, dict) else None
+        if not has_type(key, str if by_name else int) or not has_type(item.get("caption"), str):
+            raise InputError(f"{path} must contain a list of {FORMATS}, but number {number} is not of this form")
+        yield key, item["caption"]

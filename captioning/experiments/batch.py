@@ -28,6 +28,7 @@ class Study:
     decode: object = None           # function: features (B, K, C) -> captions (B, T), ids after <start>
     seed: int = 1                   # random seed of the baseline
     read_boxes: object = None       # function: indices -> boxes (B, K, 4) of the regions in pixels, for region features
+    calibration: object = None      # captioning.grounding.Calibration, if the checkpoint has one
 
 
 class Batch:
@@ -163,7 +164,7 @@ class Batch:
         """(B, T, K)"""
         if method == "random":
             return torch.stack([maps for _, maps in self._random]) * self.region_is_present[:, None]
-        return region_relevance(self._without_pixels(method), method)
+        return region_relevance(self.explanation(method), method)
 
     def _pixel_maps(self, method):
         """(B, S, H, W) at the steps of self._steps."""
@@ -183,9 +184,9 @@ class Batch:
         """(n, T): the relevance of the word read at each step i ≤ t."""
         if method == "random":
             return torch.stack([words for words, _ in self._random])[rows, steps]
-        return self._without_pixels({"guided_grad_cam": "guided_backprop"}.get(method, method)).words[rows, steps]
+        return self.explanation({"guided_grad_cam": "guided_backprop"}.get(method, method)).words[rows, steps]
 
-    def _without_pixels(self, method):
+    def explanation(self, method):
         """The Explanation of all T steps down to the encoder's output, with `features` summed over channels."""
         if method not in self._explanations:
             explanation = getattr(self.study.model, method)(self.images, self.captions, pixels=False)

@@ -8,6 +8,8 @@ import torch
 from captioning.experiments.ablation import patch_ablation, word_ablation
 from captioning.experiments.correctness import THRESHOLDS, correctness
 from captioning.experiments.deletion_insertion import FRACTIONS, deletion_insertion
+from captioning.experiments.grounding import areas as grounding_areas
+from captioning.experiments.grounding import grounding, groups, split_values
 from captioning.experiments.localisation import mask_mass, pointing_game
 from captioning.experiments.sanity import sanity
 from captioning.experiments.tpfp import auc, roc_curve, tpfp
@@ -63,6 +65,11 @@ def scores_and_labels(values):
     return tensors, tensors.pop(("reference", "right")) > 0
 
 
+def grounding_table(values):
+    """Table of grounding: areas under the ROC curve by score and group of objects."""
+    return {key: Score(*row) for key, row in grounding_areas(values).items()}
+
+
 def by_method(table, measure):
     """{method: Score} of one measure."""
     return {method: score for (method, name), score in table.items() if name == measure}
@@ -94,6 +101,21 @@ def draw_tpfp(path, table, values):
     plots.draw_roc(path, {statistic: {method: curve for (method, name), curve in curves.items()
                                       if name in (statistic, "1-beta")}
                           for statistic in ("mean", "positive_mean", "absolute_mean", "maximum")})
+
+
+def draw_grounding(path, table, values):
+    """ROC curves of the single scores and of the best pair; none if all objects are present or all absent."""
+    scores, reference = split_values(values)
+    present = reference["present"] > 0
+    if present.all() or not present.any():
+        label = "present" if present.all() else "absent"
+        print(f"grounding: all {len(present)} objects are {label}, so there is no ROC curve to plot")
+        return
+    best = max((name for name in scores if "+" in name), key=lambda name: table[name, "all objects"].mean)
+    plots.draw_roc(path, {group: {name: roc_curve(score[mask], present[mask]) for name, score in scores.items()
+                                  if "+" not in name or name == best}
+                          for group, mask in groups(reference).items()
+                          if 0 < present[mask].sum() < mask.sum()})
 
 
 def draw_deletion_insertion(path, table, values):
@@ -132,8 +154,8 @@ def later_object_words(batch):
     return from_step(batch.object_words, 1)
 
 
-words_with_box, words_with_mask, frequent_words = map(attrgetter, ("words_with_box", "words_with_mask",
-                                                                   "frequent_words"))
+object_words, words_with_box, words_with_mask, frequent_words = map(attrgetter, (
+    "object_words", "words_with_box", "words_with_mask", "frequent_words"))
 
 EXPERIMENTS = {
     "ablation": Experiment(((words_for_word_ablation, word_ablation), (later_object_words, patch_ablation)),
@@ -145,9 +167,13 @@ EXPERIMENTS = {
                                      ("deletion", "insertion"), means),
     "pointing_game": Experiment(((words_with_box, pointing_game),), draw_pointing_game, ("hit",), means),
     "mask_mass": Experiment(((words_with_mask, mask_mass),), draw_mask_mass, ("inside",), means),
+    "grounding": Experiment(((object_words, grounding),), draw_grounding,
+                            ("all objects", "biased objects", "precision", "recall", "correct words kept"),
+                            grounding_table),
     "sanity": Experiment(((later_object_words, sanity),), draw_sanity, (), means),
 }
 NEED_BOXES = {"correctness", "pointing_game"}       # experiments
+NEED_IMAGES = EXPERIMENTS.keys() - {"grounding"}    # experiments that explain images even where features are stored
 NEED_PIXELS = {patch_ablation, tpfp, deletion_insertion, pointing_game, mask_mass, sanity}     # parts of experiments
 
 
@@ -161,3 +187,17 @@ def experiments_for_regions(names, weight):
     if omitted:
         report_omitted(omitted, weight)
     return applicable
+
+
+def metrics_of(tables, methods):
+    """{key: number} in metrics_<split>.json of the tables of the experiments."""
+    metrics, table = {}, tables.get("correctness")
+    if table:
+        methods = [*methods, *(["even"] if ("even", "0.0") in table else [])]
+        metrics |= {f"inside_box_{method}": table[method, "0.0"].mean for method in methods}
+        metrics |= {"box_share": table["box", "0.0"].mean, "explained_words": table["box", "0.0"].count}
+    table = tables.get("grounding") or {}
+    keys = {("absolute_share", "all objects"): "grounding_auc", ("flagged", "precision"): "flag_precision",
+            ("flagged", "recall"): "flag_recall"}
+    return metrics | {name: table[key].mean for key, name in keys.items() if key in table and
+                      math.isfinite(table[key].mean)}

@@ -133,6 +133,15 @@ def conclude(name, parts, folder, split):
     return table
 
 
+def read_values(path):
+    """The values {(method, measure): numbers} of an <experiment>_words_<split>.csv."""
+    values = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values.setdefault((row["method"], row["measure"]), []).append(float(row["value"]))
+    return values
+
+
 def method_order(method):
     """Sorting key: the order of METHODS, then the experiments' own baselines."""
     return METHODS.index(method) if method in METHODS else len(METHODS)

@@ -1,15 +1,18 @@
 """Captions to explain, and their explanations as the arrays of explanation.npz (docs/data.md)."""
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from captioning import decoding
+from captioning import decoding, grounding
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
 from captioning.explanation.methods import SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
 
 
 def encode_caption(text, vocabulary, flag="--caption"):
-    """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary."""
+    """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary.
+
+    flag: what `text` belongs to, for the message."""
     words = tokenise(text)
     if not words:
         raise InputError(f"{flag} {text!r} contains no words: give at least one")
@@ -28,20 +31,26 @@ def contrast_id(text, vocabulary):
     return int(ids[1])
 
 
-def captions_to_explain(model, vocabulary, images, caption, decoding_settings):
-    """Token ids (B, T+1) from <start> on: `caption` for every image, or if it is None the model's own captions."""
-    if caption is not None:
-        return encode_caption(caption, vocabulary).to(images.device).expand(len(images), -1)
+def captions_to_explain(model, vocabulary, images, texts, decoding_settings, decode=decoding.decode):
+    """Token ids (B, T+1) from <start> on, zero-padded: of the B `texts`, or if they are None the model's own captions.
+
+    decode: captioning.decoding.decode, or a function like it.
+    """
+    if texts is not None:
+        ids = [encode_caption(text, vocabulary) for text in texts]
+        return pad_sequence(ids, batch_first=True).to(images.device)
     with torch.no_grad():
-        tokens = decoding.decode(model, model.encode(images), vocabulary, **decoding_settings)
-    return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
+        tokens = decode(model, model.encode(images), vocabulary, **decoding_settings)
+    return decoding.with_start(tokens, vocabulary)
 
 
-def explain_batch(model, vocabulary, images, captions, methods, contrast=None, eps=0.01, chunk=None, bar=None):
+def explain_batch(model, vocabulary, images, captions, methods, contrast=None, eps=0.01, chunk=None, bar=None,
+                  calibration=None):
     """The arrays of explanation.npz for each image, a list of B dicts.
 
     images: (B, 3, S, S) normalised, or region features (B, K, C). captions: token ids (B, T+1), zero-padded. contrast:
-    a word. bar: a tqdm progress bar, advanced by B for each method.
+    a word. bar: a tqdm progress bar, advanced by B for each method. calibration: a captioning.grounding.Calibration,
+    which adds the array `flags` to LRP without contrast.
     """
     lengths = (captions[:, 1:] != 0).sum(1).tolist()
     words = np.array(vocabulary.words)
@@ -51,8 +60,11 @@ def explain_batch(model, vocabulary, images, captions, methods, contrast=None, e
     for method in methods:
         method_options = options | ({"eps": eps} if method == "lrp" else {})
         explanation = getattr(model, method)(images, captions, **method_options)
-        for name, values in _arrays(explanation, method, images, captions).items():
-            values = values.cpu().numpy() if values.is_floating_point() else words[values.cpu().numpy()]
+        arrays = _arrays(explanation, method, images, captions)
+        if method == "lrp" and calibration and contrast is None:
+            arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)
+        for name, values in arrays.items():
+            values = words[values.cpu().numpy()] if values.dtype == torch.long else values.cpu().numpy()
             for b, T in enumerate(lengths):
                 results[b][name] = values[b, :T, :T] if name.endswith("_words") else values[b, :T]
         if bar is not None:

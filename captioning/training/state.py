@@ -11,7 +11,8 @@ from captioning.training.log import columns, write_log
 from captioning.weights import check_finite
 
 # flags that must not change when a run is resumed
-FIXED_FLAGS = ("weight", "ce_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "lrp_weight", "samples", "baseline",
+FIXED_FLAGS = ("weight", "ce_tune", "erase_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "lrp_weight", "samples",
+               "baseline", "erase_weight", "keep_weight", "erase_share", "synonyms",
                "dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
                "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
                "label_smoothing", "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr",

@@ -19,6 +19,7 @@ from captioning.experiments.ablation import grey_out, patch_ablation, patch_rank
 from captioning.experiments.batch import METHODS, Batch, Study
 from captioning.experiments.correctness import THRESHOLDS, correctness
 from captioning.experiments.deletion_insertion import deletion_insertion
+from captioning.experiments.grounding import areas, cross_validated, fit_logistic, grounding
 from captioning.experiments.localisation import Masks, mask_mass, pointing_game
 from captioning.experiments.registry import EXPERIMENTS, mean_and_error
 from captioning.experiments.runner import measure, run_experiments
@@ -318,6 +319,64 @@ def test_tpfp_scores_are_statistics_of_the_maps(study):
     else:
         assert ("sentinel", "1-beta") not in values
     assert len(statistics(torch.rand(2, 4, 4))) == 9
+
+
+def test_grounding_scores_equal_their_definitions(study):
+    batch = make_batch(study)
+    rows, steps = indices_of(batch.object_words)
+    values = grounding(batch, rows, steps)
+    for name, expected in (("present", lambda b, word: word in BOXES.get(NAMES[b], {"categories": ()})["categories"]
+                            or any(word in text.split() for text in REFERENCES[b])), ("image", lambda b, word: b)):
+        assert by_word(values, ("reference", name), rows, steps) == {
+            (b, t): float(expected(b, SENTENCES[b].split()[t]))
+            for b, t in zip(rows.tolist(), steps.tolist(), strict=True)}
+    blank = copy.deepcopy(study.model)      # a model that sees no features
+    for name, parameter in blank.named_parameters():
+        if name in ("W_v.weight", "W_g.weight"):
+            parameter.data.zero_()
+    for b, t in zip(rows.tolist(), steps.tolist(), strict=True):
+        words = SENTENCES[b].split()
+        word = WORDS.wordmap[words[t]]
+        explanation = study.model.lrp(random_images()[b:b + 1], torch.tensor([WORDS.encode(words, len(words))]))
+        image, logit = explanation.features[0, t].sum().item(), explanation.targets[0, t].item()
+        parts = [getattr(explanation, part)[0, t].item() for part in ("image", "start", "previous", "rest")]
+        log_p = [probabilities(model, random_images()[b], words)[t, word].log().item()
+                 for model in (study.model, blank)]
+        expected = {("lrp", "image"): image, ("lrp", "share"): image / logit,
+                    ("lrp", "absolute_share"): image / sum(map(abs, parts)), ("model", "log_p"): log_p[0],
+                    ("model", "log_p_gain"): log_p[0] - log_p[1]}
+        for key, value in expected.items():
+            assert by_word(values, key, rows, steps)[b, t] == pytest.approx(value, rel=1e-6)
+
+
+def test_areas_of_scores_pairs_and_flags():
+    generator = torch.Generator().manual_seed(0)
+    present = torch.rand(300, generator=generator) < 0.7
+    image, log_p = (present + torch.randn(300, generator=generator) for _ in range(2))
+    flagged = image < 0
+    values = {("reference", "present"): present, ("reference", "biased"): torch.arange(300) % 2,
+              ("reference", "image"): torch.arange(300) // 3, ("reference", "flagged"): flagged,
+              ("lrp", "image"): image, ("model", "log_p"): log_p}
+    table = areas({key: value.double().tolist() for key, value in values.items()})
+    assert table["image", "all objects"][0] == pytest.approx(auc(image, present)[0])
+    assert table["image", "biased objects"] == pytest.approx((*auc(image[1::2], present[1::2]), 150))
+    assert table["image + log_p", "all objects"][0] > max(auc(image, present)[0], auc(log_p, present)[0])
+    assert table["flagged", "precision"][0] == pytest.approx((flagged & ~present).sum().item() / flagged.sum().item())
+    assert table["flagged", "recall"][0] == pytest.approx((flagged & ~present).sum().item() / (~present).sum().item())
+
+
+def test_logistic_regression():
+    x, y = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)).double(), torch.zeros(400).double()
+    y[torch.rand(400, generator=torch.Generator().manual_seed(1)) < (2 * x[:, 0] - x[:, 1] + 0.5).sigmoid()] = 1
+    weights = fit_logistic(x, y).requires_grad_()
+    logits = x @ weights[:2] + weights[2]
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="sum") + weights.square().sum() / 2
+    assert torch.autograd.grad(loss, weights)[0].abs().max() < 1e-9         # the minimum
+    # each fold is predicted by the others: changing a fold's labels leaves its own predictions unchanged
+    fold = torch.arange(400) % 5
+    changed = torch.where(fold == 2, 1 - y, y)
+    before, after = cross_validated(x, y, fold), cross_validated(x, changed, fold)
+    assert torch.equal(before[fold == 2], after[fold == 2]) and not torch.equal(before[fold == 1], after[fold == 1])
 
 
 def test_auc_is_the_share_of_ordered_pairs():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from aoamodel import AOAModel
 from captioning.explanation import lrp_inference
-from captioning.explanation.rules import LRP
+from captioning.explanation.rules import LRP, ratio
 from gridTDmodel import GridTDModel
 
 MODELS = [GridTDModel, AOAModel]
@@ -53,6 +53,24 @@ def test_weights_equal_literal_loops(model_type, seed):
         assert omega.min() >= 0 and omega.max() <= 2 and not omega.requires_grad
         # the most relevant entry has weight 0 or 2
         torch.testing.assert_close((omega - 1).abs().amax(-1), torch.ones_like(words, dtype=torch.float64))
+
+
+def test_weights_never_lower_the_logit_of_their_word():
+    """The proof of docs/method.md, section 7, on 2,000 random cases."""
+    model = make(GridTDModel)
+    generator = torch.Generator().manual_seed(0)
+    c, h = torch.randn(2, 2000, len(model.W_o.weight[0]), generator=generator, dtype=torch.float64)
+    words = torch.randint(len(model.W_o.bias), (2000,), generator=generator)
+    stop = torch.zeros(len(model.W_o.bias), dtype=torch.bool)
+    weighted = lrp_inference.weighted_hidden(model, c, h, words, stop)
+    logits, increased = (model.W_o(x).gather(-1, words[:, None]).squeeze(-1) for x in (c + h, weighted))
+    expected = 0
+    for part in (c, h):
+        contribution = part * model.W_o.weight[words]                                  # (2000, d) a_i W_wi
+        relevance = contribution * ratio(c + h, 0.01)
+        expected = expected + (relevance * contribution).sum(-1) / relevance.abs().amax(-1)
+    assert (increased > logits).all()
+    torch.testing.assert_close(increased - logits, expected)
 
 
 @pytest.mark.parametrize("model_type", MODELS)

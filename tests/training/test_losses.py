@@ -125,7 +125,8 @@ def test_label_smoothing():
     log_p = logits.log_softmax(-1)
     words = [(b, t, captions[b, t + 1]) for b in range(2) for t in range(3) if captions[b, t + 1]]
     expected = -sum(0.9 * log_p[b, t, w] + 0.1 * log_p[b, t].mean() for b, t, w in words) / len(words)
-    torch.testing.assert_close(word_loss(logits.flatten(0, -2), captions[:, 1:].flatten(), label_smoothing=0.1)[0], expected)
+    loss = word_loss(logits.flatten(0, -2), captions[:, 1:].flatten(), label_smoothing=0.1)[0]
+    torch.testing.assert_close(loss, expected)
     model = GridTDModel(9, 4, 6, 5, encoder=None, feature_dim=3).eval()
     features = torch.rand(2, 4, 3)
     logits = model.output(model.teacher_force(features, captions[:, None]).hidden)

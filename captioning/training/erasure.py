@@ -1,0 +1,112 @@
+"""Evidence erasure (docs/method.md, section 7): a word is unlearned where its own evidence is missing from the image.
+
+Sizes: B images with N captions of T + 1 ids each, from <start> on; K regions; S object words of one caption.
+"""
+from typing import NamedTuple
+
+import torch
+
+from captioning.errors import InputError
+from captioning.metrics.object_words import NO_OBJECT
+from captioning.training.losses import cross_entropy
+
+
+class Choice(NamedTuple):
+    """For each image one of its captions, and the object words of this caption; the first of them is to be erased."""
+    caption: torch.Tensor       # (B, T+1)
+    steps: torch.Tensor         # (B, S) the steps that predict these words, in random order
+    categories: torch.Tensor    # (B, S) the categories of these words, −1 where a caption has fewer than S
+
+
+class ErasureLoss:
+    """CE(p, y) + μ [−log(1 − p'(w)) − κ log p'(o)], with p' the prediction for erased features (section 7).
+
+    For each image one of its captions and one object word w of it are chosen at random; the features of the regions
+    that are w's own evidence are set to zero, which is padding where regions are detected. w must not be predicted from
+    the erased features, the caption's other object words o must. Words of the same category count as one word, and
+    captions that name only one category have no erased image. No gradient flows through the choice of the regions.
+
+    categories (V,): as `category_ids` returns them. weight, keep: μ and κ. share: at most this share of the regions is
+    erased.
+    """
+
+    def __init__(self, categories, weight, keep, share):
+        self.categories, self.weight, self.keep, self.share = categories, weight, keep, share
+
+    def __call__(self, model, features, captions, epoch):
+        """features (B, K, C), captions (B, N, T+1) -> (loss, correct words, words); `epoch` has no effect."""
+        loss, *counts = cross_entropy(model, model.teacher_force(features, captions), captions)
+        choice = choose(captions, self.categories)
+        with torch.autocast(features.device.type, enabled=False):
+            relevance = model.lrp(features, choice.caption, steps=choice.steps).features.sum(-1)   # (B, S, K)
+        regions = (features != 0).any(-1).sum(1, keepdim=True)                         # (B, 1) without padding
+        count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
+        mask = own_evidence(relevance, choice.categories, count)
+        erased = features.masked_fill(mask[..., None], 0)
+        hidden = model.teacher_force(erased, choice.caption[:, None]).hidden[:, 0]     # (B, T, d)
+        return loss + self.weight * self.erased_loss(model, hidden, choice), *counts
+
+    def erased_loss(self, model, hidden, choice):
+        """The terms in brackets, for the predictor's input (B, T, d) on the erased features; 0 if no caption names
+        objects of two categories."""
+        targets = choice.caption[:, 1:]
+        named = self.categories[targets]
+        is_used = (named >= 0) & is_other(choice.categories).any(1, keepdim=True)
+        logits, index = model.output(hidden).float(), targets[..., None]               # (B, T, V), (B, T, 1)
+        total = logits.logsumexp(-1)
+        log_p = logits.gather(-1, index).squeeze(-1) - total
+        log_not_p = logits.scatter(-1, index, -torch.inf).logsumexp(-1) - total        # log(1 − p), exact as p nears 1
+        is_erased = named == choice.categories[:, :1]
+        return -_mean(log_not_p, is_used & is_erased) - self.keep * _mean(log_p, is_used & ~is_erased)
+
+
+def category_ids(objects, vocabulary):
+    """(V,) for each word of the vocabulary the number of the object category that it names, or −1.
+
+    objects: captioning.metrics.object_words.Objects, of which phrases of several words are ignored. InputError if no
+    word of the vocabulary names an object."""
+    numbers = {category: number for number, category in enumerate(sorted(set(objects.words.values())))}
+    ids = torch.full((len(vocabulary),), -1)
+    for (word, *others), category in objects.words.items():
+        if not others and word in vocabulary.wordmap and category != NO_OBJECT:
+            ids[vocabulary.wordmap[word]] = numbers[category]
+    if (ids < 0).all():
+        raise InputError("the vocabulary contains no object word, so that --erase_tune has nothing to erase: give the "
+                         "object words with --synonyms")
+    return ids
+
+
+def choose(captions, categories):
+    """A random caption of each image, and its object words in random order -> Choice.
+
+    captions (B, N, T+1); categories (V,), as `category_ids` returns them."""
+    B, N, _ = captions.shape
+    caption = captions.take_along_dim(torch.randint(N, (B, 1, 1), device=captions.device), dim=1)[:, 0]
+    named = categories[caption[:, 1:]]                                                 # (B, T)
+    order = torch.rand(named.shape, device=named.device).masked_fill(named < 0, 2).argsort(dim=1)
+    steps = order[:, :max(1, int((named >= 0).sum(1).max()))]
+    return Choice(caption, steps, named.gather(1, steps))
+
+
+def is_other(categories):
+    """(B, S) bool: which words name an object of another category than the first; categories (B, S), −1 for none."""
+    return (categories >= 0) & (categories != categories[:, :1]) & (categories[:, :1] >= 0)
+
+
+def own_evidence(relevance, categories, count):
+    """(B, K) bool: the regions that are the first word's own, and of these the most relevant ones, at most `count`.
+
+    A region is a word's own if its relevance, as a fraction of the word's maximum over all regions, is positive and
+    exceeds that of every word of another category. relevance (B, S, K); categories (B, S), −1 for none; count: a
+    number, or one per image (B, 1)."""
+    share = relevance.clamp(min=0)
+    share = share / share.amax(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+    largest_other = (share * is_other(categories)[..., None]).amax(1)                  # (B, K)
+    own = torch.where(share[:, 0] > largest_other, share[:, 0], 0)
+    rank = own.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (own > 0) & (rank < count)
+
+
+def _mean(values, mask):
+    """The mean of the values where the mask is true, 0 if it is nowhere."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# The paper's experiments on Flickr8k, after configs/train_gridtd_flickr8k.sh and configs/train_aoa_flickr8k.sh:
+# fine-tunes both models in every mode with three random seeds, scores the captions and measures the explanations
+# (docs/experiments.md). If interrupted, run it again: it resumes. Settings (defaults shown):
+#     MODELS="gridtd aoa" MODES="ce lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh
+. "$(dirname "$0")/environment.sh"
+export OUT=${OUT:-output/flickr8k} DATA=${DATA:-data} MODES=${MODES:-ce lrp cider lrp_cider} EPOCHS=${EPOCHS:-1}
+
+evaluate() {    # arguments: checkpoint, folder of results
+    [ -f "$2/metrics_test.json" ] || python evaluation.py \
+        --weight "$1" \
+        --dataset flickr8k \
+        --data_folder "$DATA" \
+        --split test \
+        --decoding beam_search \
+        --beam_size 3 \
+        --workers 1 \
+        --save_path "$2"
+}
+
+finetune() {    # arguments: model type, random seed
+    local base=output/$1_flickr8k run=$OUT/$1_$2
+    mkdir -p "$run"
+    exec >>"$run/output.txt" 2>&1
+    evaluate "$base/checkpoint_best.pth" "$run/base"
+    for mode in $MODES; do
+        local lr=1e-4 captions=3
+        [[ $mode == *cider ]] && lr=2e-5
+        python finetune.py \
+            --weight "$base/checkpoint_best.pth" \
+            --${mode}_tune \
+            --data_folder "$DATA" \
+            --captions_per_step $captions \
+            --epochs "$EPOCHS" \
+            --patience "$EPOCHS" \
+            --decoder_lr $lr \
+            --lr_schedule cosine \
+            --workers 1 \
+            --seed "$2" \
+            --save_path "$run/$mode"
+        evaluate "$run/$mode/checkpoint_last.pth" "$run/$mode"
+    done
+}
+export -f finetune evaluate
+
+for seed in ${SEEDS:-1 2 3}; do
+    for model in ${MODELS:-gridtd aoa}; do
+        echo "$model $seed"
+    done
+done | xargs -P "${JOBS:-1}" -L 1 bash -c '
+    echo "$0, seed $1: started, output in $OUT/$0_$1/output.txt"
+    bash -euo pipefail -c "finetune $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
+
+methods="lrp gradient grad_cam guided_backprop guided_grad_cam attention random"
+for model in ${MODELS:-gridtd aoa}; do
+    weight=output/${model}_flickr8k/checkpoint_best.pth
+    [ "$OUT/$model/metrics_test.json" -nt "$weight" ] || python evaluation.py \
+        --weight "$weight" \
+        --dataset flickr8k \
+        --data_folder "$DATA" \
+        --explanations ablation tpfp deletion_insertion grounding \
+        --methods $methods \
+        --max_images "${MAX_IMAGES:-100}" \
+        --save_path "$OUT/$model"
+    [ "$OUT/$model/sanity/metrics_test.json" -nt "$weight" ] || python evaluation.py \
+        --weight "$weight" \
+        --dataset flickr8k \
+        --data_folder "$DATA" \
+        --explanations sanity \
+        --methods $methods \
+        --max_images 20 \
+        --save_path "$OUT/$model/sanity"
+done

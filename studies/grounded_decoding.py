@@ -1,0 +1,78 @@
+"""Hallucination against CIDEr of grounded decoding, for thresholds that keep different shares of correct words, and of
+banning random object words as often (docs/experiments.md):
+
+    python evaluation.py --weight output/demo/checkpoint_best.pth --calibrate --save_path output/demo/grounding
+    python studies/grounded_decoding.py output/demo/checkpoint_best.pth output/demo/grounding
+"""
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from captioning import checkpoint, grounding  # noqa: E402
+from captioning.data.boxes import load_boxes  # noqa: E402
+from captioning.data.dataset import CaptionDataset  # noqa: E402
+from captioning.decoding import decode  # noqa: E402
+from captioning.experiments.runner import read_values  # noqa: E402
+from captioning.metrics.object_metrics import chair_scores  # noqa: E402
+from captioning.metrics.object_words import load_objects  # noqa: E402
+from pycocoevalcap.caption_metrics import SCORERS  # noqa: E402
+
+KEPT = (0.98, 0.95, 0.9)       # shares of correct words that a threshold keeps
+COLUMNS = ("cider", "companions_invented", "companions_named", "object_precision")
+
+
+def random_flags(rate):
+    """A function like grounding.flags that flags each object word with probability `rate`."""
+    generator = torch.Generator().manual_seed(1)
+
+    def flag(explanation, captions, vocabulary, calibration):
+        mask = grounding.object_words(captions, vocabulary, calibration.objects)
+        return mask & (torch.rand(mask.shape, generator=generator) < rate)
+    return flag
+
+
+def main(args):
+    torch.set_num_threads(1)
+    model, vocabulary = checkpoint.load(args.weight, "cpu")
+    folder = Path(args.data_folder, "demo")
+    boxes = load_boxes(folder / "boxes_demo.json")
+    objects = load_objects(args.data_folder, "demo", boxes)
+    values = {split: read_values(Path(args.scores, f"grounding_words_{split}.csv")) for split in ("val", "test")}
+    data = CaptionDataset(args.data_folder, "demo", "test", image_size=checkpoint.image_size(model))
+    indices = list(range(len(data)))[:args.max_images]
+    batches = [indices[i:i + 50] for i in range(0, len(indices), 50)]
+    with torch.no_grad():
+        features = [model.encode(data.__getitems__(batch)["images"]) for batch in batches]
+    references, entries = [data.references[i] for i in indices], [boxes.get(data.names[i]) for i in indices]
+
+    def report(name, function):
+        captions = [" ".join(vocabulary.decode(ids)) for batch in tqdm(features, desc=name, leave=False)
+                    for ids in function(model, batch, vocabulary, max_len=30).tolist()]
+        scores = chair_scores(captions, references, entries, objects) | SCORERS["cider"](captions, references)[0]
+        print(f"| {name} | " + " | ".join(f"{scores[key]:.3f}" for key in COLUMNS) + " |", flush=True)
+
+    print("| | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
+    report("beam search", decode)
+    shares = values["val"]["lrp", "absolute_share"], values["val"]["reference", "present"]
+    tested = torch.tensor(values["test"]["lrp", "absolute_share"])
+    for kept in KEPT:
+        calibration = grounding.Calibration(grounding.fit_threshold(*shares, kept), objects)
+        grounded = partial(grounding.decode_grounded, calibration=calibration)
+        report(f"grounded, {kept:.0%} kept", grounded)
+        rate = (tested < calibration.threshold).double().mean().item()
+        report(f"random, {rate:.0%} of object words", partial(grounded, flag=random_flags(rate)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weight", help="checkpoint of a model of the demo data")
+    parser.add_argument("scores", help="output folder of evaluation.py --calibrate")
+    parser.add_argument("--data_folder", default="data", help="folder of prepared data sets")
+    parser.add_argument("--max_images", type=int, help="use only the first test images (default: all)")
+    main(parser.parse_args())

@@ -1,0 +1,141 @@
+"""Evidence erasure: the choice of words and evidence against literal loops, and the loss against its equation."""
+import math
+
+import pytest
+import torch
+from helpers import make, max_pooled, random_images, random_regions
+
+from aoamodel import AOAModel
+from captioning.data.vocabulary import Vocabulary
+from captioning.errors import InputError
+from captioning.metrics.object_words import NO_OBJECT, Objects
+from captioning.training import erasure
+from captioning.training.losses import cross_entropy
+from gridTDmodel import GridTDModel
+
+MODELS = [GridTDModel, AOAModel]
+CATEGORIES = torch.tensor([-1, -1, -1, 0, 0, 1, 2, -1, -1, -1, -1, -1])
+CAPTIONS = torch.tensor([[[1, 3, 7, 5, 6, 2], [1, 5, 8, 4, 2, 0]], [[1, 3, 7, 4, 2, 0], [1, 3, 7, 4, 2, 0]],
+                         [[1, 7, 8, 2, 0, 0], [1, 9, 2, 0, 0, 0]]])
+
+
+def literal_evidence(relevance, categories, count):
+    """The indices of the erased regions of one image, as literal loops."""
+    words = [[max(0.0, value) for value in row] for row in relevance.tolist()]
+    words = [[value / max(row) if max(row) > 0 else 0.0 for value in row] for row in words]
+    candidates = []
+    for k, value in enumerate(words[0]):
+        exceeds = all(value > row[k] for row, category in zip(words[1:], categories[1:], strict=True)
+                      if category not in (-1, categories[0]))
+        if categories[0] >= 0 and value > 0 and exceeds:
+            candidates.append((-value, k))
+    return {k for _, k in sorted(candidates)[:count]}
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_own_evidence_equals_literal_loops(count):
+    generator = torch.Generator().manual_seed(count)
+    relevance = torch.randn(40, 4, 9, generator=generator)
+    categories = torch.randint(-1, 3, (40, 4), generator=generator)
+    relevance[0] = -1                                                                  # nothing is positive
+    chosen = erasure.own_evidence(relevance, categories, count)
+    for row, image, ids in zip(chosen, relevance, categories.tolist(), strict=True):
+        if ids[0] >= 0:
+            assert set(row.nonzero().flatten().tolist()) == literal_evidence(image, ids, count)
+
+
+def test_words_are_chosen_at_random_among_the_object_words():
+    torch.manual_seed(0)
+    seen = [set(), set(), set()]
+    for _ in range(200):
+        choice = erasure.choose(CAPTIONS, CATEGORIES)
+        for b, caption in enumerate(choice.caption):
+            words = [int(w) for w in caption[1:] if CATEGORIES[w] >= 0]
+            steps = choice.steps[b, :len(words)]
+            assert sorted(caption[steps + 1].tolist()) == sorted(words)
+            assert choice.categories[b].tolist() == (
+                CATEGORIES[caption[steps + 1]].tolist() + [-1] * (choice.steps.shape[1] - len(words)))
+            seen[b].add((caption[1].item(), int(choice.categories[b, 0])))
+    assert seen == [{(3, 0), (3, 1), (3, 2), (5, 0), (5, 1)}, {(3, 0)}, {(7, -1), (9, -1)}]
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_loss_equals_its_equation(model_type, monkeypatch):
+    """With the erased features given: −log(1 − p) of the erased category, −log p of the others."""
+    model, features = make(model_type), random_regions()
+    choice = erasure.Choice(CAPTIONS[:, 0], torch.tensor([[3, 0, 4], [0, 2, 1], [0, 1, 2]]),
+                            torch.tensor([[1, 0, 2], [0, 0, -1], [-1, -1, -1]]))
+    mask = torch.tensor([[1, 0, 0, 1, 0, 0]] * 3).bool()
+    monkeypatch.setattr(erasure, "choose", lambda *_: choice)
+    monkeypatch.setattr(erasure, "own_evidence", lambda *_: mask)
+    loss, correct, words = erasure.ErasureLoss(CATEGORIES, 0.7, 0.3, 0.5)(model, features, CAPTIONS, 0)
+    p = model(features * ~mask[..., None], CAPTIONS[:, 0]).softmax(-1).detach()
+    # of the first image alone: the second caption names one category, the third none
+    targets = CAPTIONS[0, 0, 1:].tolist()
+    kept = [-math.log(p[0, t, w]) for t, w in enumerate(targets) if w in (3, 4, 6)]
+    expected = 0.7 * (-math.log(1 - p[0, 2, 5]) + 0.3 * sum(kept) / len(kept))
+    ce, *counts = cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)
+    assert (loss - ce).item() == pytest.approx(expected, rel=1e-5)
+    assert [correct, words] == counts
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_without_weight_loss_and_gradient_are_those_of_the_cross_entropy(model_type):
+    model = make(model_type, max_pooled).train()
+    results = []
+    for loss_function in (erasure.ErasureLoss(CATEGORIES, 0.0, 1.0, 0.3),
+                          lambda model, features, captions, _: cross_entropy(
+                              model, model.teacher_force(features, captions), captions)):
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = loss_function(model, model.encode(random_images()), CAPTIONS, 0)[0]
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_no_gradient_flows_through_the_choice_of_evidence(model_type, monkeypatch):
+    """The gradient equals that for the same regions, given as a constant."""
+    model, gradients, own_evidence, masks = make(model_type, max_pooled), [], erasure.own_evidence, []
+
+    def recorded(*arguments):
+        masks.append(own_evidence(*arguments))
+        assert not arguments[0].requires_grad and masks[-1].any()
+        return masks[-1]
+
+    for choice_of_evidence in (recorded, lambda *_: masks[0]):
+        monkeypatch.setattr(erasure, "own_evidence", choice_of_evidence)
+        torch.manual_seed(0)
+        model.zero_grad()
+        erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 0.3)(model, model.encode(random_images()), CAPTIONS, 0)[0].backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    assert all(gradient.isfinite().all() for gradient in gradients[0])
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_one_region_at_least_remains(model_type):
+    """Also of an image with a single region besides padding: its loss is finite."""
+    features = random_regions()
+    features[0, 1:] = 0
+    loss = erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 1.0)(make(model_type), features, CAPTIONS, 0)[0]
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_captions_without_object_words_leave_the_cross_entropy():
+    model, features = make(AOAModel), random_regions()
+    nothing = torch.full_like(CATEGORIES, -1)
+    loss = erasure.ErasureLoss(nothing, 1.0, 1.0, 0.5)(model, features, CAPTIONS, 0)[0]
+    torch.testing.assert_close(loss, cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)[0])
+
+
+def test_synonyms_share_a_category():
+    vocabulary = Vocabulary({word: i for i, word in enumerate(["<pad>", "dog", "puppy", "ball", "track", "<unk>",
+                                                               "<start>", "<end>"])})
+    objects = Objects({"dog": "dog", "puppy": "dog", "ball": "ball", "teddy bear": "bear", "track": NO_OBJECT})
+    ids = erasure.category_ids(objects, vocabulary).tolist()
+    assert ids[1] == ids[2] != ids[3] and min(ids[1:4]) >= 0 and set(ids[4:] + ids[:1]) == {-1}
+    with pytest.raises(InputError, match="no object word.*--synonyms"):
+        erasure.category_ids(Objects({"cat": "cat"}), vocabulary)
