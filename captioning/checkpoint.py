@@ -64,13 +64,16 @@ def load(path, device="cpu", wordmap=None, num_head=8):
 def read(path):
     """The dict that a checkpoint contains, on the CPU, with the weights of the model that its configuration describes.
 
-    InputError if the file is not a checkpoint, or contains weights of other shapes or that are not finite. The training
-    state is checked by captioning.training.state."""
+    InputError if the file is not a checkpoint, or contains weights of other shapes or that are not finite. What the
+    training state contains is checked by captioning.training.state."""
     content = _read_file(path)
     source = f"the checkpoint {path}"
     check_finite(content["state_dict"], source)
     if "model_type" in content:
         _check_model(content, source)
+        training = content.get("training")
+        if training is not None and not (isinstance(training, dict) and isinstance(training.get("flags", {}), dict)):
+            raise InputError(f"{source} is damaged (its training state is {shortened(training)}): use another")
     return content
 
 
