@@ -39,11 +39,12 @@ from captioning.experiments.localisation import Masks
 from captioning.experiments.registry import EXPERIMENTS, NEED_BOXES, NEED_IMAGES, experiments_for_regions, metrics_of
 from captioning.experiments.runner import run_experiments
 from captioning.explanation.methods import methods_for_regions
-from captioning.files import make_folder, read_json, remove_leftovers, write_json
+from captioning.files import read_json, write_json
 from captioning.metrics.object_metrics import chair_scores, frequent_word_scores, named_and_present_categories
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
 from captioning.metrics.score_table import format_table, score_all, write_per_image
 from captioning.report.plots import draw_comparison
+from captioning.runs import record_run
 from pycocoevalcap.caption_metrics import SCORERS, spice
 from pycocoevalcap.spice_jar import find_corenlp
 
@@ -293,7 +294,7 @@ def evaluate_predictions(args, device):
     boxes = open_boxes(args.data_folder, args.dataset, args.boxes)
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     captions, references = read_captions(args)
-    remove_leftovers(make_folder(args.save_path))
+    record_run(args.save_path, args, "evaluation.py")
     write_scores(args, captions, *score_captions(args, captions, references, boxes, objects, device))
 
 
@@ -311,7 +312,7 @@ def evaluate_model(args, device):
     split = args.data_folder, args.dataset, args.split
     data = open_data(*split, model, training.get("from_features", False))
     masks = open_masks(*split, len(data)) if "mask_mass" in experiments else None
-    remove_leftovers(make_folder(args.save_path))
+    record_run(args.save_path, args, "evaluation.py")
     decoding = decoding_options(args)
     new_study = partial(make_study, model, vocabulary, methods, objects, boxes,
                         frequent_words(args.dataset, objects, args.object_words), masks)
@@ -359,12 +360,14 @@ def read_metrics(path):
     return metrics
 
 
-def compare_runs(folders, split, save_path):
-    """Prints a table of the metrics_<split>.json of several runs and plots it in compare_<split>.png."""
+def compare_runs(args):
+    """Prints a table of the metrics_<split>.json of the runs --compare and plots it in compare_<split>.png."""
+    folders, split, save_path = args.compare, args.split, args.save_path
     folders = [os.path.abspath(folder) for folder in folders]
     common = os.path.commonpath([os.path.dirname(folder) for folder in folders])
     runs = {os.path.relpath(folder, common): read_metrics(Path(folder, f"metrics_{split}.json")) for folder in folders}
-    path = make_folder(save_path) / f"compare_{split}.png"
+    record_run(save_path, args, "evaluation.py")
+    path = Path(save_path, f"compare_{split}.png")
     draw_comparison(path, runs)
     print(f"{format_table(runs)}\n{path}")
 
@@ -375,7 +378,7 @@ def main(args):
     args = with_defaults(args)
     print_settings(args)
     if args.compare:
-        compare_runs(args.compare, args.split, args.save_path)
+        compare_runs(args)
         return
     device = pick_device(args.device)
     if args.explanations:

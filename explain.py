@@ -39,7 +39,7 @@ from captioning.explanation.arrays import (
 from captioning.explanation.methods import METHODS, methods_for_regions
 from captioning.files import fingerprint, make_folder, remove_leftovers
 from captioning.report.console import describe
-from captioning.report.explanations import choose_folders, stored_identity, write_explanation, write_index
+from captioning.report.explanations import choose_folders, is_explained, write_explanation, write_index
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -175,7 +175,7 @@ def explain_all(args, methods, model, vocabulary, targets, texts, regions, devic
     pending, broken = [(index, path, folder, identity(path, settings, texts.get(path)))
                        for index, (path, folder) in enumerate(targets)], {}
     if not args.overwrite:
-        pending = [item for item in pending if stored_identity(item[2]) != item[3]]
+        pending = [item for item in pending if not is_explained(item[2], item[3])]
     if len(pending) < len(targets):
         print(f"{len(targets) - len(pending)} of {len(targets)} images are already explained")
     steps = len(methods) + 1        # for each image: every method, then drawing

@@ -18,9 +18,10 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import lrp_loss, stop_mask
-from captioning.files import fingerprint, make_folder, remove_leftovers
+from captioning.files import fingerprint
 from captioning.memory import check_memory
 from captioning.metrics.object_words import load_objects
+from captioning.runs import record_run
 from captioning.training.erasure import ErasureLoss, category_ids
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
@@ -169,7 +170,7 @@ def main(args):
     completed = [f"--{name} {value}" for name, value in vars(settings).items() if value != getattr(args, name)]
     print(f"settings completed from the checkpoint: {' '.join(completed)}", flush=True)
     set_seed(settings.seed)
-    remove_leftovers(make_folder(settings.save_path))
+    record_run(settings.save_path, settings, "finetune.py")
     train_data, val_data = train.open_data(settings, "train", augment=True), train.open_data(settings, "val")
     if train_data.vocabulary.wordmap != vocabulary.wordmap:
         raise InputError(f"{settings.data_folder}/{settings.dataset} has another vocabulary than {args.weight}: give "

@@ -14,7 +14,8 @@ from captioning.data.images import are_readable
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
-from captioning.files import make_folder, remove_leftovers, write_json
+from captioning.files import make_folder, write_json
+from captioning.runs import record_run
 from captioning.training import reward
 from captioning.weights import read_weights
 
@@ -170,7 +171,7 @@ def main(args):
     check(args)
     location = args.output_folder, args.dataset
     folder = make_folder(Path(*location))
-    remove_leftovers(folder)
+    record_run(folder, args, "preparedataset.py")
     set_seed(args.seed)     # the encoder "small" is initialised randomly
     network = build_network(args)
     if args.dataset == "demo":

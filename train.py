@@ -26,8 +26,8 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
-from captioning.files import make_folder, remove_leftovers
 from captioning.memory import check_memory
+from captioning.runs import record_run
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.options import TrainingOptions
@@ -140,7 +140,7 @@ def main(args):
         raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and --finetune_encoder")
     device = pick_device(settings.device)
     set_seed(settings.seed)
-    remove_leftovers(make_folder(settings.save_path))
+    record_run(settings.save_path, settings, "train.py")
     train_data, val_data = open_data(settings, "train", augment=True), open_data(settings, "val")
     vocabulary = train_data.vocabulary
     feature_dim = [train_data.feature_dim] if settings.encoder == "bottom_up" else []

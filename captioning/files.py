@@ -93,7 +93,7 @@ def sync_to_disk(path):
 def write_text(path, text):
     """Writes `text` in UTF-8, completely or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")     # file names need not be Unicode
 
 
 def write_json(path, value):

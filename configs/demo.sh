@@ -71,6 +71,6 @@ python explain.py \
     --methods lrp attention \
     --save_path output/demo_finetuned/explanations
 
-python benchmarks/before_after.py output/demo output/demo_finetuned
+python studies/before_after.py output/demo output/demo_finetuned
 
 echo "$PWD/output/demo $PWD/output/demo_finetuned"

@@ -169,8 +169,9 @@ SCORING = ["--explanations", *EXPERIMENTS, "--methods", "lrp", "attention", "ran
 
 
 def contents(folder):
-    """{file name: content} of the files in a folder, without the part files in its sub-folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """{file name: content} of the results in a folder, without part files and what records the run."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()
+            if path.is_file() and path.name not in ("settings.json", "log.txt")}
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +376,7 @@ def test_boxes_of_other_images(coco_files):
     with pytest.raises(InputError, match="boxes belong to other images, such as 000000000003.jpg"):
         run(coco_files, coco_files / "out", "--predictions", coco_files / "results.json", "--references",
             coco_files / "captions.json", "--boxes", coco_files / "instances.json", "--partial")
-    assert not list((coco_files / "out").iterdir()) 
+    assert {path.name for path in (coco_files / "out").iterdir()} == {"settings.json", "log.txt"}
 
 
 def no_java():
@@ -402,7 +403,7 @@ def test_comparison_of_runs(tmp_path, capsys):
     command = ["--compare", str(tmp_path / "one"), str(tmp_path / "two"), "--save_path", str(tmp_path)]
     evaluation.main(evaluation.get_args_parser().parse_args(command))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines[1:4]] == [["one", "two"], ["bleu_1", "0.5000", "0.7500"],
+    assert [line.split() for line in lines[2:5]] == [["one", "two"], ["bleu_1", "0.5000", "0.7500"],
                                                      ["cider", "1.2500"]]
     assert (tmp_path / "compare_test.png").stat().st_size > 5000
 

@@ -1,5 +1,6 @@
 """Table of the hallucination experiment and figure of before_after.py, on runs with known numbers."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,10 +8,9 @@ from helpers import train_run
 from PIL import Image
 
 import evaluation
-from benchmarks import before_after
 from captioning.errors import InputError
 from captioning.metrics.object_words import Objects
-from studies import hallucination
+from studies import before_after, hallucination
 
 
 def write_runs(folder, models=("gridtd", "aoa"), seeds=(1, 2, 3), modes=hallucination.MODES):
@@ -69,6 +69,11 @@ def test_changed_captions_are_shown_first():
     assert (removed, added) == (1, 1)
     assert [(i, hallucinated) for i, _, _, hallucinated in selected] == [
         (2, (True, False)), (3, (False, True)), (0, (True, True))]
+    changed = [(with_ball, without), (without, with_ball), ("a dog", "a ball"), ("a ball", "a ball")]
+    data = SimpleNamespace(names=list("abcd"), references=[[]] * 4)
+    counts = before_after.changes(data, {name: {"categories": {"dog": 1}} for name in "abcd"}, objects,
+                                  list(zip(*changed, strict=True)))
+    assert list(counts.values()) == [[1, 2], [0, 1]]       # ball: removed from a, added to b and c; dog lost in c
     assert before_after.explained_step(with_ball.split(), objects, "dog", "ball") == (4, "ball")
     assert before_after.explained_step(without.split(), objects, "dog", "ball") == (1, "dog")
     assert before_after.explained_step(["nothing"], objects, "dog", "ball") == (0, "nothing")
@@ -89,6 +94,7 @@ def test_figure_of_two_models(demo_data, tmp_path, capsys):
     for i, first, companion in before_after.images_without_companion(data, boxes, objects):
         assert first in boxes[data.names[i]]["categories"] and companion not in boxes[data.names[i]]["categories"]
     before_after.main(before_after.get_args_parser().parse_args(arguments))
-    assert "companions_invented" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "companions_invented" in output and "hallucinated companions: removed, added" in output
     figure = np.asarray(Image.open(tmp_path / "after" / "before_after.png"))
     assert figure.shape[1] == 840 and figure.std() > 10

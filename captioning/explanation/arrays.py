@@ -60,7 +60,7 @@ def explain_batch(model, vocabulary, images, captions, methods, contrast=None, e
     for method in methods:
         method_options = options | ({"eps": eps} if method == "lrp" else {})
         explanation = getattr(model, method)(images, captions, **method_options)
-        arrays = _arrays(explanation, method, images, captions)
+        arrays = _arrays(explanation, method, images, captions, options["contrast"])
         if method == "lrp" and calibration and contrast is None:
             arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)
         for name, values in arrays.items():
@@ -72,10 +72,10 @@ def explain_batch(model, vocabulary, images, captions, methods, contrast=None, e
     return results
 
 
-def _arrays(explanation, method, images, captions):
+def _arrays(explanation, method, images, captions, contrast):
     """{name in explanation.npz: float32 values or token ids (B, T, …)} of one method."""
     arrays = {}
-    if images.dim() == 4:
+    if images.dim() == 4 and method != "attention":
         arrays[f"{method}_pixels"] = pixel_maps(explanation, method, tuple(images.shape[-2:]))
     if method != "attention" or images.dim() == 3:
         arrays[f"{method}_regions"] = region_relevance(explanation, method)
@@ -89,6 +89,8 @@ def _arrays(explanation, method, images, captions):
     arrays |= {"logits": explanation.targets, "attention": explanation.attention, "alternatives": best.indices,
                "probabilities": probabilities.gather(2, captions[:, 1:, None]).squeeze(2),
                "alternative_probabilities": best.values}
+    if contrast is not None:
+        arrays["contrast_probabilities"] = probabilities[..., contrast]
     return {name: values.float() if values.is_floating_point() else values for name, values in arrays.items()}
 
 

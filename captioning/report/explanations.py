@@ -1,20 +1,28 @@
-"""Folders of explanations: each image has one, with plots and explanation.npz; index.html shows them all."""
+"""Folders of explanations: each image has one, with plots, explanation.npz and its part of the page, page.js."""
 import os
 import shutil
+import zipfile
 from collections import Counter
 from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from captioning.data.arrays import matches, read_arrays
-from captioning.data.images import read_image
 from captioning.errors import InputError
-from captioning.explanation.methods import METHODS, WITHOUT_WORDS
+from captioning.explanation.methods import METHODS, SPLIT, WITHOUT_WORDS
 from captioning.files import TEMPORARY, folder_name, make_folder, sync_to_disk, temporary_path
-from captioning.report.page import caption_text, page_entry, write_page
-from captioning.report.plots import draw_heatmaps, draw_words
+from captioning.report.heatmaps import draw_heatmaps, draw_words
+from captioning.report.page import (
+    ENTRY,
+    THUMBNAIL,
+    caption_text,
+    is_shared,
+    maps_of,
+    page_entry,
+    write_entry,
+    write_page,
+)
 
 ARRAYS = "explanation.npz"
 # kinds of NumPy's dtypes and shapes of arrays in explanation.npz; T: words explained, W: T + 1
@@ -26,6 +34,36 @@ COMMON = {"words": ("U", "W"), "methods": ("U", "M"), "contrast": ("U", ""), "im
 def stored_folders(save_path):
     """The folders in `save_path` that contain an explanation, sorted by name."""
     return sorted(path.parent for path in Path(save_path).glob(f"*/{ARRAYS}") if not TEMPORARY.search(path.parent.name))
+
+
+def stored_value(folder, key):
+    """One array of the folder's explanation as a string; None if it cannot be read."""
+    try:
+        return str(read_arrays(folder / ARRAYS, [key])[key])
+    except (InputError, KeyError):
+        return None
+
+
+def choose_folders(paths, save_path):
+    """A folder in `save_path` for each image in `paths`, never one that belongs to another image.
+
+    An image that was explained before keeps its folder. Otherwise the folder is named after the image: its stem, or its
+    full name and position if several of the `paths` have that stem; with a number appended if that name is taken.
+    """
+    images = {folder.name: stored_value(folder, "image") for folder in stored_folders(save_path)}
+    taken = {name for name, image in images.items() if image is not None}
+    names = {images[name]: name for name in sorted(taken, reverse=True)}
+    stems, folders = Counter(path.stem for path in paths), []
+    for position, path in enumerate(paths):
+        name = names.get(os.path.abspath(path))
+        if name is None:
+            preferred = folder_name(path.stem if stems[path.stem] == 1 else f"{path.name}_{position}")
+            candidates = chain([preferred], (f"{preferred}_{number}" for number in count(2)))
+            name = next(candidate for candidate in candidates if candidate not in taken
+                        and not Path(save_path, candidate).is_file())
+            taken.add(name)
+        folders.append(Path(save_path, name))
+    return folders
 
 
 def read_explanation(folder):
@@ -52,14 +90,15 @@ def read_explanation(folder):
     return arrays
 
 
-def stored_identity(folder):
-    """The hash of everything that the folder's explanation depends on; None unless all of its files are complete."""
+def is_explained(folder, identity):
+    """Whether the folder has an explanation whose hash of all settings is `identity` and whose files are complete."""
     try:
         arrays = read_explanation(folder)
     except InputError:
-        return None
+        return False
     plots = [folder / name for method in arrays["methods"].tolist() for name in plot_names(method)]
-    return str(arrays["identity"]) if all(map(_is_complete_png, plots)) else None
+    return (str(arrays["identity"]) == identity and all(map(_is_complete_png, plots))
+            and all((folder / name).is_file() for name in (ENTRY, THUMBNAIL)))
 
 
 def plot_names(method):
@@ -72,44 +111,15 @@ def _is_complete_png(path):
     return path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
 
 
-def _stored_image(folder):
-    """Path of the image that the folder explains; None if it cannot be read."""
-    try:
-        return str(read_arrays(folder / ARRAYS, ["image"])["image"])
-    except (InputError, KeyError):
-        return None
-
-
-def choose_folders(paths, save_path):
-    """A folder in `save_path` for each image in `paths`, never one that belongs to another image.
-
-    An image that was explained before keeps its folder. Otherwise the folder is named after the image: its stem, or its
-    full name and position if several of the `paths` have that stem; with a number appended if that name is taken.
-    """
-    images = {folder.name: _stored_image(folder) for folder in stored_folders(save_path)}
-    taken = {name for name, image in images.items() if image is not None}
-    names = {images[name]: name for name in sorted(taken, reverse=True)}
-    stems, folders = Counter(path.stem for path in paths), []
-    for position, path in enumerate(paths):
-        name = names.get(os.path.abspath(path))
-        if name is None:
-            preferred = folder_name(path.stem if stems[path.stem] == 1 else f"{path.name}_{position}")
-            candidates = chain([preferred], (f"{preferred}_{number}" for number in count(2)))
-            name = next(candidate for candidate in candidates if candidate not in taken
-                        and not Path(save_path, candidate).is_file())
-            taken.add(name)
-        folders.append(Path(save_path, name))
-    return folders
-
-
 def write_explanation(folder, image, arrays):
-    """Writes explanation.npz and the plots of one image, which replace those of an earlier explanation.
+    """Writes explanation.npz, the plots and page.js of one image, which replace those of an earlier explanation.
 
-    A new folder appears only once it is complete. image: uint8 (3, H, W). Raises InputError if writing fails.
+    A new folder appears only once it is complete. image: uint8 (3, H, W). arrays: those of explanation.npz; with a true
+    `shared_scale` all words of the caption are drawn on one colour scale. Raises InputError if writing fails.
     """
     temporary = temporary_path(folder)
     try:
-        _write_files(make_folder(temporary), image, arrays)
+        write_files(make_folder(temporary), folder.name, image, arrays)
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         if not folder.exists():
@@ -126,17 +136,39 @@ def write_explanation(folder, image, arrays):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_files(folder, image, arrays):
-    words = arrays["words"].tolist()
+def write_files(folder, name, image, arrays):
+    """The files of an explanation in an existing folder; name: of the image, in the page. See `write_explanation`."""
+    words, image = arrays["words"].tolist(), channels_last(image)
     contrast = f" rather than “{arrays['contrast']}”" if arrays["contrast"] else ""
+    split = {part: arrays[f"lrp_{part}"] for part in SPLIT} if "lrp_rest" in arrays else None
     for method in arrays["methods"].tolist():
         title = f"{caption_text(words)}{contrast}   [{method}]"
-        maps = arrays[f"{method}_regions" if "boxes" in arrays else f"{method}_pixels"]
-        draw_heatmaps(folder / f"{method}.png", channels_last(image), words[1:], maps, title, method,
-                      boxes=arrays.get("boxes"))
+        draw_heatmaps(folder / f"{method}.png", image, words[1:], maps_of(arrays, method), title, method,
+                      arrays.get("boxes"), split, arrays.get("flags"), is_shared(arrays))
         if method not in WITHOUT_WORDS:
             draw_words(folder / f"words_{method}.png", words[:-1], words[1:], arrays[f"{method}_words"], title, method)
-    np.savez_compressed(folder / ARRAYS, **arrays)
+    write_entry(folder, page_entry(name, image, arrays), image)
+    save_arrays(folder / ARRAYS, {key: compact(value) if key.endswith("_pixels") else value
+                                  for key, value in arrays.items()})
+
+
+def compact(maps):
+    """Maps (T, h, w) rounded to less than 1/256 of each one's largest absolute value, which halves the file: float16
+    where it represents these numbers, else float32."""
+    largest = np.abs(maps).max((1, 2), keepdims=True)
+    step = np.exp2(np.ceil(np.log2(np.where(largest == 0, 1, largest))) - 9)
+    rounded = (np.rint(maps / step) * step).astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = rounded.astype(np.float16)
+    return half if np.array_equal(half, rounded) else rounded
+
+
+def save_arrays(path, arrays):
+    """np.savez_compressed at a level of compression that takes a third of its time."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(values), allow_pickle=False)
 
 
 def channels_last(image):
@@ -149,24 +181,16 @@ def write_index(save_path, first):
 
     Explanations that cannot be shown are omitted and named in one printed sentence.
     """
+    folders, omitted = [], []
+    for folder in dict.fromkeys([*first, *stored_folders(save_path)]):
+        missing = next((name for name in (ENTRY, THUMBNAIL) if not (folder / name).exists()), None)
+        if missing:
+            omitted.append(f"{folder.name} (it has no {missing}: explain its image again)")
+        elif stored_value(folder, "words") is None:
+            omitted.append(f"{folder.name} (its {ARRAYS} cannot be read)")
+        else:
+            folders.append(folder)
     path = Path(save_path, "index.html")
-    folders = list(dict.fromkeys([*first, *stored_folders(save_path)]))
-    entries, omitted = [], []
-    for folder in tqdm(folders, desc=path.name, unit="image"):
-        try:
-            entries.append(_read_entry(folder))
-        except InputError as error:
-            omitted.append(f"{folder.name} ({error})")
     if omitted:
         print(f"omitted from {path}: {', '.join(omitted)}")
-    write_page(path, entries)
-
-
-def _read_entry(folder):
-    """The page's entry of the explanation in `folder`. Raises InputError with the reason why it cannot be shown."""
-    arrays = read_explanation(folder)
-    try:
-        image = read_image(str(arrays["image"]), upright=bool(arrays["upright"]))
-    except InputError as error:
-        raise InputError(f"its image {arrays['image']} is missing or cannot be read") from error
-    return page_entry(folder.name, channels_last(image), arrays)
+    write_page(path, folders)

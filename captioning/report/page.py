@@ -1,4 +1,9 @@
-"""index.html: one self-contained page that shows explanations interactively; its template is page.html."""
+"""index.html, the page that shows explanations interactively, from the parts page.html, page.css and page.js.
+
+Each image's folder contains its part of the page's data: page.js, and a thumbnail. Up to EMBEDDED images the page
+contains all of them and is one file. Above that it loads an image's page.js when the image is chosen, as a script,
+which browsers allow for local files too; neither Python nor the browser holds more than a few images at a time.
+"""
 import base64
 import io
 import json
@@ -7,11 +12,51 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captioning.explanation.methods import NON_NEGATIVE
-from captioning.files import write_text
-from captioning.report.plots import colours, scale, scale_labels, thumbnail
+from captioning.explanation.methods import METHODS, SPLIT
+from captioning.files import atomic_path
+from captioning.report.colours import (
+    colour_maps,
+    is_signed,
+    legend,
+    normalised_words,
+    scale_labels,
+    word_labels,
+)
+from captioning.report.heatmaps import grey_background, thumbnail
 
-HEATMAP_SIDE = 160      # pixels; the page stretches heatmaps over the image
+ENTRY, THUMBNAIL = "page.js", "thumbnail.webp"      # in each image's folder
+EMBEDDED = 30
+IMAGE_SIDE, PRINTED_SIDE, HEATMAP_SIDE, THUMBNAIL_SIDE = 720, 280, 128, 96     # pixels; heatmaps are stretched
+DESCRIPTIONS = {
+    "lrp": "Layer-wise relevance propagation: the word's logit divided among pixels and earlier words.",
+    "gradient": "Gradient: how the logit reacts to small changes of each pixel; its sign says nothing about support.",
+    "grad_cam": "Grad-CAM: positions of the last feature map that raise the logit, at the resolution of that map.",
+    "guided_backprop": "Guided backpropagation: the gradient along positive paths only; shows edges and textures.",
+    "guided_grad_cam": "Guided Grad-CAM: guided backpropagation, weighted with Grad-CAM.",
+    "attention": "Attention: where the model looks when it predicts the word, not whether that supports the word."}
+
+
+def maps_of(arrays, method):
+    """The method's maps in explanation.npz: (T, S, S) of pixels; attention on its grid (T, h, w), the mean over heads;
+    with `boxes` values of regions (T, K)."""
+    if "boxes" in arrays:
+        return arrays[f"{method}_regions"]
+    return _on_grid(_head_mean(arrays["attention"])) if method == "attention" else arrays[f"{method}_pixels"]
+
+
+def _head_mean(attention):
+    return attention.mean(1) if attention.ndim == 3 else attention
+
+
+def _on_grid(attention):
+    """(T, K) -> (T, h, w): encoders map square images to square grids."""
+    side = round(attention.shape[-1] ** 0.5)
+    return attention.reshape(-1, side, side)
+
+
+def is_shared(arrays):
+    """Whether all words of the caption are drawn on one colour scale."""
+    return bool(arrays.get("shared_scale", False))
 
 
 def page_entry(name, image, arrays):
@@ -23,12 +68,25 @@ def page_entry(name, image, arrays):
     steps = [{"p": round(float(p), 5), "best": list(zip(best, np.round(ps, 5).tolist(), strict=True))}
              for p, best, ps in zip(arrays["probabilities"], arrays["alternatives"].tolist(),
                                     arrays["alternative_probabilities"], strict=True)]
-    methods = {method: _method_entry(arrays, method) for method in arrays["methods"].tolist()}
+    split = {part: _rounded(arrays[f"lrp_{part}"]) for part in SPLIT} if "lrp_rest" in arrays else None
     sides = np.array(image.shape[1::-1] * 2)
-    boxes = np.round(arrays["boxes"] / sides, 4).tolist() if "boxes" in arrays else None
-    encoded = _data_uri(Image.fromarray(thumbnail(image, 640)), quality=80)
-    return {"name": name, "caption": caption_text(words), "image": encoded, "words": words, "steps": steps,
-            "contrast": str(arrays["contrast"]), "boxes": boxes, "methods": methods}
+    contrast = {"word": str(arrays["contrast"]), "p": _rounded(arrays.get("contrast_probabilities", []))}
+    objects = [{"name": label, "box": np.round(box / sides, 4).tolist()} for label, box in zip(
+        arrays["objects"].tolist(), arrays["object_boxes"], strict=True)] if "objects" in arrays else []
+    return {"name": name, "caption": caption_text(words), "words": words, "steps": steps, "split": split,
+            "flags": [bool(flag) for flag in arrays.get("flags", [])], "logits": _rounded(arrays["logits"]),
+            "contrast": contrast if contrast["word"] else None,
+            "boxes": np.round(arrays["boxes"] / sides, 4).tolist() if "boxes" in arrays else None,
+            "references": arrays["references"].tolist() if "references" in arrays else [], "objects": objects,
+            "settings": json.loads(str(arrays["settings"])) if "settings" in arrays else {},
+            "methods": {method: _method_entry(arrays, method) for method in arrays["methods"].tolist()},
+            # JPEG, which browsers print as it is
+            "image": _data_uri(Image.fromarray(thumbnail(image, IMAGE_SIDE)), "jpeg"),
+            "grey": _data_uri(grey_background(Image.fromarray(thumbnail(image, PRINTED_SIDE))).convert("L"), "jpeg")}
+
+
+def _rounded(values):
+    return [float(f"{value:.4g}") for value in np.asarray(values).tolist()]
 
 
 def caption_text(words):
@@ -37,40 +95,84 @@ def caption_text(words):
 
 
 def _method_entry(arrays, method):
-    entry = {"signed": method not in NON_NEGATIVE, "labels": scale_labels(method), "maps": None, "regions": None,
-             "words": None}
+    maps, signed, shared_scale = maps_of(arrays, method), is_signed(method), is_shared(arrays)
+    entry = {"maps": None, "regions": None, "words": None, "heads": None}
     if "boxes" in arrays:
-        maps = arrays[f"{method}_regions"]
-        entry |= {"scales": [f"{np.abs(row).max():.2g}" for row in maps], "regions": _normalised_rows(maps)}
+        tops = np.abs(maps).max(1, keepdims=True)
+        tops = np.full_like(tops, tops.max(initial=0)) if shared_scale else tops
+        entry["regions"] = np.round(maps / np.where(tops == 0, 1, tops), 3).tolist()
+        tops = tops[:, 0]
     else:
-        maps = arrays[f"{method}_pixels"]
-        entry |= {"scales": [f"{scale(heat, entry['signed']):.2g}" for heat in maps],
-                  "maps": [_data_uri(_heatmap(colours(heat, entry["signed"])), quality=70) for heat in maps]}
+        rgba, tops = colour_maps(maps, signed, shared_scale)
+        entry["maps"] = [_heatmap(colours) for colours in rgba]
+        if method == "attention" and arrays["attention"].ndim == 3:
+            entry["heads"] = [[_heatmap(colours) for colours in colour_maps(_on_grid(head), signed, shared_scale)[0]]
+                              for head in arrays["attention"].swapaxes(0, 1)]
     if f"{method}_words" in arrays:
-        entry["words"] = _normalised_rows(arrays[f"{method}_words"])
-    return entry
-
-
-def _normalised_rows(rows):
-    """Each row divided by its largest absolute value, as lists."""
-    largest = np.abs(rows).max(1, keepdims=True)
-    return np.round(rows / np.where(largest == 0, 1, largest), 3).tolist()
+        entry["words"] = np.round(normalised_words(arrays[f"{method}_words"]), 3).tolist()
+    return entry | {"scales": [f"{top:.2g}" for top in tops]}
 
 
 def _heatmap(rgba):
-    heatmap = Image.fromarray((rgba * 255).round().astype(np.uint8))
+    heatmap = Image.fromarray(rgba)
     heatmap.thumbnail((HEATMAP_SIDE, HEATMAP_SIDE), Image.Resampling.BOX)
-    return heatmap
+    return _data_uri(heatmap, "webp")
 
 
-def _data_uri(image, quality):
+def _data_uri(image, kind):
     file = io.BytesIO()
-    image.save(file, "webp", quality=quality)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    image.save(file, kind, quality=70)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def write_page(path, entries):
-    """Writes the page of `entries`, a list of at least one result of `page_entry`."""
-    data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    write_text(path, template.replace("@DATA@", data))
+def _json(value):
+    """JSON that may stand within an HTML script element."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def write_entry(folder, entry, image):
+    """Writes an image's part of the page, `page_entry`, and its thumbnail. image: uint8 (H, W, 3)."""
+    Path(folder, ENTRY).write_text(f"receive(\n{_json(entry)}\n)\n", encoding="utf-8")
+    Image.fromarray(thumbnail(image, THUMBNAIL_SIDE)).save(Path(folder, THUMBNAIL), quality=70)
+
+
+def read_entry(folder):
+    """The JSON text of the entry in the folder's page.js."""
+    return Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[1]
+
+
+def write_page(path, folders):
+    """Writes the page of the explanations in `folders`, at least one, which lie beside it."""
+    before, after = page_template().split("@DATA@")
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(before)
+        for i, folder in enumerate(folders):
+            file.write(("," if i else "[") + (read_entry(folder) if len(folders) <= EMBEDDED else _summary(folder)))
+        file.write("]" + after)
+
+
+def page_of(entry):
+    """The page of one `page_entry`, as a string."""
+    return page_template().replace("@DATA@", f"[{_json(entry)}]")
+
+
+def _summary(folder):
+    """What the list of images shows of an image that is not embedded: JSON text."""
+    with np.load(folder / "explanation.npz") as arrays:
+        words = arrays["words"].tolist()
+    return _json({"name": folder.name, "caption": caption_text(words)})
+
+
+def page_template():
+    """The page with its style, its script and the methods' descriptions, in which @DATA@ stands for the entries."""
+    html, css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8")
+                         for name in ("page.html", "page.css", "page.js"))
+    methods = {method: {"help": DESCRIPTIONS[method], "signed": is_signed(method), "labels": scale_labels(method),
+                        "word_labels": word_labels(method), "legend": _gradient(method)} for method in METHODS}
+    return html.replace("@CSS@", css).replace("@SCRIPT@", script).replace("@METHODS@", _json(methods))
+
+
+def _gradient(method):
+    """The colours of the method's maps as a gradient in CSS."""
+    colours = ", ".join(f"rgb({r} {g} {b} / {a / 255:.3f})" for r, g, b, a in legend(method).tolist())
+    return f"linear-gradient(90deg, {colours})"

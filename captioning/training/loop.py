@@ -12,6 +12,7 @@ from captioning.decoding import caption_batch
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
 from captioning.training.log import write_log
+from captioning.training.losses import cross_entropy
 from captioning.training.state import Saver, new_state, resume
 
 STEPS_PER_TRANSFER = 10     # steps whose results stay on the device, as each transfer waits for the device
@@ -126,25 +127,34 @@ def add_results(options, state, results, scaled):
 
 
 def validate(options, model, vocabulary, data, device, saver):
-    """CIDEr and BLEU of the greedy captions of the validation split."""
+    """CIDEr and BLEU of the greedy captions of the validation split; "loss": cross-entropy of its references."""
     from pycocoevalcap.caption_metrics import scores
-    captions = []
+    model.eval()
+    captions, sums = [], torch.zeros(2, device=device)      # sums: of the loss, and of words
     batches = [batch.tolist() for batch in torch.arange(len(data)).split(options.batch_size)]
     for batch in tqdm(make_loader(data, batches, options.workers, device), desc="validation", unit="batch",
                       leave=False):
-        captions += caption_batch(model, batch["images"].to(device), vocabulary, options.amp, device)
+        images, references = (batch[key].to(device) for key in ("images", "captions"))
+        with torch.no_grad(), autocast(device, options.amp):
+            features = model.encode(images)
+            loss, _, words = cross_entropy(model, model.teacher_force(features, references, skip_padding=True),
+                                           references)
+        sums += torch.stack([loss * words, words])
+        captions += caption_batch(model, features, vocabulary, options.amp, device)
         if saver.stop_requests:
             saver.save_and_stop_if_requested()
-    return scores(captions, data.references, ("cider", "bleu"))
+    loss, words = sums.tolist()
+    return scores(captions, data.references, ("cider", "bleu")) | {"loss": loss / words}
 
 
 def end_epoch(options, state, metrics, optimizer, saver, measure):
     """Logs the epoch, lowers the learning rate on a plateau of CIDEr, and saves checkpoints."""
     loss, correct, words = state["sums"]
     state["log"].append([state["epoch"] + 1, state["step"], loss / words, correct / words, metrics["cider"],
-                         metrics["bleu_4"], optimizer.param_groups[0]["lr"], round(state["seconds"], 1)])
-    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {correct / words:.3f}, validation CIDEr "
-          f"{metrics['cider']:.3f}, BLEU-4 {metrics['bleu_4']:.3f}", flush=True)
+                         metrics["bleu_4"], optimizer.param_groups[0]["lr"], round(state["seconds"], 1),
+                         metrics["loss"]])
+    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {correct / words:.3f}, validation loss "
+          f"{metrics['loss']:.3f}, CIDEr {metrics['cider']:.3f}, BLEU-4 {metrics['bleu_4']:.3f}", flush=True)
     is_better = metrics["cider"] > state["best"]
     state["best"] = max(metrics["cider"], state["best"])
     trains_captions = state["epoch"] >= options.region_epochs

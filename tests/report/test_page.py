@@ -8,109 +8,278 @@ import numpy as np
 import pytest
 from helpers import CHROMIUM
 
-from captioning.report.page import page_entry, write_page
+from captioning.explanation.methods import METHODS
+from captioning.report import page
+from captioning.report.page import page_entry, page_of, write_entry, write_page
 
-METHODS = ["lrp", "attention"]
-WALK = """
+SHOWN = ["lrp", "attention"]
+BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
+# functions for the scripts below, and what they report
+OBSERVE = """
 <script>
 const log = [], errors = []
 addEventListener("error", event => errors.push(String(event.message)))
 console.error = (...parts) => errors.push(parts.join(" "))
-const key = name => document.body.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true}))
-function note(action) {
-  const words = [...document.querySelectorAll("#caption button")]
-  log.push({ action, words: words.map(b => b.textContent), chosen: words.findIndex(b => b.ariaPressed === "true"),
-    colours: words.map(b => b.style.backgroundColor), on: $("stage").classList.contains("on"), heat: $("heat").src,
-    image: $("image").src, methods: [...document.querySelectorAll("#methods input")].map(i => i.value),
-    stage: $("stage").clientWidth,
-    detail: $("detail").innerText, legend: $("legend").innerText,
-    wide: document.documentElement.scrollWidth > innerWidth })
+const key = (name, target = document.activeElement) =>
+  target.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }))
+const word = i => document.querySelectorAll("#caption button")[i]
+async function until(condition) {
+  while (!condition()) await new Promise(resolve => setTimeout(resolve, 20))
 }
-addEventListener("load", () => {
-  const word = i => document.querySelectorAll("#caption button")[i]
-  note("start")
-  word(2).dispatchEvent(new MouseEvent("mouseenter")); note("hover")
-  key("ArrowRight"); note("right")
-  key("ArrowLeft"); note("left")
-  document.querySelector("input[value=attention]").click(); note("attention")
-  key("m"); note("m")
-  word(3).focus(); note("focus")
-  key("Escape"); note("escape")
-  key("ArrowDown"); note("down")
-  key("m")
-  word(1).click(); note("tap")
-  $("opacity").value = 0.5
-  $("opacity").dispatchEvent(new Event("input"))
-  log.at(-1).opacity = getComputedStyle(document.documentElement).getPropertyValue("--opacity")
-  dispatchEvent(new Event("beforeprint"))
-  log.at(-1).printed = document.querySelectorAll("#paper figure").length
-  dispatchEvent(new Event("afterprint"))
+function note(action, more = {}) {
+  const words = [...document.querySelectorAll("#caption button")]
+  log.push({ action, words: words.map(b => b.querySelector(".word").textContent),
+    chosen: words.findIndex(b => b.ariaPressed === "true"), focus: words.indexOf(document.activeElement),
+    colours: words.map(b => b.style.backgroundColor),
+    splits: words.map(b => b.querySelector(".split")?.style.background),
+    flagged: words.map(b => b.classList.contains("flagged")), tabbable: words.filter(b => b.tabIndex === 0).length,
+    heats: [...document.querySelectorAll(".heat")].map(i => i.src), alts: [...document.images].map(i => i.alt),
+    image: document.querySelector(".image")?.src, methods: [...$("methods").children].map(b => b.value),
+    detail: $("detail").innerText, captions: [...document.querySelectorAll("figcaption")].map(c => c.innerText),
+    parts: $("parts").hidden ? "" : $("parts").innerText,
+    about: $("about-text").textContent, hash: decodeURIComponent(location.hash),
+    heads: $("head-label").hidden ? null : $("head").options.length,
+    stage: document.querySelector(".stage")?.clientWidth,
+    wide: document.documentElement.scrollWidth > innerWidth, memory: entries.filter(e => e.methods).length, ...more })
+}
+addEventListener("load", async () => {
+  try { await walk() } catch (error) { errors.push(String(error.stack)) }
   document.body.append(make("pre", { id: "log", textContent: JSON.stringify({ log, errors }) }))
 })
 </script>
 """
 
 
-def arrays(words, methods=METHODS, seed=0):
+def browse(path, tmp_path, walk, *, width=900, address="", dark=False):
+    """{action: what the page shows} after each `note` of the script `walk`, in Chromium."""
+    text = path.read_text(encoding="utf-8")
+    tested = path.with_name(f"test_{path.name}")
+    script = f"{OBSERVE}<script>async function walk() {{ {walk} }}</script>"
+    tested.write_text(text.replace("<header>", script + "<header>", 1), encoding="utf-8")
+    process = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+         f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={width},800",
+         "--virtual-time-budget=60000", "--dump-dom", tested.as_uri() + address],
+        capture_output=True, text=True, timeout=120)
+    match = re.search(r'<pre id="log">(.*?)</pre>', process.stdout, re.S)
+    assert match, process.stderr[-2000:]
+    result = json.loads(html.unescape(match[1]))
+    assert result["errors"] == []
+    return {entry["action"]: entry for entry in result["log"]}
+
+
+def arrays(words, methods=SHOWN, seed=0):
     """The contents of an explanation.npz, with random numbers."""
     rng, T = np.random.default_rng(seed), len(words) - 1
     best = np.array([["a", "cat", "dog", "on", "<end>"]] * T)
     ps = np.sort(rng.uniform(0, 0.3, (T, 5)))[:, ::-1]
     maps = rng.normal(size=(T, 40, 40)).astype(np.float32)
     entry = {"words": np.array(words), "methods": np.array(methods), "contrast": np.array(""), "alternatives": best,
-             "alternative_probabilities": ps, "probabilities": np.full(T, 0.25), "lrp_words": rng.normal(size=(T, T)),
-             "lrp_pixels": maps, "attention_pixels": np.abs(maps), "gradient_pixels": -maps}
-    entry["lrp_words"][1, :2] = 2.0, -1.0
+             "alternative_probabilities": ps, "probabilities": np.full(T, 0.25), "logits": np.full(T, 6.5),
+             "attention": rng.uniform(size=(T, 3, 16)).astype(np.float32)}
+    for method in methods:
+        entry |= {f"{method}_pixels": maps, f"{method}_words": np.tril(rng.normal(size=(T, T)))}
+    if "lrp" in methods:
+        entry["lrp_words"][1:3, :3] = [[-90, -1, 0], [2, 2, -1]]
+        entry |= {"lrp_image": np.arange(T) % (T - 1) + 1.0, "lrp_start": np.full(T, -3.0), "lrp_rest": np.full(T, 0.5),
+                  "lrp_previous": np.arange(T) * 1.0, "flags": np.arange(T) == 1}
     return entry
 
 
+def region_arrays(words):
+    """The contents of an explanation.npz of a model of region features."""
+    T = len(words) - 1
+    entry = {name: value for name, value in arrays(words, ["lrp"]).items() if not name.endswith("_pixels")}
+    return entry | {"boxes": np.array([[0, 0, 40, 60], [20, 20, 50, 50], [0, 0, 5, 5]]),
+                    "lrp_regions": np.tile([0.2, -1.0, 0.5], (T, 1))}
+
+
+def write_folders(folder, entries):
+    """Writes each {name: arrays}'s part of the page; returns their folders."""
+    rng, folders = np.random.default_rng(1), []
+    for i, (name, content) in enumerate(entries.items()):
+        folders.append(folder / name)
+        folders[-1].mkdir()
+        image = rng.integers(0, 256, (60, 80 + 200 * (i % 2), 3), dtype=np.uint8)
+        write_entry(folders[-1], page_entry(name, image, content), image)
+        np.savez(folders[-1] / "explanation.npz", words=content["words"])
+    return folders
+
+
+CAPTION = ["<start>", "a", "dog", "</script><b>", "a", "<end>"]
+
+
 @pytest.fixture
-def page(tmp_path):
-    rng = np.random.default_rng(1)
-    images = [rng.integers(0, 256, (60, 80 + 200 * i, 3), dtype=np.uint8) for i in range(2)]
-    captions = [["<start>", "a", "dog", "</script><b>", "<end>"], ["<start>", "two", "cats", "<end>"]]
-    write_page(tmp_path / "index.html", [page_entry(f"image {i}", images[i], arrays(captions[i], methods, seed=i))
-                                         for i, methods in enumerate([METHODS, ["attention", "gradient"]])])
+def index(tmp_path):
+    """The page of two images, of which the second has no LRP."""
+    first = arrays(CAPTION) | {"references": np.array(["a brown dog", "two cats"]), "objects": np.array(["dog"]),
+                               "object_boxes": np.array([[10, 10, 50, 40]]),
+                               "settings": np.array(json.dumps({"checkpoint": "best.pth", "decoding": "greedy"}))}
+    second = arrays(["<start>", "two", "cats", "<end>"], ["grad_cam", "gradient"], 1) | {
+        "contrast": np.array("dog"), "contrast_probabilities": np.array([0.125, 0.5, 0])}
+    write_page(tmp_path / "index.html", write_folders(tmp_path, {"image 0": first, "image_1#": second}))
     return tmp_path / "index.html"
 
 
-def test_nothing_is_fetched_and_words_are_escaped(page):
-    text = page.read_text(encoding="utf-8")
-    assert not re.search(r"https?://|src\s*=\s*[\"'](?!data:)|href\s*=|@import|url\(", text)
-    assert text.count("</script>") == 2
+def test_nothing_is_fetched_and_words_are_escaped(index):
+    text = index.read_text(encoding="utf-8")
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|src\s*=\s*[\"'](?!data:)|href\s*=|@import|url\(", text)
+    assert text.count("</script>") == 3
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
+def test_every_method_is_described():
+    assert set(METHODS) <= set(page.DESCRIPTIONS)
+
+
+WALK = """
+  note("start")
+  word(2).dispatchEvent(new MouseEvent("mouseenter")); note("hover")
+  document.querySelector("#methods [value=attention]").focus()
+  document.querySelector("#methods [value=attention]").click(); note("attention")
+  key("ArrowRight"); note("right")
+  $("head").value = "1"; $("head").dispatchEvent(new Event("change")); note("head")
+  $("head").value = ""; $("head").dispatchEvent(new Event("change"))
+  $("methods").children[1].focus(); key("m"); note("m")
+  key("ArrowLeft"); note("left")
+  $("side").click(); note("side"); $("side").click()
+  $("objects").click(); note("objects", { boxes: document.querySelectorAll(".annotated rect").length })
+  word(4).focus(); note("focus")
+  const blob = await savePng(); note("png", { size: blob.size })
+  key("Escape"); note("escape")
+  key("ArrowDown"); note("down")
+  word(1).click()
+  $("opacity").value = 0.5
+  $("opacity").dispatchEvent(new Event("input"))
+  note("tap", { opacity: getComputedStyle(document.documentElement).getPropertyValue("--opacity") })
+  dispatchEvent(new Event("beforeprint"))
+  note("print", { printed: document.querySelectorAll("#paper figure").length, paper: $("paper").textContent })
+  dispatchEvent(new Event("afterprint"))
+  $("images").open = true; showList(); $("search").value = "DOG image"; $("search").dispatchEvent(new Event("input"))
+  note("search", { found: [...$("thumbnails").children].map(b => b.textContent) })
+"""
+
+
+@BROWSER
 @pytest.mark.parametrize("width", [500, 900, 1600])     # 500: the narrowest headless window
-def test_in_a_browser(page, tmp_path, width):
-    page.write_text(page.read_text(encoding="utf-8").replace("<header>", WALK + "<header>", 1), encoding="utf-8")
-    process = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--window-size={width},800", "--virtual-time-budget=4000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120)
-    match = re.search(r'<pre id="log">(.*?)</pre>', process.stdout, re.S)
-    assert match, process.stderr[-2000:]
-    result = json.loads(html.unescape(match[1]))
-    assert result["errors"] == []
-    seen = {entry["action"]: entry for entry in result["log"]}
-    assert seen["start"]["words"] == ["<start>", "a", "dog", "</script><b>", "<end>"] and not seen["start"]["on"]
-    assert seen["hover"]["chosen"] == 2 and seen["hover"]["on"]
-    assert "“dog”: probability 25.0\u00a0%" in seen["hover"]["detail"]
-    assert "cat" in seen["hover"]["detail"] and "±" in seen["hover"]["legend"]
-    assert seen["hover"]["legend"].startswith("opposes the word") and "supports the word;" in seen["hover"]["legend"]
-    colours = seen["hover"]["colours"]          # <start>: +2; a: −1; later words: none
-    assert "--positive" in colours[0] and "0.6" in colours[0] and "--negative" in colours[1] and "0.3" in colours[1]
-    assert not any(colours[2:])
-    assert seen["right"]["chosen"] == 3 and seen["right"]["heat"] != seen["hover"]["heat"] == seen["left"]["heat"]
-    assert seen["attention"]["chosen"] == 2 and seen["attention"]["heat"] != seen["left"]["heat"] == seen["m"]["heat"]
-    assert not any(seen["attention"]["colours"]) and "±" not in seen["attention"]["legend"]
-    assert seen["attention"]["legend"].startswith("low")
-    assert seen["focus"]["chosen"] == 3 and seen["escape"]["chosen"] == -1 and not seen["escape"]["on"]
-    assert seen["down"]["words"] == ["<start>", "two", "cats", "<end>"] and not seen["down"]["on"]
-    assert seen["down"]["image"] != seen["escape"]["image"]
-    # methods of the second image, which has no LRP
-    assert seen["start"]["methods"] == METHODS and seen["down"]["methods"] == ["attention", "gradient"]
-    assert seen["down"]["legend"].startswith("low") and seen["tap"]["legend"].startswith("negative gradient")
-    assert seen["tap"]["chosen"] == 1 and seen["tap"]["opacity"] == "0.5" and seen["tap"]["printed"] == 4 + 3
-    assert not any(entry["wide"] for entry in result["log"]) and min(width - 40, 300) <= seen["tap"]["stage"] <= width
+def test_in_a_browser(index, tmp_path, width):
+    seen = browse(index, tmp_path, WALK, width=width)
+    start, hover = seen["start"], seen["hover"]
+    assert start["words"] == CAPTION and start["chosen"] == 4      # the word to which the image contributes most
+    assert start["flagged"] == [False, False, True, False, False, False] and "comes from language" in start["parts"]
+    assert start["splits"][0] is None and all("--image" in bar and "--start" in bar for bar in start["splits"][1:])
+    assert start["alts"][0] == "a dog </script><b> a" and start["tabbable"] == 1
+    assert hover["chosen"] == 2 and "“dog”: probability 25.0\u00a0%" in hover["detail"]
+    for text in ("cat", "earlier words", "+2", "−3", "logit", "+6.5", "comes from language"):
+        assert text in hover["detail"], text
+    assert hover["captions"][0].startswith("opposes the word") and "supports the word; strongest colour: ±" in \
+        hover["captions"][0] and "Layer-wise relevance" in hover["captions"][0]
+    assert "dog" in hover["hash"] and "two cats" in hover["about"] and "checkpoint: best.pth" in hover["about"]
+    assert not hover["colours"][0] and "--blue" in hover["colours"][1] and "0.55" in hover["colours"][1]   # not <start>
+    assert not any(hover["colours"][2:])
+    # the keyboard goes on after a method is chosen, and the focus follows the word
+    assert seen["attention"]["heats"] != hover["heats"] and seen["attention"]["heads"] == 4
+    assert seen["right"]["chosen"] == seen["right"]["focus"] == 3
+    assert seen["head"]["heats"] != seen["right"]["heats"] and "low" in seen["right"]["captions"][0]
+    assert seen["m"]["chosen"] == 3 and seen["m"]["heads"] is None
+    assert seen["left"]["chosen"] == seen["left"]["focus"] == 2 and seen["left"]["heats"] == hover["heats"]
+    assert seen["side"]["heats"] == [*hover["heats"], *seen["attention"]["heats"]]
+    assert "attention" in seen["side"]["captions"][1] and seen["objects"]["boxes"] == 1
+    assert seen["focus"]["chosen"] == 4 and seen["focus"]["hash"] == "#image 0/a~2" and seen["png"]["size"] > 5000
+    assert seen["escape"]["chosen"] == -1 and not seen["escape"]["heats"] and seen["escape"]["hash"] == "#image 0"
+    # the second image has other methods
+    down = seen["down"]
+    assert start["methods"] == SHOWN and down["methods"] == ["grad_cam", "gradient"]
+    assert down["words"] == ["<start>", "two", "cats", "<end>"] and down["image"] != start["image"]
+    assert down["chosen"] == 2 and not any(down["splits"]) and not down["parts"]    # the longest word
+    assert "rather than “dog” (probability 50.0\u00a0%)" in down["detail"]
+    assert "blue: negative gradient" in down["detail"] and any("--" in colour for colour in down["colours"])
+    assert seen["tap"]["chosen"] == 1 and seen["tap"]["opacity"] == "0.5"
+    assert seen["print"]["printed"] == 5 + 3 and "strongest colour" in seen["print"]["paper"]
+    assert "25.0" in seen["print"]["paper"] and "±" in seen["print"]["paper"]
+    assert seen["search"]["found"] == ["image 0: a dog </script><b> a"]
+    assert not any(entry["wide"] for entry in seen.values()) and min(width - 40, 300) <= seen["tap"]["stage"] <= width
+
+
+@BROWSER
+def test_the_address_leads_to_a_word(index, tmp_path):
+    for address, chosen in (("#image%200/a~2", 4), ("#image%200/dog", 2), ("#image_1%23/two", 1), ("#nowhere/x", 4)):
+        assert browse(index, tmp_path, 'note("start")', address=address)["start"]["chosen"] == chosen
+
+
+CONTRAST = """
+  const channel = c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4
+  const numbers = text => text.match(/[\\d.]+/g).map(Number)
+  const light = ([r, g, b]) => 0.2126 * channel(r / 255) + 0.7152 * channel(g / 255) + 0.0722 * channel(b / 255)
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((c, i) => a * c + (1 - a) * below[i])
+  function background(element) {
+    if (!element) return [255, 255, 255]
+    return over(numbers(getComputedStyle(element).backgroundColor), background(element.parentElement))
+  }
+  const poor = []
+  for (const name of ["lrp", "attention"]) for (const t of [0, 1, 2, 3, 4]) {
+    openMethod(name); openWord(t)
+    const texts = "button:not(:disabled) .word, p, td, h2, label, button, summary, figcaption"
+    for (const element of document.querySelectorAll(texts)) {
+      if (!element.innerText.trim() || element.closest("[hidden]")) continue
+      const pair = [light(numbers(getComputedStyle(element).color)), light(background(element))].sort((a, b) => b - a)
+      if ((pair[0] + 0.05) / (pair[1] + 0.05) < 4.5) poor.push(`${element.tagName} ${element.innerText}`)
+    }
+  }
+  note("end", { poor, paper: getComputedStyle(document.body).backgroundColor })
+"""
+
+
+@BROWSER
+def test_text_is_legible_in_both_themes(index, tmp_path):
+    light, dark = (browse(index, tmp_path, CONTRAST, dark=dark)["end"] for dark in (False, True))
+    assert light["poor"] == dark["poor"] == [] and light["paper"] != dark["paper"]
+
+
+@BROWSER
+def test_regions_are_one_tab_stop(tmp_path):
+    write_page(tmp_path / "index.html", write_folders(tmp_path, {"a": region_arrays(["<start>", "a", "dog", "<end>"])}))
+    seen = browse(tmp_path / "index.html", tmp_path, """
+      const svg = document.querySelector(".regions"), chosen = () => svg.getAttribute("aria-activedescendant")
+      const state = () => ({ stops: document.querySelectorAll(".stage [tabindex]").length, chosen: chosen(),
+                             role: svg.getAttribute("role"), options: svg.querySelectorAll("[role=option]").length })
+      note("start", state())
+      svg.focus(); key("ArrowDown"); note("first", state())
+      key("ArrowDown"); note("second", state())
+      key("r"); note("r", state())
+      document.body.dispatchEvent(new Event("x")); key("Escape"); note("escape", state())
+    """)
+    assert seen["start"]["stops"] == 1 and seen["start"]["role"] == "listbox" and seen["start"]["options"] == 3
+    assert [seen[name]["chosen"] for name in ("first", "second", "r")] == [f"lrp-region-{k}" for k in (1, 2, 0)]
+    assert "Region 2, relative" in seen["first"]["detail"] and "--blue" in seen["first"]["colours"][1]
+    assert "opposes" in seen["first"]["detail"] and "supports" in seen["second"]["detail"]
+
+
+@BROWSER
+def test_many_images_are_loaded_on_demand(tmp_path):
+    names = [f"photo {i}" for i in range(40)]
+    content = arrays(["<start>", "a", "dog", "<end>"])
+    write_page(tmp_path / "index.html", write_folders(tmp_path, dict.fromkeys(names, content)))
+    assert (tmp_path / "index.html").stat().st_size < 50_000
+    seen = browse(tmp_path / "index.html", tmp_path, """
+      await until(() => current().methods); note("start")
+      for (let i = 0; i < 20; i++) { key("ArrowDown"); await until(() => current().methods) }
+      note("walked")
+      const seen = () => [...$("thumbnails").querySelectorAll("img")].filter(i => i.naturalWidth).length
+      $("images").open = true; showList(); await until(() => seen() >= 5)
+      note("list", { thumbnails: seen() })
+      const blob = await savePng(); note("png", { size: blob.size })
+    """, address="#photo%207/dog")
+    assert seen["start"]["hash"] == "#photo 7/dog" and seen["start"]["memory"] == 1 and seen["start"]["chosen"] == 2
+    assert seen["walked"]["hash"].startswith("#photo 27/") and seen["walked"]["memory"] == 12
+    assert seen["list"]["thumbnails"] >= 5 and seen["png"]["size"] > 5000
+
+
+def test_pages_are_small_and_of_one_file_for_few_images(tmp_path):
+    content = arrays(["<start>", "a", "dog", "<end>"])
+    folders = write_folders(tmp_path, {f"{i}": content for i in range(3)})
+    write_page(tmp_path / "index.html", folders)
+    data = json.loads((tmp_path / "index.html").read_text().split('id="data">')[1].split("</script>")[0])
+    assert [entry["name"] for entry in data] == ["0", "1", "2"] and "maps" in data[2]["methods"]["lrp"]
+    alone = page_of(page_entry("x", np.zeros((5, 5, 3), np.uint8), content))
+    assert '"name":"x"' in alone and "@" not in re.findall(r"@[A-Z]+@", alone)

@@ -7,6 +7,7 @@ import torch
 from helpers import train_run
 
 from captioning import checkpoint
+from captioning.data.dataset import CaptionDataset
 from captioning.errors import InputError
 from captioning.training import loop
 from captioning.training.loop import epoch_batches
@@ -100,6 +101,18 @@ def test_a_gradient_scaler_may_skip_steps():
     state = {"epoch": 0, "step": 1, "sums": [0.0, 0.0, 0.0]}
     loop.add_results(None, state, [torch.tensor([1.0, 2.0, 3.0, torch.inf])], scaled=True)
     assert state["sums"] == [1.0, 2.0, 3.0]
+
+
+def test_validation_loss_is_the_mean_over_words(demo_data, tmp_path):
+    content = train_run(demo_data, tmp_path, "--epochs", "1")
+    model, _ = checkpoint.load(tmp_path / "checkpoint_last.pth")
+    data = CaptionDataset(demo_data, "demo", "val", image_size=112)
+    batch = data.__getitems__(list(range(len(data))))
+    captions = batch["captions"]
+    with torch.no_grad():
+        log_p = model(batch["images"], captions).log_softmax(-1)
+    loss = -log_p.gather(-1, captions[..., 1:, None]).squeeze(-1)[captions[..., 1:] != 0].mean()
+    assert content["training"]["state"]["log"][0][-1] == pytest.approx(loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("supported", [True, False])

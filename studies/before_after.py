@@ -1,8 +1,9 @@
-"""Figure of what fine-tuning changed: python benchmarks/before_after.py output/demo output/demo_finetuned
+"""Figure of what fine-tuning changed: python studies/before_after.py output/demo output/demo_finetuned
 
 Both folders contain checkpoint_best.pth and the files that evaluation.py wrote for the test split. Prints the scores of
-both models and writes <after>/before_after.png: test images without a planted companion, both captions, and LRP of the
-companion if the caption names it (a hallucination), else of the object that it accompanies.
+both models and what got better and worse, and writes <after>/before_after.png: test images without a planted companion,
+as many where fine-tuning removed the companion as where it added it, both captions, and LRP of the companion if the
+caption names it (a hallucination), else of the object that it accompanies.
 """
 import sys
 import textwrap
@@ -20,7 +21,7 @@ from captioning.data.predictions import read_predictions
 from captioning.errors import InputError, run_script
 from captioning.files import atomic_path, read_json
 from captioning.metrics.object_words import load_objects
-from captioning.report.plots import colours
+from captioning.report.colours import colour_maps
 
 METRICS = ("cider", "bleu_4", "chair_i", "chair_s", "companions_invented")
 
@@ -46,15 +47,35 @@ def images_without_companion(data, boxes, objects):
 def select(cases, captions, objects, count):
     """The `count` cases to show, and how many hallucinations fine-tuning removed and added.
 
-    cases: as from images_without_companion; captions: the captions of all images, before and after. Cases that changed
-    come first, then those in which both captions name the companion. Each case gets a fourth entry, whether (before,
-    after) it is hallucinated.
+    cases: as from images_without_companion; captions: the captions of all images, before and after. Cases in which the
+    companion was removed and added alternate as long as there are both, then come those in which both captions name it.
+    Each case gets a fourth entry, whether (before, after) it is hallucinated.
     """
     hallucinated = [tuple(any(category == companion for _, category in objects.named(model_captions[i].split()))
                           for model_captions in captions) for i, _, companion in cases]
-    order = sorted(range(len(cases)), key=lambda k: (hallucinated[k][0] == hallucinated[k][1], not hallucinated[k][0]))
-    removed, added = hallucinated.count((True, False)), hallucinated.count((False, True))
-    return [(*cases[k], hallucinated[k]) for k in order[:count]], removed, added
+    better, worse, unchanged, right = ([k for k, pair in enumerate(hallucinated) if pair == kind]
+                                       for kind in ((True, False), (False, True), (True, True), (False, False)))
+    both = [k for pair in zip(better, worse, strict=False) for k in pair]
+    order = list(dict.fromkeys([*both, *better, *worse, *unchanged, *right]))
+    return [(*cases[k], hallucinated[k]) for k in order[:count]], len(better), len(worse)
+
+
+def changes(data, boxes, objects, captions):
+    """{description: (better, worse)}: numbers of images over the whole split whose captions changed.
+
+    captions: those of all images, before and after. An image is counted once per kind of change.
+    """
+    counts = {"objects that are not in the image: named no longer, newly": [0, 0],
+              "objects that are in the image: named newly, no longer": [0, 0]}
+    for i, name in enumerate(data.names):
+        present = objects.present(boxes.get(name), data.references[i])
+        before, after = ({category for _, category in objects.named(texts[i].split())} for texts in captions)
+        absent, correct = counts.values()
+        absent[0] += bool((before - after) - present)
+        absent[1] += bool((after - before) - present)
+        correct[0] += bool((after - before) & present)
+        correct[1] += bool((before - after) & present)
+    return counts
 
 
 def explained_step(words, objects, first, companion):
@@ -75,7 +96,7 @@ def draw(path, rows, title):
         axes[0].imshow(image)
         for axis, when, (caption, word, heat, hallucinated) in zip(axes[1:], ("before", "after"), results, strict=True):
             axis.imshow(image.mean(2) / 255 * 0.6 + 0.35, cmap="gray", vmin=0, vmax=1, extent=(0, W, H, 0))
-            axis.imshow(colours(heat, True), extent=(0, W, H, 0), interpolation="bilinear")
+            axis.imshow(colour_maps(heat[None], signed=True)[0][0], extent=(0, W, H, 0), interpolation="bilinear")
             axis.set_title(textwrap.fill(f"{when}: {caption}", 38), fontsize=9)
             axis.set_xlabel(f"“{word}”" + (" (hallucinated)" if hallucinated else ""), fontsize=9, fontweight="bold",
                             color="crimson" if hallucinated else "black")
@@ -113,10 +134,15 @@ def main(args):
             (texts[i], *explain_caption(model, vocabulary, image, texts[i], objects, first, companion), is_hallucinated)
             for (model, vocabulary), texts, is_hallucinated in zip(models, captions, hallucinated, strict=True)]))
     path = folders[1] / "before_after.png"
-    draw(path, rows, f"hallucinated companions: {removed} removed, {added} added by fine-tuning")
+    draw(path, rows, f"hallucinated companions of {len(images_without_companion(data, boxes, objects))} images: "
+         f"{removed} removed, {added} added by fine-tuning")
     print(f"{'':24}{'before':>8}{'after':>8}")
     for name in METRICS:
         print(f"{name:24}{metrics[0][name]:8.3f}{metrics[1][name]:8.3f}")
+    print(f"\n{'images whose captions changed':60}{'better':>8}{'worse':>8}")
+    for kind, (better, worse) in {"hallucinated companions: removed, added": (removed, added),
+                                  **changes(data, boxes, objects, captions)}.items():
+        print(f"{kind:60}{better:8}{worse:8}")
     print(path)
 
 

@@ -1,0 +1,69 @@
+"""What every script leaves in its output folder: settings.json and log.txt."""
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning import runs
+from captioning.runs import Copied, record_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def restored_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)      # record_run replaces it
+
+
+def test_settings_of_all_scripts_and_what_they_print(tmp_path, capsys):
+    record_run(tmp_path, Namespace(epochs=3, weight=Path("a.pth"), methods=["lrp"]), "train.py")
+    print("epoch 1: löss 3")
+    record_run(tmp_path, Namespace(split="test"), "evaluation.py")
+    print("cider 1")
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert list(settings) == ["train.py", "evaluation.py"]
+    assert settings["train.py"]["flags"] == {"epochs": 3, "weight": "a.pth", "methods": ["lrp"]}
+    assert settings["train.py"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("train.py, 20") and lines[1] == "epoch 1: löss 3"
+    assert lines[2].startswith("evaluation.py, 20") and lines[3] == "cider 1" and len(lines) == 4
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_run_in_another_folder_has_its_own_log(tmp_path):
+    for name in "ab":
+        record_run(tmp_path / name, Namespace(), "train.py")
+        print(name)
+    assert (tmp_path / "a" / "log.txt").read_text().endswith("\na\n")
+    assert isinstance(sys.stdout, Copied) and not isinstance(sys.stdout.stream, Copied)
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, capsys):
+    Copied(sys.stdout, tmp_path / "missing" / "log.txt").write("text")
+    assert capsys.readouterr().out == "text"
+
+
+def test_other_content_of_settings_json_is_replaced(tmp_path):
+    (tmp_path / "settings.json").write_text("[1, 2")
+    record_run(tmp_path, Namespace(seed=1), "train.py")
+    assert json.loads((tmp_path / "settings.json").read_text())["train.py"]["flags"] == {"seed": 1}
+
+
+def test_the_commit_is_recorded_where_git_knows_it(monkeypatch):
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert (runs.git_commit() or "").rstrip("+") == head
+
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+    monkeypatch.setattr(runs.subprocess, "run", missing)
+    assert runs.git_commit() is None
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.processes, "rank", lambda: 1)
+    record_run(tmp_path / "out", Namespace(), "train.py")
+    assert not (tmp_path / "out").exists()
