@@ -18,7 +18,7 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import lrp_loss, stop_mask
-from captioning.files import fingerprint
+from captioning.files import check_file, fingerprint
 from captioning.memory import check_memory
 from captioning.metrics.object_words import load_objects
 from captioning.runs import record_run
@@ -126,6 +126,7 @@ def set_dropout(model, settings):
 
 def stop_word_ids(path, vocabulary):
     """The set of ids of the words in the text file and of the special tokens; InputError if it cannot be read."""
+    check_file(path)
     try:
         words = Path(path).read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:

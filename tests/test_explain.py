@@ -413,7 +413,7 @@ DAMAGES = {"empty": lambda path: path.write_bytes(b""), "deleted": Path.unlink,
                                                           for i, byte in enumerate(path.read_bytes()))),
            "missing": lambda path: np.savez(path, **{k: v for k, v in np.load(path).items() if k != "logits"}),
            "wrong type": lambda path: np.savez(path, **dict(np.load(path)) | {"words": np.zeros(4)}),
-           "wrong shape": lambda path: np.savez(path, **dict(np.load(path)) | {"attention_pixels": np.zeros(4)}),
+           "wrong shape": lambda path: np.savez(path, **dict(np.load(path)) | {"logits": np.zeros(4)}),
            "not finite": lambda path: np.savez(path, **dict(np.load(path)) | {"logits": np.full(3, np.nan)})}
 
 

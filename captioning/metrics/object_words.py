@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.files import read_json
+from captioning.files import check_file, read_json
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
 NO_OBJECT = "none"      # category of phrases that contain an object word but name no object, such as "train tracks"
@@ -77,6 +77,7 @@ def load_objects(data_folder, dataset, boxes, synonyms=None):
 
 def read_synonyms(path):
     """{category: [synonym, …]} of a text file with one line per category: its name and synonyms, comma-separated."""
+    check_file(path)
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -112,6 +113,7 @@ def frequent_words(dataset, objects, path=None):
     """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for Flickr30K (also
     for Flickr8k) and COCO, and for other data sets all single object words."""
     if path:
+        check_file(path)
         try:
             words = tokenise(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

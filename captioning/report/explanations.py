@@ -74,7 +74,10 @@ def read_explanation(folder):
     if "boxes" in arrays:
         shapes["boxes"] = ("f", "K4")
     for method in methods:
-        shapes |= {f"{method}_regions": ("f", "TK")} if "boxes" in arrays else {f"{method}_pixels": ("f", "TSS")}
+        if "boxes" in arrays:
+            shapes[f"{method}_regions"] = ("f", "TK")
+        elif method != "attention":
+            shapes[f"{method}_pixels"] = ("f", "TSS")
         shapes |= {f"{method}_words": ("f", "TT")} if method not in WITHOUT_WORDS else {}
     lengths = {"4": 4}
     for name, (kinds, shape) in shapes.items():

@@ -110,7 +110,8 @@ def checked_training(training, path):
     if not (state.keys() == new.keys() and all(type(state[key]) is type(value) for key, value in new.items())
             and min(state["epoch"], state["step"], state["bad_epochs"], state["seconds"]) >= 0
             and _are_numbers(state["sums"], 3) and _are_numbers([state["best"], state["seconds"]], 2)
-            and all(isinstance(row, list) and _are_numbers(row, len(columns())) for row in state["log"])):
+            and all(isinstance(row, list) and len(columns()) - len(row) in (0, 1) and _are_numbers(row, len(row))
+                    for row in state["log"])):      # rows of earlier versions lack the last column
         raise damaged(path, "progress of the training or its log")
     return training
 
