@@ -3,6 +3,7 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import hashlib
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from captioning.cli import (
     print_settings,
     set_seed,
 )
+from captioning.data.boxes import load_boxes, named_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
 from captioning.data.images import preprocess, read_image
@@ -37,9 +39,10 @@ from captioning.explanation.arrays import (
     without_padded_regions,
 )
 from captioning.explanation.methods import METHODS, methods_for_regions
-from captioning.files import fingerprint, make_folder, remove_leftovers
+from captioning.files import fingerprint
 from captioning.report.console import describe
 from captioning.report.explanations import choose_folders, is_explained, write_explanation, write_index
+from captioning.runs import record_run
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -106,12 +109,25 @@ def find_images(arguments):
 
 
 def split_images(data_folder, dataset, split):
-    """Paths of the images of a data set's split."""
+    """{path: (references, boxes)} of the images of a data set's split; boxes: an entry of load_boxes, or None."""
     data = CaptionDataset(data_folder, dataset, split)
     if not data.image_folder:
         raise InputError(f"{data.path} was prepared without an image folder: run preparedataset.py with "
                          "--image_folder to explain its images")
-    return [Path(data.image_folder, path) for path in data.paths]
+    boxes = Path(data_folder, dataset, f"boxes_{dataset}.json")
+    boxes = load_boxes(boxes) if boxes.exists() else {}
+    return {Path(data.image_folder, path): (references, boxes.get(name))
+            for path, name, references in zip(data.paths, data.names, data.references, strict=True)}
+
+
+def annotation_arrays(annotations, image):
+    """The arrays of explanation.npz from a value of `split_images`. image: (3, H, W)."""
+    references, boxes = annotations
+    if boxes is None:
+        return {"references": np.array(references)}
+    names, corners = named_boxes(boxes, image.shape[2], image.shape[1])
+    return {"references": np.array(references), "objects": np.array(names, str),
+            "object_boxes": np.array(corners, np.float32).reshape(-1, 4)}
 
 
 def read_regions(regions, indices, paths, images):
@@ -140,6 +156,16 @@ def settings_of(args, methods, model, regions, calibration=None):
     return settings
 
 
+def shown_settings(args):
+    """The settings that the page states, as JSON."""
+    if args.caption is None and args.captions is None:
+        captions = {"captions": f"grounded {args.decoding}" if args.grounded else args.decoding}
+        captions |= {name: value for name, value in decoding_options(args).items() if name != "method"}
+    else:
+        captions = {"captions": "given"}
+    return json.dumps({"checkpoint": args.weight, **captions, "ε of LRP": args.eps})
+
+
 def texts_of(args, paths):
     """{path: caption to explain}, from --caption or --captions; empty if the model's own captions are explained."""
     if args.captions is None:
@@ -162,11 +188,12 @@ def identity(path, settings, text):
         return ""
 
 
-def explain_all(args, methods, model, vocabulary, targets, texts, regions, device):
+def explain_all(args, methods, model, vocabulary, targets, texts, annotations, regions, device):
     """Explains the images that do not yet have an explanation with these settings.
 
-    targets: [(path, folder)] of all images. texts: see `texts_of`. regions: for models of region features, the data set
-    whose first images these are; else None. Returns {path: InputError} of the images or captions that cannot be read.
+    targets: [(path, folder)] of all images. texts: see `texts_of`. annotations: see `split_images`; empty for other
+    images. regions: for models of region features, the data set whose first images these are; else None. Returns
+    {path: InputError} of the images or captions that cannot be read.
     """
     calibration, decode = grounding.load(args.weight, model), decoding.decode
     if args.grounded:
@@ -208,8 +235,10 @@ def explain_all(args, methods, model, vocabulary, targets, texts, regions, devic
                 results = map(without_padded_regions, results, boxes, counts)
             for path, folder, key, image, arrays in zip(paths, folders, identities, images, results, strict=True):
                 source = {"identity": key, "image": os.path.abspath(path), "upright": is_upright(args),
-                          "shared_scale": args.shared_scale}
-                write_explanation(folder, image, arrays | {name: np.array(value) for name, value in source.items()})
+                          "shared_scale": args.shared_scale, "settings": shown_settings(args)}
+                arrays |= {name: np.array(value) for name, value in source.items()}
+                write_explanation(folder, image, arrays | (annotation_arrays(annotations[path], image) if annotations
+                                                           else {}))
                 bar.write(describe(path.name, arrays, args.quiet))
                 bar.update()
     return broken
@@ -235,19 +264,18 @@ def main(args):
         encode_caption(args.caption, vocabulary)
     if args.contrast is not None:
         contrast_id(args.contrast, vocabulary)
-    paths = find_images(args.images) if args.images else split_images(args.data_folder, args.dataset, args.split)
-    paths = paths[:args.max_images]
+    annotations = {} if args.images else split_images(args.data_folder, args.dataset, args.split)
+    paths = (find_images(args.images) if args.images else list(annotations))[:args.max_images]
     texts = texts_of(args, paths)
-    save_path = make_folder(args.save_path)
-    remove_leftovers(save_path)
-    folders = choose_folders(paths, save_path)
-    broken = explain_all(args, methods, model, vocabulary, list(zip(paths, folders, strict=True)), texts, regions,
-                         device)
+    record_run(args.save_path, args, "explain.py")
+    folders = choose_folders(paths, args.save_path)
+    broken = explain_all(args, methods, model, vocabulary, list(zip(paths, folders, strict=True)), texts, annotations,
+                         regions, device)
     explained = [folder for path, folder in zip(paths, folders, strict=True) if path not in broken]
     if not explained:
         raise InputError("none of the images can be read, so that there is nothing to explain: check --images")
-    write_index(save_path, explained)
-    print(f"explanations: {save_path}/index.html")
+    write_index(args.save_path, explained)
+    print(f"explanations: {args.save_path}/index.html")
     if broken and not args.skip_broken:
         raise InputError(f"{len(broken)} of {len(paths)} images were skipped, the others are explained; the first: "
                          f"{next(iter(broken.values()))} (--skip_broken exits with status 0 all the same)")

@@ -187,7 +187,8 @@ def main(args):
         additional_flags = {"stop_words_fingerprint": fingerprint(sorted(stop_words))}
     loss_function, measure = make_loss(settings, vocabulary, train_data, stop, device)
     options = TrainingOptions.from_settings(settings, **additional_flags)
-    best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure)
+    on_epoch = train.make_logger(settings, model, vocabulary, val_data, device)
+    best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure, on_epoch)
     print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)
 
 

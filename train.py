@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from captioning import processes
 from captioning.checkpoint import model_class
 from captioning.cli import (
     Parser,
@@ -27,6 +28,7 @@ from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
 from captioning.memory import check_memory
+from captioning.report.tensorboard import epoch_logger
 from captioning.runs import record_run
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
@@ -88,6 +90,8 @@ def add_training(parser):
         "checkpoint_last.pth in --save_path, if it exists")
     add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
     add("--save_path", default="output", help="folder for checkpoints, log.csv and curves.png")
+    add("--tensorboard", action="store_true", help="also log to TensorBoard, with a few explained validation images "
+        "per epoch")
 
 
 def complete_settings(args):
@@ -133,6 +137,13 @@ def make_model(args, vocabulary, feature_dim=2048):
     return model
 
 
+def make_logger(settings, model, vocabulary, val_data, device):
+    """The function `on_epoch` of `fit` for --tensorboard, in the first process; else None."""
+    if settings.tensorboard and not processes.rank():
+        return epoch_logger(settings.save_path, model, vocabulary, val_data, device)
+    return None
+
+
 def main(args):
     settings = complete_settings(args)
     print_settings(settings)
@@ -153,7 +164,8 @@ def main(args):
                                         region_epochs=settings.region_epochs,
                                         label_smoothing=settings.label_smoothing)
     options = TrainingOptions.from_settings(settings)
-    best = fit(options, model, vocabulary, train_data, val_data, loss_function, device)
+    on_epoch = make_logger(settings, model, vocabulary, val_data, device)
+    best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, on_epoch=on_epoch)
     print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)
 
 

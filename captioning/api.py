@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from captioning import checkpoint
+from captioning import checkpoint, grounding
 from captioning.cli import set_seed
 from captioning.data.images import preprocess, read_image
 from captioning.device import pick_device
@@ -47,7 +47,8 @@ def explain(image, weight=WEIGHT, caption=None, methods=("lrp",), contrast=None,
     if contrast is not None:
         contrast_id(contrast, vocabulary)
     captions = captions_to_explain(model, vocabulary, inputs, None if caption is None else [caption], {})
-    arrays, = explain_batch(model, vocabulary, inputs, captions, list(methods), contrast)
+    arrays, = explain_batch(model, vocabulary, inputs, captions, list(methods), contrast,
+                            calibration=grounding.load(weight, model))
     return ImageExplanation(name, Image.fromarray(pixels.permute(1, 2, 0).numpy()), arrays)
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 import explain
 from aoamodel import AOAModel
 from captioning import checkpoint, decoding, grounding
+from captioning.data.boxes import load_boxes
+from captioning.data.dataset import CaptionDataset
 from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import build
 from captioning.errors import InputError
@@ -99,7 +101,7 @@ def test_arrays_equal_the_models_explanations(weights, tmp_path, kind, capsys):
             assert np.allclose(arrays[name], value, rtol=1e-4, atol=1e-6 * value.abs().max().item()), name
         pixels = expected.pixels[0].sum(1).numpy()      # rounded
         error = np.abs(arrays["lrp_pixels"] - pixels).max((1, 2))
-        assert (error > 0).all() and (error <= np.abs(pixels).max((1, 2)) / 500).all()
+        assert (error > 0).all() and (error <= np.abs(pixels).max((1, 2)) / 255).all()
         assert arrays["grad_cam_pixels"].shape == (4, 112, 112) and "attention_pixels" not in arrays
         assert str(arrays["image"]) == str(path) and bool(arrays["upright"])
         lines = output.split(f"{path.name}: a dog runs\n")[1].splitlines()[:5]
@@ -146,7 +148,7 @@ def test_contrast(weights, tmp_path, kind):
     of_word, of_contrast = (model.gradient(images, ids).pixels[0].sum(1) for ids in (
         captions, torch.tensor([[captions[0, 0], WORDS.wordmap["runs"], captions[0, 2]]])))
     expected = (of_word[0] - of_contrast[0]).numpy()
-    assert np.abs(arrays["gradient_pixels"][0] - expected).max() <= np.abs(expected).max() / 500
+    assert np.abs(arrays["gradient_pixels"][0] - expected).max() <= np.abs(expected).max() / 255
     probabilities = model(images, captions)[0].softmax(1)[:, WORDS.wordmap["runs"]].detach()
     assert np.allclose(arrays["contrast_probabilities"], probabilities, atol=1e-6)
     contrast = page_entries(tmp_path / "out")[0]["contrast"]
@@ -352,9 +354,9 @@ def test_a_new_folder_appears_only_when_complete(weights, tmp_path, monkeypatch)
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space"):
-        patch.setattr(explanations, "save_arrays", fail)
+        patch.setattr(explanations.np, "savez_compressed", fail)
         run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "attention")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not [entry for entry in (tmp_path / "out").iterdir() if entry.is_dir()]
 
 
 def test_other_settings_replace_an_explanation_but_no_other_files(weights, tmp_path):
@@ -365,7 +367,7 @@ def test_other_settings_replace_an_explanation_but_no_other_files(weights, tmp_p
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"attention.png", "explanation.npz", "mine.txt",
                                                                     "page.js", "thumbnail.webp"}
     assert list(stored(tmp_path / "out" / "a")["words"]) == ["<start>", "a", "<end>"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "index.html"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "index.html", "log.txt", "settings.json"]
 
 
 def test_existing_explanations_are_not_computed_again(weights, tmp_path, monkeypatch):
@@ -461,7 +463,7 @@ def test_images_are_explained_and_shown_upright(weights, tmp_path, monkeypatch):
     model, _ = checkpoint.load(weights / "gridtd.pth")
     expected = model.lrp(preprocess(image, 112)[None], torch.tensor([WORDS.encode(["a", "dog"], 2)]))
     pixels = expected.pixels[0].sum(1).numpy()
-    assert np.allclose(stored(tmp_path / "out" / "portrait")["lrp_pixels"], pixels, atol=np.abs(pixels).max() / 500)
+    assert np.allclose(stored(tmp_path / "out" / "portrait")["lrp_pixels"], pixels, atol=np.abs(pixels).max() / 255)
     assert drawn[0].shape == (90, 60, 3)
     assert shown_size(tmp_path / "out", 0) == (60, 90)
     other = make_image(tmp_path / "other.png")      # the page is rebuilt by a later command
@@ -478,7 +480,7 @@ def shown_size(folder, index):
 def test_images_of_a_data_set_keep_their_stored_orientation(weights, tmp_path, monkeypatch):
     path = tmp_path / "portrait.jpg"
     rotated_jpeg(path)
-    monkeypatch.setattr(explain, "split_images", lambda *_: [path])
+    monkeypatch.setattr(explain, "split_images", lambda *_: {path: (["a dog"], None)})
     run_data_set(weights / "gridtd.pth", tmp_path, tmp_path / "out")
     assert not bool(stored(tmp_path / "out" / "portrait")["upright"]) and shown_size(tmp_path / "out", 0) == (90, 60)
     run(weights / "gridtd.pth", [make_image(tmp_path / "b.png")], tmp_path / "out", "--caption", "a dog")
@@ -496,6 +498,13 @@ def test_images_of_a_folder_are_sorted_and_unique(tmp_path):
 def test_images_of_a_split(weights, demo_data, tmp_path):
     run_data_set(weights / "gridtd.pth", demo_data, tmp_path, "--split", "val", "--max_images", "3")
     assert page_names(tmp_path) == ["val_00000", "val_00001", "val_00002"]
+    boxes = load_boxes(demo_data / "demo" / "boxes_demo.json")["val_00001.png"]
+    entry, data = page_entries(tmp_path)[1], CaptionDataset(demo_data, "demo", "val")
+    assert entry["references"] == data.references[1] and entry["settings"]["captions"] == "given"
+    assert {item["name"] for item in entry["objects"]} == set(boxes["categories"])
+    corners = [corners for category in boxes["bbox"].values() for corners in category]
+    assert sorted(item["box"] for item in entry["objects"]) == sorted(np.round(np.array(corners) / 112, 4).tolist())
+    assert "explain.py" in json.loads((tmp_path / "settings.json").read_text())
     with pytest.raises(InputError, match="either --images"):
         run_data_set(weights / "gridtd.pth", demo_data, tmp_path, "--images", "x.png")
 

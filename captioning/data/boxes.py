@@ -72,6 +72,15 @@ def load_boxes(path):
     return boxes
 
 
+def named_boxes(entry, width, height):
+    """The objects of an entry of `load_boxes` as ([name, …], [[x0, y0, x1, y1], …]), in pixels of the image of
+    width × height, which need not have the entry's size."""
+    scale = [width / entry["shape"][0], height / entry["shape"][1]] * 2
+    objects = [(name, [factor * value for factor, value in zip(scale, corners, strict=True)])
+               for name, category in entry["categories"].items() for corners in entry["bbox"].get(str(category), [])]
+    return [name for name, _ in objects], [corners for _, corners in objects]
+
+
 def _is_coordinate(value):
     return type(value) in (int, float) and abs(value) <= MAX_SIDE
 

@@ -257,17 +257,11 @@ function openHash() {
   const [text, occurrence] = (word || "").split("~")
   openEntry(i, entry => {
     const found = [...entry.words.keys()].filter(j => j && entry.words[j] === text)[(occurrence || 1) - 1]
-    return found ? found - 1 : firstWord(entry)
+    return found ? found - 1 : entry.first
   })
 }
 
-// the word that is chosen first: the one to which the image contributes most; without LRP the longest
-function firstWord(entry) {
-  const scores = entry.split ? entry.split.image.slice(0, -1) : entry.words.slice(1, -1).map(word => word.length)
-  return Math.max(0, scores.indexOf(Math.max(...scores)))
-}
-
-function openEntry(i, word = firstWord) {
+function openEntry(i, word = entry => entry.first) {
   at.entry = (i + entries.length) % entries.length
   const entry = current()
   $("current").textContent = `${entry.name}: ${entry.caption}`

@@ -14,6 +14,7 @@ from PIL import Image
 
 from captioning.explanation.methods import METHODS, SPLIT
 from captioning.files import atomic_path
+from captioning.metrics.object_words import stop_words
 from captioning.report.colours import (
     colour_maps,
     is_signed,
@@ -73,7 +74,8 @@ def page_entry(name, image, arrays):
     contrast = {"word": str(arrays["contrast"]), "p": _rounded(arrays.get("contrast_probabilities", []))}
     objects = [{"name": label, "box": np.round(box / sides, 4).tolist()} for label, box in zip(
         arrays["objects"].tolist(), arrays["object_boxes"], strict=True)] if "objects" in arrays else []
-    return {"name": name, "caption": caption_text(words), "words": words, "steps": steps, "split": split,
+    return {"name": name, "caption": caption_text(words), "words": words, "first": first_step(words, split),
+            "steps": steps, "split": split,
             "flags": [bool(flag) for flag in arrays.get("flags", [])], "logits": _rounded(arrays["logits"]),
             "contrast": contrast if contrast["word"] else None,
             "boxes": np.round(arrays["boxes"] / sides, 4).tolist() if "boxes" in arrays else None,
@@ -83,6 +85,14 @@ def page_entry(name, image, arrays):
             # JPEG, which browsers print as it is
             "image": _data_uri(Image.fromarray(thumbnail(image, IMAGE_SIDE)), "jpeg"),
             "grey": _data_uri(grey_background(Image.fromarray(thumbnail(image, PRINTED_SIDE))).convert("L"), "jpeg")}
+
+
+def first_step(words, split):
+    """The step of the word that the page shows first: of the words that are no stop words, the one to which the image
+    contributes most; the longest if there is no `split`. words: from <start> to <end>."""
+    scores = split["image"] if split else [len(word) for word in words[1:]]
+    without = stop_words() | {"<end>"}
+    return max(range(len(words) - 1), key=lambda t: (words[t + 1] not in without, scores[t]))
 
 
 def _rounded(values):

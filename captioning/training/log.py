@@ -1,10 +1,9 @@
-"""The log of a training run: log.csv, curves.png and TensorBoard."""
+"""The log of a training run: log.csv and curves.png."""
 import csv
 import io
 import math
 from pathlib import Path
 
-from captioning.errors import InputError
 from captioning.files import atomic_path, write_text
 
 
@@ -60,13 +59,3 @@ def draw_training_curves(path, rows, measure="accuracy", region_epochs=0):
         axes.legend(handles=handles, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-
-
-def open_tensorboard(folder):
-    """A SummaryWriter of TensorBoard in `folder`; InputError if the package tensorboard is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard, or omit the flag"
-                         ) from error
-    return SummaryWriter(folder)

@@ -11,20 +11,22 @@ from captioning.data.loader import make_loader
 from captioning.decoding import caption_batch
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
-from captioning.training.log import write_log
+from captioning.training.log import columns, write_log
 from captioning.training.losses import cross_entropy
 from captioning.training.state import Saver, new_state, resume
 
 STEPS_PER_TRANSFER = 10     # steps whose results stay on the device, as each transfer waits for the device
 
 
-def fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure="accuracy"):
+def fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure="accuracy",
+        on_epoch=None):
     """Trains for options.epochs epochs, or until options.patience epochs bring no better CIDEr; returns the best
     validation CIDEr.
 
     loss_function(model, features, captions, epoch) -> (loss, correct words, words), scalar tensors; if `measure` is
-    "reward": (loss, summed reward, samples). All random numbers are functions of (seed, epoch, step), so that a run
-    that was interrupted and resumed ends with the same weights as one that was not.
+    "reward": (loss, summed reward, samples). on_epoch: called after each epoch with {column of log.csv: value}. All
+    random numbers are functions of (seed, epoch, step), so that a run that was interrupted and resumed ends with the
+    same weights as one that was not.
     """
     if options.amp and not supports_amp(device):
         print("--amp has no effect: this CPU has no bfloat16 instructions, so training uses float32", flush=True)
@@ -38,6 +40,8 @@ def fit(options, model, vocabulary, train_data, val_data, loss_function, device,
             train_epoch(options, model, train_data, loss_function, device, optimizer, scaler, state, saver, measure)
             metrics = validate(options, model, vocabulary, val_data, device, saver)
             end_epoch(options, state, metrics, optimizer, saver, measure)
+            if on_epoch:
+                on_epoch(dict(zip(columns(measure), state["log"][-1], strict=True)))
     return state["best"]
 
 

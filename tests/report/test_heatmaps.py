@@ -107,7 +107,7 @@ def test_stored_maps_are_rounded_to_a_small_share_of_their_maximum(magnitude):
     maps[2] = 0
     stored = compact(maps)
     assert stored.dtype == (np.float16 if magnitude in (1e-3, 1e3) else np.float32) and not stored[2].any()
-    assert np.abs(stored.astype(float) - maps).max() <= 1.01 * np.abs(maps).max() / 512
+    assert np.abs(stored.astype(float) - maps).max() <= 1.01 * np.abs(maps).max() / 256
 
 
 # -- heatmaps ----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
 """log.csv and curves.png of a training run."""
-import builtins
 import csv
 
 import pytest
 from matplotlib.figure import Figure
 
-from captioning.errors import InputError
-from captioning.training.log import open_tensorboard, write_log
+from captioning.training.log import write_log
 
 ROWS = [[epoch, 6, 10.0 / epoch, 0.1 * epoch, 0.2 * epoch if epoch < 4 else 0.1, 0.1, 1e-3, 1.5, 9.0 / epoch]
         for epoch in (1, 2, 3, 4)]
@@ -61,15 +59,3 @@ def test_the_loss_of_self_critical_training_has_its_own_axis(tmp_path, figures):
     assert lines(figures[0], 2) == {"self-critical loss, training": [1, 2, 3, 4]}
     legend = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert set(legend) == {"validation", "self-critical loss, training"}
-
-
-def test_tensorboard_is_optional(tmp_path, monkeypatch):
-    imported = builtins.__import__
-
-    def without(name, *rest):
-        if name.startswith(("tensorboard", "torch.utils.tensorboard")):
-            raise ImportError(name)
-        return imported(name, *rest)
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match="pip install tensorboard"):
-        open_tensorboard(tmp_path)
