@@ -1,4 +1,7 @@
 """Captions the images of a split and scores the captions: python evaluation.py --weight output/checkpoint_best.pth"""
+if __name__ == "__main__":
+    import captioning.interrupt  # noqa: F401 (before the slow imports)
+
 import argparse
 import math
 import os

@@ -1,4 +1,7 @@
 """Captions images and explains every word: python explain.py --weight output/checkpoint_best.pth --images ."""
+if __name__ == "__main__":
+    import captioning.interrupt  # noqa: F401 (before the slow imports)
+
 import hashlib
 import json
 import os

@@ -2,6 +2,9 @@
 
 Example: python finetune.py --weight output/demo/checkpoint_best.pth --erase_tune
 """
+if __name__ == "__main__":
+    import captioning.interrupt  # noqa: F401 (before the slow imports)
+
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -15,7 +18,8 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import lrp_loss, stop_mask
-from captioning.files import fingerprint
+from captioning.files import check_file, fingerprint
+from captioning.memory import check_memory
 from captioning.metrics.object_words import load_objects
 from captioning.runs import record_run
 from captioning.training.erasure import ErasureLoss, category_ids
@@ -122,6 +126,7 @@ def set_dropout(model, settings):
 
 def stop_word_ids(path, vocabulary):
     """The set of ids of the words in the text file and of the special tokens; InputError if it cannot be read."""
+    check_file(path)
     try:
         words = Path(path).read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:
@@ -144,6 +149,9 @@ def make_loss(settings, vocabulary, data, stop, device):
         check_references(data)
         reward = CiderD(frequencies_path(settings.data_folder, settings.dataset), len(vocabulary))
         max_len = data.captions.shape[-1] - 1
+        # of every word of every sample: its logit, its log-probability and its gradient, of 4 bytes each
+        check_memory(12 * settings.batch_size * settings.samples * max_len * len(vocabulary),
+                     f"--samples {settings.samples} with --batch_size {settings.batch_size}", "lower one of them")
         return SCST(vocabulary, reward, max_len, settings.samples, settings.baseline, stop), "reward"
     if settings.erase_tune:
         objects = load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms)

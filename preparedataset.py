@@ -1,4 +1,7 @@
 """Prepares captions, vocabulary, boxes and features of a data set: python preparedataset.py --dataset demo"""
+if __name__ == "__main__":
+    import captioning.interrupt  # noqa: F401 (before the slow imports)
+
 import os
 from pathlib import Path
 

@@ -1,4 +1,7 @@
 """Trains a captioning model with cross-entropy: python train.py --dataset demo --model_type gridtd"""
+if __name__ == "__main__":
+    import captioning.interrupt  # noqa: F401 (before the slow imports)
+
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
@@ -24,11 +27,14 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
+from captioning.memory import check_memory
 from captioning.report.tensorboard import epoch_logger
 from captioning.runs import record_run
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.options import TrainingOptions
+
+BYTES_PER_PARAMETER = 16        # the parameter, its gradient and Adam's two moments, of 4 bytes each
 
 
 def get_args_parser():
@@ -115,7 +121,7 @@ def open_data(settings, split, augment=False):
 def make_model(args, vocabulary, feature_dim=2048):
     """A new model, with --encoder_weights in its encoder; feature_dim: channels C of region features.
 
-    InputError if --hidden_dim is not a multiple of --num_head."""
+    InputError if --hidden_dim is not a multiple of --num_head, or the model does not fit into the main memory."""
     if args.model_type == "aoa" and args.hidden_dim % args.num_head:
         raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head {args.num_head}")
     config = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
@@ -123,6 +129,10 @@ def make_model(args, vocabulary, feature_dim=2048):
     config |= {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
     if args.dropout is not None:
         config["dropout"] = args.dropout
+    with torch.device("meta"):      # without allocating memory
+        size = sum(parameter.numel() for parameter in model_class(args.model_type)(**config).parameters())
+    check_memory(BYTES_PER_PARAMETER * size, f"training a model of {size:,} parameters",
+                 "lower --embed_dim, --hidden_dim or --attention_dim")
     model = model_class(args.model_type)(**config)
     if model.encoder is not None:
         model.encoder = encoders.build(args.encoder, args.encoder_weights).to(memory_format=torch.channels_last)

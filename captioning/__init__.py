@@ -1,8 +1,8 @@
 """What the two captioning models and several scripts share.
 
-Modules of this folder serve all others. `errors`, `files`, `processes`, `runs`, `device`, `weights`, `cli`,
-`published`, `recurrence` and `decoding` import no sub-package; `checkpoint` imports data and explanation, and the
-models where it creates one; `grounding` imports data and metrics.
+Modules of this folder serve all others. `interrupt`, `errors`, `memory`, `files`, `processes`, `runs`, `device`,
+`weights`, `cli`, `published`, `recurrence` and `decoding` import no sub-package; `checkpoint` imports data and
+explanation, and the models where it creates one; `grounding` imports data and metrics.
 Sub-packages, from the lowest to the highest; each may import those before it, but no script:
 
     data         annotations, vocabulary, images, stored features, demo scenes

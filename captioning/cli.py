@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from captioning.decoding import METHODS
+from captioning.files import shortened
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,23 +30,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def number(kind, low, high=math.inf, low_included=True):
-    """An argparse type: `kind` (int or float) within [low, high], or (low, high] if not low_included."""
+    """An argparse type: a finite `kind` (int or float) within [low, high], or (low, high] if not low_included."""
     def convert(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not ((low <= value if low_included else low < value) and value <= high):
+        if not ((low <= value if low_included else low < value) and value <= high and abs(value) != math.inf):
             above = "at least" if low_included else "above"
             limit = "" if high == math.inf else f" and at most {high}"
             name = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} must be a {name} {above} {low}{limit}")
+            raise argparse.ArgumentTypeError(f"{shortened(text, 40)!r} must be a {name} {above} {low}{limit}")
         return value
     return convert
 
 
-positive_int = number(int, 1)
-natural = number(int, 0)
+MOST = 10 ** 9      # of anything that is counted
+positive_int = number(int, 1, MOST)
+natural = number(int, 0, MOST)
 positive = number(float, 0, low_included=False)
 non_negative = number(float, 0)
 fraction = number(float, 0, 1)
@@ -70,7 +72,7 @@ def add_decoding(parser):
     """Adds the argument group of decoding: how captions are generated. `decoding_options` reads it."""
     add = parser.add_argument_group("decoding").add_argument
     add("--decoding", choices=METHODS, default="beam_search", help="decoding method")
-    add("--beam_size", type=positive_int, default=3, help="beam width")
+    add("--beam_size", type=number(int, 1, 1000), default=3, help="beam width")
     add("--diversity", type=non_negative, default=0.5, help="diverse_beam_search: penalty for a word that an earlier "
         "group chose at the same step")
     add("--length_penalty", type=non_negative, default=0.0, help="beam search: compare hypotheses by log-probability / "
@@ -81,7 +83,7 @@ def add_decoding(parser):
     add("--top_k", type=natural, default=0, help="sample: only from the k most probable words (0: all)")
     add("--top_p", type=number(float, 0, 1, low_included=False), default=1.0, help="sample: only from the fewest words "
         "whose probabilities sum to p")
-    add("--max_len", type=positive_int, default=50, help="maximum number of words per caption")
+    add("--max_len", type=number(int, 1, 1000), default=50, help="maximum number of words per caption")
     add("--grounded", action="store_true", help="caption again without object words that come from language rather "
         "than the image; requires evaluation.py --calibrate before")
 

@@ -7,11 +7,12 @@ class InputError(Exception):
 
     def __init__(self, message):
         # an error raised in a DataLoader's worker arrives with the worker's traceback before it
-        super().__init__(str(message).rsplit("InputError: ", 1)[-1].strip())
+        super().__init__(" ".join(str(message).rsplit("InputError: ", 1)[-1].split()))
 
 
 def run_script(main, args):
     """Calls main(args) and ends the process: InputError becomes one sentence on stderr and exit status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")       # file names need not be valid Unicode
     try:
         main(args)
     except InputError as error:

@@ -9,21 +9,23 @@ from pathlib import Path
 
 from captioning import processes
 from captioning.errors import InputError
-from captioning.files import make_folder, read_json, write_json
+from captioning.files import make_folder, read_json, remove_leftovers, write_json
 
 SETTINGS, LOG = "settings.json", "log.txt"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "pycocoevalcap", "matplotlib")
 
 
 def record_run(folder, args, script):
-    """Writes flags, versions and git commit to settings.json in `folder`, and from now on all that is printed to
-    log.txt, where it follows earlier runs. Under torchrun only the first process does.
+    """Removes what killed processes left in `folder`; writes flags, versions and git commit to its settings.json, and
+    from now on all that is printed to log.txt, where it follows earlier runs. Under torchrun only the first process
+    does.
 
     settings.json has one entry per script, as training and evaluation can share a folder. args: a namespace of flags.
     """
     if processes.rank():
         return
     folder = make_folder(folder)
+    remove_leftovers(folder)
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     entry = {"started": started, "flags": {name: _json_value(value) for name, value in vars(args).items()},
              "git_commit": git_commit(), "versions": versions()}

@@ -4,20 +4,35 @@ from urllib.error import URLError
 import torch
 
 from captioning.errors import InputError
+from captioning.files import check_file, shortened
 
 
 def read_weights(path, what="encoder"):
-    """The state_dict stored in a file; InputError if there is none. what: kind of network, for the message."""
+    """The state_dict stored in a file; InputError if there is none, or if weights are not finite numbers. what: kind of
+    network, for the message."""
+    check_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
-        reason = " ".join(str(error).split())[:160] or "it is damaged"
+        reason = shortened(error) or "it is damaged"
         raise InputError(f"the {what} weights {path} cannot be read ({reason}): give a state_dict saved with "
                          "torch.save") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
                                               for key, value in state.items()):
         raise InputError(f"the {what} weights {path} must contain a state_dict: give one saved with torch.save")
+    check_finite(state, f"the {what} weights {path}")
     return state
+
+
+def check_finite(state, source):
+    """InputError unless the values of {name: tensor} are dense tensors of finite numbers; source: for the message."""
+    for name, value in state.items():
+        if (not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized
+                or value.device.type == "meta"):
+            raise InputError(f"{source} contains no tensor '{shortened(name, 60)}': use another file")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size() or not value.isfinite().all():
+            raise InputError(f"{source} contains values of '{shortened(name, 60)}' that are not finite numbers: use "
+                             "another file")
 
 
 def download_weights(name, version, flag):

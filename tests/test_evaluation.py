@@ -312,7 +312,7 @@ def test_predictions_for_an_image_of_another_split(demo_data, tmp_path):
     (["--weight", "{weights}/regions.pth", "--explanations", "correctness", "--methods", "grad_cam"], "region feature"),
     (["--weight", "{weights}/regions.pth"], "bottom_up"),
     (["--weight", "{weights}/gridtd.pth", "--boxes", "{weights}/empty.json", "--explanations", "tpfp", "pointing_game"],
-     "--explanations pointing_game requires boxes"),
+     "empty.json contains no boxes"),
 ])
 def test_invalid_input_is_reported_in_one_sentence(demo_data, weights, tmp_path, flags, message):
     with pytest.raises(InputError, match=message) as caught:

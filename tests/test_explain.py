@@ -2,6 +2,7 @@
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -336,7 +337,7 @@ def test_explanations_that_cannot_be_shown_are_omitted_from_the_page(weights, tm
     paths["a"].unlink()         # which the page does not need
     (tmp_path / "out" / "b" / "explanation.npz").write_bytes(b"cut short")
     (tmp_path / "out" / "c" / "page.js").unlink()       # as written by earlier versions
-    killed = tmp_path / "out" / "e.123.tmp"
+    killed = tmp_path / "out" / "e.elsewhere.123.tmp"
     (tmp_path / "out" / "e").rename(killed)
     capsys.readouterr()
     run(weights / "gridtd.pth", [paths["d"]], tmp_path / "out", *flags)
@@ -391,6 +392,49 @@ def test_existing_explanations_are_not_computed_again(weights, tmp_path, monkeyp
     run(weights / "gridtd.pth", paths, tmp_path / "out", *flags, "--overwrite")
     run(weights / "aoa.pth", paths, tmp_path / "out", *flags)
     assert batch_sizes == [2, 1, 1, 1, 3, 3]
+
+
+def test_names_of_images_cannot_lead_out_of_the_output_folder(weights, tmp_path):
+    """The stem of "...jpg" is "..", and that of "index.html.jpg" is the name of the page."""
+    make_image(tmp_path / "precious.png")
+    names = ["...jpg", "..jpg", ". .jpg", "index.html.jpg", "$\\frac{$.jpg", "a.1.tmp.jpg", os.fsdecode(b"\xff.jpg")]
+    for i, name in enumerate(names):
+        make_image(tmp_path / "in" / "x.jpg", seed=i).rename(tmp_path / "in" / name)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for _ in range(2):
+        run(weights / "gridtd.pth", [tmp_path / "in" / name for name in names], tmp_path / "out" / "inner",
+            "--methods", "attention", "--caption", "a dog")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["inner"]
+    folders = [path for path in (tmp_path / "out" / "inner").iterdir() if path.is_dir()]
+    assert len(folders) == len(names) and len(page_entries(tmp_path / "out" / "inner")) == len(names)
+
+
+DAMAGES = {"empty": lambda path: path.write_bytes(b""), "deleted": Path.unlink,
+           "flipped": lambda path: path.write_bytes(bytes(255 - byte if i == path.stat().st_size // 2 else byte
+                                                          for i, byte in enumerate(path.read_bytes()))),
+           "missing": lambda path: np.savez(path, **{k: v for k, v in np.load(path).items() if k != "logits"}),
+           "wrong type": lambda path: np.savez(path, **dict(np.load(path)) | {"words": np.zeros(4)}),
+           "wrong shape": lambda path: np.savez(path, **dict(np.load(path)) | {"logits": np.zeros(4)}),
+           "not finite": lambda path: np.savez(path, **dict(np.load(path)) | {"logits": np.full(3, np.nan)})}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "image"])
+def test_a_damaged_explanation_is_replaced(weights, tmp_path, damage):
+    path, folder = make_image(tmp_path / "a.png"), tmp_path / "out" / "a"
+    flags = ("--methods", "attention", "--caption", "a dog")
+    run(weights / "gridtd.pth", [path], tmp_path / "out", *flags)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    if damage == "image":
+        (folder / "attention.png").write_bytes(before["attention.png"][:-100])
+    else:
+        DAMAGES[damage](folder / "explanation.npz")
+    identity = str(np.load(io.BytesIO(before["explanation.npz"]))["identity"])
+    assert not explanations.is_explained(folder, identity)
+    run(weights / "gridtd.pth", [path], tmp_path / "out", *flags)
+    assert before.keys() == {file.name for file in folder.iterdir()} and page_names(tmp_path / "out") == ["a"]
+    assert before["attention.png"] == (folder / "attention.png").read_bytes()
+    assert explanations.is_explained(folder, identity)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------

@@ -125,8 +125,6 @@ def _checked_words(words, path, name):
 
 def make_record(name, relative, split, tokens, raw, source):
     """The Record of one image; InputError, which names the data file `source`, if a file name is invalid."""
-    if not relative.isprintable():
-        raise InputError(f"{source} contains the file name {relative!r}, which is not printable: correct the file")
     return Record(safe_name(name, source), safe_name(relative, source), split, tokens, raw)
 
 
@@ -156,5 +154,5 @@ def check_splits(records, source):
 
 def trailing_number(name):
     """The number at the end of a file name's stem, or None: 'COCO_val2014_000000000042.jpg' -> 42."""
-    match = re.search(r"(\d+)$", Path(name).stem)
+    match = re.search(r"(?<!\d)(\d{1,18})$", Path(name).stem)
     return int(match[1]) if match else None

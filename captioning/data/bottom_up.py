@@ -2,7 +2,6 @@
 section 8)."""
 import base64
 import os
-import zipfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.data.annotations import trailing_number
+from captioning.data.arrays import read_arrays
 from captioning.data.feature_store import FLOAT16_MAX, Store
-from captioning.data.hdf5 import open_hdf5, reading
+from captioning.data.hdf5 import open_hdf5, read_whole, reading
 from captioning.errors import InputError
-from captioning.files import fingerprint, write_text
+from captioning.files import check_file, fingerprint, shortened, write_text
 
 FEATURES, BOXES = ("image_features", "features", "feat", "x"), ("image_boxes", "boxes", "bbox")    # names in .npz files
 NEW_COLUMNS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
@@ -38,6 +38,7 @@ def store(path, records, source, regions=36):
         raise InputError(f"{source} has no features of {records[0].name} or any other image of this split: check "
                          "--bottom_up")
     C = first[1].shape[-1] if first[1].ndim else 0
+    _check(source, *first, C)
     attributes = {"encoder": "bottom_up", "names": fingerprint([record.name for record in records]),
                   "source": str(Path(source).resolve())}
     with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as store:
@@ -55,12 +56,15 @@ def store(path, records, source, regions=36):
 
 
 def _check(source, name, features, boxes, C):
-    if features.ndim != 2 or features.shape[1] != C or boxes.shape != (len(features), 4) or not len(features):
+    if features.ndim != 2 or features.shape[1] != C or boxes.shape != (len(features), 4) or not features.size:
         raise InputError(f"{source} has features of shape {features.shape} and boxes of shape {boxes.shape} for "
                          f"{name!r}: (regions, {C}) and (regions, 4) are expected")
-    if not ((np.abs(features) <= FLOAT16_MAX).all() and np.isfinite(boxes).all() and features.any()):
+    if not ((np.abs(features) <= FLOAT16_MAX).all() and features.any()):
         raise InputError(f"{source} has features of {name!r} that are all zero, not finite or above {FLOAT16_MAX}: "
                          "compute them again")
+    if not (np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
+        raise InputError(f"{source} has boxes of {name!r} that are not finite numbers x0 ≤ x1, y0 ≤ y1: compute them "
+                         "again")
 
 
 def _report_missing(path, source, records, missing):
@@ -129,28 +133,26 @@ def _from_folder(folder, records):
 
 
 def _from_hdf5(path):
-    with open_hdf5(path, ("image_features", "image_boxes")) as file, reading(path):
-        return [file[name][:].astype(np.float32) for name in ("image_features", "image_boxes")]
+    with open_hdf5(path) as file, reading(path):
+        return [read_whole(file, name, "iuf", (None, None)).astype(np.float32)
+                for name in ("image_features", "image_boxes")]
 
 
 def _from_numpy(path):
     """Features and boxes of an .npz file, or features and zero boxes of an .npy file."""
-    try:
-        content = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return content.astype(np.float32), np.zeros((len(content), 4), np.float32)
-        with content:
-            names = [next(name for name in accepted if name in content) for accepted in (FEATURES, BOXES)]
-            return [content[name].astype(np.float32) for name in names]
-    except StopIteration as error:
+    arrays = read_arrays(path)
+    if path.suffix == ".npy" and arrays.keys() == {""} and arrays[""].ndim:
+        arrays |= {FEATURES[0]: arrays[""], BOXES[0]: np.zeros((len(arrays[""]), 4))}
+    found = [next((arrays[name] for name in names if name in arrays), None) for names in (FEATURES, BOXES)]
+    if any(values is None or values.dtype.kind == "U" for values in found):
         raise InputError(f"{path} lacks features ({', '.join(FEATURES)}) or boxes ({', '.join(BOXES)}): create it "
-                         "again with both") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}): create it again") from error
+                         "again with both")
+    return [values.astype(np.float32) for values in found]
 
 
 def _from_tsv(path, is_wanted, regions):
     """Yields (name, features, boxes) of the rows whose names are wanted; the other rows are not decoded."""
+    check_file(path)
     try:
         with open(path, "rb") as file:
             for line in file:
@@ -162,11 +164,13 @@ def _from_tsv(path, is_wanted, regions):
                 n = int(row["num_boxes"])
                 boxes, features = (_decoded(row[key]).reshape(n, -1) for key in ("boxes", "features"))
                 if "objects_conf" in row and len(features) > regions:
-                    best = np.sort(np.argsort(-_decoded(row["objects_conf"]), kind="stable")[:regions])
+                    scores = _decoded(row["objects_conf"]).reshape(n)
+                    best = np.sort(np.argsort(-scores, kind="stable")[:regions])
                     boxes, features = boxes[best], features[best]
                 yield name, features, boxes
     except (OSError, ValueError) as error:
-        raise InputError(f"the features {path} cannot be read ({error}): give a tsv of bottom-up-attention") from error
+        raise InputError(f"the features {path} cannot be read ({shortened(error)}): give a tsv of "
+                         "bottom-up-attention") from error
 
 
 def _decoded(text):

@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from captioning.data.annotations import checked_items
+from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
 from captioning.files import read_json
 
@@ -46,6 +47,8 @@ def coco_boxes(path, content, wanted=None):
             raise InputError(f"{path} contains a box of image id {annotation['image_id']} without a known category or "
                              "four numbers: its 'bbox' must be x, y, width, height in pixels")
         x, y, w, h = bbox
+        if not (w and h):       # a box without area outlines no object
+            continue
         entry["categories"][category_names[category]] = category
         entry["bbox"].setdefault(str(category), []).append([x, y, round(x + w, 2), round(y + h, 2)])
     return boxes
@@ -59,9 +62,13 @@ def load_boxes(path):
         return coco_boxes(path, boxes)
     if not isinstance(boxes, dict):
         raise InputError(f"{path} must contain an object {{file name: boxes}}")
+    if not boxes:
+        raise InputError(f"{path} contains no boxes: give another file")
     for name, entry in boxes.items():
         if not _is_valid_entry(entry):
-            raise InputError(f"{path} has no valid boxes for {name}: categories, bbox and shape are required")
+            raise InputError(f"{path} has no valid boxes for {name!r}: it needs 'categories', {{name: id}}, 'bbox', "
+                             "{id: [[x0, y0, x1, y1], …]} with x0 < x1 and y0 < y1, and 'shape', [width, height], in "
+                             "pixels")
     return boxes
 
 
@@ -75,12 +82,20 @@ def named_boxes(entry, width, height):
 
 
 def _is_coordinate(value):
-    return isinstance(value, int | float) and abs(value) <= MAX_SIDE
+    return type(value) in (int, float) and abs(value) <= MAX_SIDE
 
 
 def _is_valid_entry(entry):
-    try:
-        return min(entry["shape"]) > 0 and all(len(corners) == 4 for category in entry["categories"].values()
-                                               for corners in entry["bbox"][str(category)])
-    except (KeyError, TypeError, AttributeError, ValueError):
+    """Whether an entry has the layout of `coco_boxes`: names with words, and at least one box for each category."""
+    kinds = {"categories": dict, "bbox": dict, "shape": list}
+    if not (isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())):
         return False
+    lists = [entry["bbox"].get(str(category)) for category in entry["categories"].values()]
+    return (len(entry["shape"]) == 2 and all(_is_coordinate(side) and side > 0 for side in entry["shape"])
+            and all(map(tokenise, entry["categories"]))
+            and all(isinstance(boxes, list) and boxes and all(map(_is_box, boxes)) for boxes in lists))
+
+
+def _is_box(corners):
+    return (isinstance(corners, list) and len(corners) == 4 and all(map(_is_coordinate, corners))
+            and corners[0] < corners[2] and corners[1] < corners[3])

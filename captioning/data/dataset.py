@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from captioning.data import images, vocabulary
-from captioning.data.hdf5 import open_hdf5, reading
+from captioning.data.annotations import has_type
+from captioning.data.hdf5 import checked_dataset, open_hdf5, read_whole, reading
 from captioning.errors import InputError
 from captioning.files import atomic_path, fingerprint, safe_name
 
@@ -89,7 +90,7 @@ class CaptionDataset(Dataset):
                  captions_per_step=None):
         path = split_path(data_folder, dataset, split)
         with open_hdf5(path, ("captions", "names", "paths", "references")) as file, reading(path):
-            self.captions = torch.from_numpy(file["captions"][:].astype(np.int32))
+            self.captions = torch.from_numpy(read_whole(file, "captions", "iu", (None,) * 3).astype(np.int64))
             self.names, self.paths = (list(file[name].asstr()[:]) for name in ("names", "paths"))
             self.references = [json.loads(text) for text in file["references"].asstr()[:]]
             self.image_folder, wordmap = str(file.attrs["image_folder"]), str(file.attrs["wordmap"])
@@ -109,16 +110,24 @@ class CaptionDataset(Dataset):
 
     def _check_contents(self, path):
         """Raises InputError if the contents cannot have been written by write_split."""
-        if not len(self.captions):
-            raise InputError(f"the split {path} is empty: regenerate it with preparedataset.py")
-        sizes = {len(values) for values in (self.captions, self.names, self.paths, self.references)}
-        is_valid = (len(sizes) == 1 and self.captions.dim() == 3 and self.captions.numel() > 0
-                    and self.captions.min() >= 0 and self.captions.max() < len(self.vocabulary)
-                    and all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
+        captions, end = self.captions, self.vocabulary.end
+        sizes = {len(values) for values in (captions, self.names, self.paths, self.references)}
+        lengths = (captions != 0).sum(-1, keepdim=True)                                # (N, captions per image, 1)
+        is_valid = (len(sizes) == 1 and len(set(self.names)) == len(self.names)
+                    and captions.min() >= 0 and captions.max() < len(self.vocabulary)
+                    and ((captions != 0) == (torch.arange(captions.shape[-1]) < lengths)).all()
+                    and (captions[..., 0] == self.vocabulary.start).all() and ((captions == end).sum(-1) == 1).all()
+                    and (captions.gather(-1, (lengths - 1).clamp(min=0)) == end).all()
+                    and all(isinstance(texts, list) and texts and all(has_type(text, str) for text in texts)
                             for texts in self.references))
         if not is_valid:
             raise InputError(f"{path} is damaged (its captions and names do not fit): regenerate it with "
                              "preparedataset.py")
+        self.captions = captions.int()
+        for name in {*self.names, *self.paths, self.image_folder or "."}:
+            if not name.isprintable():
+                raise InputError(f"{path} is damaged (it contains the name {name!r}): regenerate it with "
+                                 "preparedataset.py")
         for relative in self.paths:
             safe_name(relative, path)
 
@@ -127,10 +136,11 @@ class CaptionDataset(Dataset):
             if file.attrs.get("names") != fingerprint(self.names):
                 raise InputError(f"{self.features} belongs to other images than {self.path}: run preparedataset.py "
                                  "with --features again")
-            features = file["features"]
-            if features.ndim != 3 or len(features) != len(self) or features.dtype.kind != "f":
-                raise InputError(f"{self.features} contains no features (images, regions, channels) of "
-                                 f"{len(self)} images: run preparedataset.py with --features again")
+            K = checked_dataset(file, "features", "f", (len(self), None, None)).shape[1]
+            self.has_regions = "boxes" in file or "counts" in file
+            if self.has_regions:
+                checked_dataset(file, "boxes", "f", (len(self), K, 4))
+                checked_dataset(file, "counts", "iu", (len(self),))
 
     def _check_images(self):
         if not self.image_folder:
@@ -164,8 +174,12 @@ class CaptionDataset(Dataset):
         return int(fingerprint([self.seed, self.epoch, index, purpose]), 16) % 2**63
 
     def read_features(self, indices):
-        """Stored features (B, K, C) float32 of the images."""
-        return self._read("features", indices)
+        """Stored features (B, K, C) float32 of the images; InputError if they are not finite, or regions are all 0."""
+        features = self._read("features", indices)
+        is_valid = features.isfinite().flatten(1).all(1)
+        if self.has_regions:
+            is_valid &= features.flatten(1).any(1)
+        return self._checked(features, is_valid, indices, "features that are not finite numbers")
 
     def read_boxes(self, indices):
         """Boxes (B, K, 4) float32 of the images' regions: x0, y0, x1, y1 in pixels of the image, zero-padded.
@@ -173,6 +187,8 @@ class CaptionDataset(Dataset):
         Raises InputError if the bottom-up features were given without boxes.
         """
         boxes = self._read("boxes", indices)
+        is_valid = (boxes.isfinite().all(-1) & (boxes[..., :2] <= boxes[..., 2:]).all(-1)).all(1)
+        boxes = self._checked(boxes, is_valid, indices, "boxes that are not finite numbers x0 ≤ x1, y0 ≤ y1")
         without_boxes = (~boxes.any(2).any(1)).nonzero().flatten().tolist()
         if without_boxes:
             raise InputError(f"{self.features} has no boxes of {self.names[indices[without_boxes[0]]]}: regenerate it "
@@ -180,8 +196,19 @@ class CaptionDataset(Dataset):
         return boxes
 
     def region_counts(self, indices):
-        """Number of regions (B,) of the images, at most K."""
-        return self._read("counts", indices).int()
+        """Number of regions (B,) of the images, from 1 to K."""
+        counts = self._read("counts", indices).int()
+        with open_hdf5(self.features) as file:
+            is_valid = (counts > 0) & (counts <= file["features"].shape[1])
+        return self._checked(counts, is_valid, indices, "a number of regions that is not from 1 to K")
+
+    def _checked(self, values, is_valid, indices, problem):
+        """`values` (B, ...) of the images; InputError that names the first image for which is_valid (B,) is False."""
+        if not is_valid.all():
+            name = self.names[indices[int(is_valid.int().argmin())]]
+            raise InputError(f"{self.features} is damaged (for {name} it contains {problem}): run preparedataset.py "
+                             "with --features again")
+        return values
 
     def _read(self, name, indices):
         if self._process != os.getpid():    # each worker opens the file itself, also after a fork

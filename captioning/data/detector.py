@@ -12,7 +12,7 @@ from captioning.data import images
 from captioning.data.feature_store import FLOAT16_MAX, Store, file_size, weights_fingerprint
 from captioning.data.loader import collate
 from captioning.errors import InputError
-from captioning.files import fingerprint
+from captioning.files import fingerprint, shortened
 from captioning.weights import download_weights
 
 DETECTORS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
@@ -30,9 +30,8 @@ def build(name, state=None):
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the detector weights do not fit {name} ({reason}): give --detector_weights of this "
-                         "--detector") from error
+        raise InputError(f"the detector weights do not fit {name} ({shortened(error)}): give --detector_weights of "
+                         "this --detector") from error
     return model.eval()
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.hdf5 import open_hdf5, reading
 from captioning.errors import InputError
+from captioning.files import shortened
+from captioning.memory import readable
 
 FLOAT16_MAX = 65504
 
@@ -110,7 +112,7 @@ class Store:
     def _create(self):
         need, free = 2 * self.count * int(np.prod(self.shape)), shutil.disk_usage(self.path.parent).free
         if need > free:
-            raise OSError(f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+            raise OSError(f"{readable(need)} are needed, {readable(free)} are free")
         with h5py.File(self.partial, "w") as file:
             self._create_dataset(file, "features", (self.count, *self.shape), np.float16)
             if self.with_boxes:
@@ -159,7 +161,7 @@ class Store:
             raise self._write_error(error) from error
 
     def _write_error(self, error):
-        return InputError(f"{self.partial} cannot be written ({error}): free some space or choose another "
+        return InputError(f"{self.partial} cannot be written ({shortened(error)}): free some space or choose another "
                           "--output_folder, and run the same command again to resume")
 
     def __exit__(self, kind, error, traceback):

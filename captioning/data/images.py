@@ -7,7 +7,10 @@ from torchvision.transforms.v2 import functional as T
 from tqdm import tqdm
 
 from captioning.errors import InputError
+from captioning.files import check_file, shortened
 
+# those whose decoders are Pillow's own: some others run external programs
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # of ImageNet
 
 
@@ -18,16 +21,16 @@ def read_image(path, upright=False):
     which the boxes and region features of a data set refer.
     """
     try:
-        with Image.open(path) as image:
+        check_file(path)
+        with Image.open(path, formats=FORMATS) as image:
             if upright:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16") or image.mode == "I":      # 16-bit grey scale, which PIL would clip
                 image = image.point(lambda value: value / 256).convert("L")
             return T.pil_to_tensor(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise many exception types for damaged files
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"the image {path} cannot be read ({reason}): replace it, or omit unreadable images with "
-                         "--skip_broken") from error
+        raise InputError(f"the image {path} cannot be read ({shortened(error)}): replace it, or omit unreadable images "
+                         "with --skip_broken") from error
 
 
 def resize(image, size):

@@ -21,8 +21,9 @@ class Vocabulary:
     """
 
     def __init__(self, wordmap, source="the word map"):
-        if not isinstance(wordmap, dict) or not all(isinstance(i, int) for i in wordmap.values()):
-            raise InputError(f"{source} must contain an object {{word: id}}")
+        if not isinstance(wordmap, dict) or not all(
+                isinstance(word, str) and word.isprintable() and type(i) is int for word, i in wordmap.items()):
+            raise InputError(f"{source} must contain an object {{word: id}}: create it with preparedataset.py")
         missing = [word for word in (PAD, UNK, START, END) if word not in wordmap]
         if missing or wordmap[PAD] != 0 or sorted(wordmap.values()) != list(range(len(wordmap))):
             reason = f"lacks {missing[0]}" if missing else "must number its words 0, 1, 2, … with <pad> = 0"

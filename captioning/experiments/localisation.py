@@ -1,10 +1,8 @@
 """Pointing game, and the share of relevance inside an object's segmentation mask."""
-import h5py
 import torch
 from torch.nn import functional as F
 
-from captioning.data.hdf5 import open_hdf5, reading
-from captioning.errors import InputError
+from captioning.data.hdf5 import open_hdf5, read_whole, reading
 from captioning.experiments.correctness import inside_boxes
 
 
@@ -18,14 +16,9 @@ class Masks:
 
     def __init__(self, path, split, images):
         with open_hdf5(path) as file, reading(path):
-            if not isinstance(file.get(f"{split}/masks"), h5py.Dataset):
-                raise InputError(f"{path} has no masks of the split '{split}': choose another --split")
             self.numbers = {str(name): i for i, name in enumerate(file.attrs["categories"], start=1)}
-            self.pixels = torch.from_numpy(file[f"{split}/masks"][:])
-            self.things = torch.from_numpy(file[f"{split}/things"][:].astype("int64"))
-        if len(self.pixels) != images or len(self.things) != images:
-            raise InputError(f"{path} has masks of {len(self.pixels)} images, but the split {split} has {images}: run "
-                             "preparedataset.py again")
+            self.pixels = torch.from_numpy(read_whole(file, f"{split}/masks", "iu", (images, None, None)))
+            self.things = torch.from_numpy(read_whole(file, f"{split}/things", "iu", (images, None)).astype("int64"))
 
     def has(self, index, category):
         """Whether image `index` contains an object of the category."""

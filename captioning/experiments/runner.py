@@ -20,7 +20,7 @@ from captioning.data.loader import make_loader
 from captioning.errors import InputError
 from captioning.experiments.batch import METHODS, Batch
 from captioning.experiments.registry import EXPERIMENTS, NEED_PIXELS
-from captioning.files import atomic_path, fingerprint, make_folder, write_text
+from captioning.files import atomic_path, fingerprint, make_folder, remove_leftovers, write_text
 
 COLUMNS = ("image", "step", "word", "method", "measure", "value")
 TABLE = ("method", "measure", "mean", "standard_error", "count")
@@ -43,6 +43,7 @@ def run_experiments(study, data, captions, names, limit, batch_size, workers, de
                             study.methods, study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
                             sorted(study.frequent), flags])
     parts = make_folder(Path(folder) / f"parts_{identity}")
+    remove_leftovers(parts)
     batches = [selected[i:i + batch_size] for i in range(0, len(selected), batch_size)]
     paths = {name: [parts / f"{name}_{batch[0]:06d}.csv" for batch in batches] for name in names}
     measure_all(study, data, captions, names, batches, paths, workers, device)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.files import read_json
+from captioning.files import check_file, read_json
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
 NO_OBJECT = "none"      # category of phrases that contain an object word but name no object, such as "train tracks"
@@ -57,7 +57,8 @@ def load_objects(data_folder, dataset, boxes, synonyms=None):
         content = read_json(path, ["words", "pairs"])
         words, pairs = content["words"], content["pairs"]
         if not (isinstance(words, dict) and all(isinstance(name, str) for name in words.values())
-                and isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)):
+                and all(map(tokenise, words)) and isinstance(pairs, list)
+                and all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)):
             raise InputError(f"{path} must contain \"words\", {{word: category}}, and \"pairs\", a list of [category, "
                              "companion]")
         return Objects(words, pairs, exact=True)
@@ -76,6 +77,7 @@ def load_objects(data_folder, dataset, boxes, synonyms=None):
 
 def read_synonyms(path):
     """{category: [synonym, …]} of a text file with one line per category: its name and synonyms, comma-separated."""
+    check_file(path)
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -111,6 +113,7 @@ def frequent_words(dataset, objects, path=None):
     """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for Flickr30K (also
     for Flickr8k) and COCO, and for other data sets all single object words."""
     if path:
+        check_file(path)
         try:
             words = tokenise(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -1,18 +1,16 @@
 """Folders of explanations: each image has one, with plots, explanation.npz and its part of the page, page.js."""
 import os
-import re
 import shutil
-import zipfile
-import zlib
 from collections import Counter
 from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 
+from captioning.data.arrays import matches, read_arrays
 from captioning.errors import InputError
 from captioning.explanation.methods import METHODS, SPLIT, WITHOUT_WORDS
-from captioning.files import make_folder
+from captioning.files import TEMPORARY, folder_name, make_folder, sync_to_disk, temporary_path
 from captioning.report.heatmaps import draw_heatmaps, draw_words
 from captioning.report.page import (
     ENTRY,
@@ -26,21 +24,22 @@ from captioning.report.page import (
 )
 
 ARRAYS = "explanation.npz"
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # errors of np.load
+# kinds of NumPy's dtypes and shapes of arrays in explanation.npz; T: words explained, W: T + 1
+COMMON = {"words": ("U", "W"), "methods": ("U", "M"), "contrast": ("U", ""), "image": ("U", ""), "identity": ("U", ""),
+          "upright": ("b", ""), "logits": ("f", "T"), "probabilities": ("f", "T"), "alternatives": ("U", "TA"),
+          "alternative_probabilities": ("f", "TA")}
 
 
 def stored_folders(save_path):
     """The folders in `save_path` that contain an explanation, sorted by name."""
-    return sorted(path.parent for path in Path(save_path).glob(f"*/{ARRAYS}")
-                  if not re.search(r"\.\d+\.tmp$", path.parent.name))      # left behind by a killed process
+    return sorted(path.parent for path in Path(save_path).glob(f"*/{ARRAYS}") if not TEMPORARY.search(path.parent.name))
 
 
 def stored_value(folder, key):
     """One array of the folder's explanation as a string; None if it cannot be read."""
     try:
-        with np.load(folder / ARRAYS) as arrays:
-            return str(arrays[key])
-    except UNREADABLE:
+        return str(read_arrays(folder / ARRAYS, [key])[key])
+    except (InputError, KeyError):
         return None
 
 
@@ -57,17 +56,61 @@ def choose_folders(paths, save_path):
     for position, path in enumerate(paths):
         name = names.get(os.path.abspath(path))
         if name is None:
-            preferred = path.stem if stems[path.stem] == 1 else f"{path.name}_{position}"
+            preferred = folder_name(path.stem if stems[path.stem] == 1 else f"{path.name}_{position}")
             candidates = chain([preferred], (f"{preferred}_{number}" for number in count(2)))
-            name = next(candidate for candidate in candidates if candidate not in taken)
+            name = next(candidate for candidate in candidates if candidate not in taken
+                        and not Path(save_path, candidate).is_file())
             taken.add(name)
         folders.append(Path(save_path, name))
     return folders
 
 
+def read_explanation(folder):
+    """The arrays of the folder's explanation.npz; InputError if it is damaged, incomplete, or of an earlier version."""
+    arrays = read_arrays(folder / ARRAYS)
+    shapes = dict(COMMON)
+    methods = arrays["methods"].tolist() if "methods" in arrays and arrays["methods"].ndim == 1 else []
+    if "boxes" in arrays:
+        shapes["boxes"] = ("f", "K4")
+    for method in methods:
+        if "boxes" in arrays:
+            shapes[f"{method}_regions"] = ("f", "TK")
+        elif method != "attention":
+            shapes[f"{method}_pixels"] = ("f", "TSS")
+        shapes |= {f"{method}_words": ("f", "TT")} if method not in WITHOUT_WORDS else {}
+    lengths = {"4": 4}
+    for name, (kinds, shape) in shapes.items():
+        if name not in arrays:
+            raise InputError(f"{folder / ARRAYS} has no array '{name}': explain the image again")
+        array = arrays[name]
+        for letter, length in zip(shape, array.shape, strict=False):
+            lengths.setdefault(letter, length)
+        if not matches(array, kinds, [lengths.get(letter) for letter in shape]) or 0 in array.shape:
+            raise InputError(f"{folder / ARRAYS} has an unsuitable array '{name}': explain the image again")
+    if lengths["W"] != lengths["T"] + 1 or not set(methods) <= set(METHODS):
+        raise InputError(f"{folder / ARRAYS} has other words than methods explain: explain the image again")
+    return arrays
+
+
 def is_explained(folder, identity):
-    """Whether the folder has a complete explanation whose hash of all settings is `identity`."""
-    return (folder / ENTRY).exists() and stored_value(folder, "identity") == identity
+    """Whether the folder has an explanation whose hash of all settings is `identity` and whose files are complete."""
+    try:
+        arrays = read_explanation(folder)
+    except InputError:
+        return False
+    plots = [folder / name for method in arrays["methods"].tolist() for name in plot_names(method)]
+    return (str(arrays["identity"]) == identity and all(map(_is_complete_png, plots))
+            and all((folder / name).is_file() for name in (ENTRY, THUMBNAIL)))
+
+
+def plot_names(method):
+    """Names of the plots of a method."""
+    return [f"{method}.png"] + ([f"words_{method}.png"] if method not in WITHOUT_WORDS else [])
+
+
+def _is_complete_png(path):
+    """Whether the file ends with the last chunk of a PNG."""
+    return path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
 
 
 def write_explanation(folder, image, arrays):
@@ -76,13 +119,15 @@ def write_explanation(folder, image, arrays):
     A new folder appears only once it is complete. image: uint8 (3, H, W). arrays: those of explanation.npz; with a true
     `shared_scale` all words of the caption are drawn on one colour scale. Raises InputError if writing fails.
     """
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(folder)
     try:
         write_files(make_folder(temporary), folder.name, image, arrays)
+        for path in (*temporary.iterdir(), temporary):
+            sync_to_disk(path)
         if not folder.exists():
             os.replace(temporary, folder)
             return
-        for name in [f"{prefix}{method}.png" for method in METHODS for prefix in ("", "words_")] + [ARRAYS]:
+        for name in [ARRAYS, *(name for method in METHODS for name in plot_names(method))]:
             (folder / name).unlink(missing_ok=True)     # other files in the folder are the user's
         for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".npz"):
             os.replace(path, folder / path.name)

@@ -109,5 +109,8 @@ def _colour(method):
 
 
 def _save(figure, path):
+    from matplotlib.text import Text
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)      # words may contain dollar signs
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

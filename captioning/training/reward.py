@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from captioning.data.hdf5 import open_hdf5, reading
+from captioning.data.hdf5 import open_hdf5, read_whole, reading
 from captioning.errors import InputError
 from captioning.files import atomic_path
 
@@ -69,8 +69,14 @@ class CiderD:
                 raise InputError(f"{path} was computed for a vocabulary of {file.attrs['words']} words, not {V}: run "
                                  "preparedataset.py again")
             self.V, self.log_images = V, math.log(file.attrs["images"])
-            self.tables = [(torch.from_numpy(file[f"keys_{n}"][:]), torch.from_numpy(file[f"counts_{n}"][:]))
-                           for n in range(1, N + 1)]
+            self.tables = [[torch.from_numpy(read_whole(file, f"{name}_{n}", "iu")).long()
+                            for name in ("keys", "counts")] for n in range(1, N + 1)]
+            is_valid = file.attrs["images"] > 0 and all(
+                keys.dim() == 1 and keys.shape == counts.shape and (keys[1:] > keys[:-1]).all()
+                and (counts > 1).all() and (counts <= file.attrs["images"]).all() for keys, counts in self.tables)
+        if not is_valid:
+            raise InputError(f"{path} is damaged (its n-grams are not sorted, or their counts not between 2 and the "
+                             "number of images): run preparedataset.py again")
 
     def __call__(self, captions, references):
         """CIDEr-D (B, S) of captions (B, S, T) against references (B, R, L), zero-padded ids without <start>.

@@ -1,10 +1,14 @@
 """The state of a training run: what checkpoints contain besides the model, when they are written, and resuming."""
+import math
 import time
 from pathlib import Path
 
+import torch
+
 from captioning import checkpoint, processes
 from captioning.errors import InputError
-from captioning.training.log import write_log
+from captioning.training.log import columns, write_log
+from captioning.weights import check_finite
 
 # flags that must not change when a run is resumed
 FIXED_FLAGS = ("weight", "ce_tune", "erase_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "lrp_weight", "samples",
@@ -70,16 +74,20 @@ def resume(options, model, vocabulary, optimizer, scaler, measure):
         return None
     path = last if options.resume == "auto" else options.resume
     content = checkpoint.read(path)
-    training = content.get("training")
-    if not training:
+    if not content.get("training"):
         raise InputError(f"{path} contains no training state to resume from: use --resume never")
+    training = checked_training(content["training"], path)
     check_flags(path, training["flags"], options.flags)
     if content["config"] != model.config or content["wordmap"] != vocabulary.wordmap:
         raise InputError(f"{path} contains a model of other sizes or another vocabulary: choose another --save_path, "
                          "or add --resume never to overwrite it")
+    if not options.finetune_encoder:
+        check_encoder(content["state_dict"], model, path)
+    optimizer_state = checked_optimizer(training["optimizer"], optimizer, path)
     model.load_state_dict(content["state_dict"])
-    optimizer.load_state_dict(training["optimizer"])
-    scaler.load_state_dict(training["scaler"])
+    optimizer.load_state_dict(optimizer_state)
+    if scaler.is_enabled():
+        scaler.load_state_dict(training["scaler"])
     state = training["state"]
     if not (Path(options.save_path) / "checkpoint_best.pth").exists():
         state["best"] = -1.0
@@ -87,6 +95,74 @@ def resume(options, model, vocabulary, optimizer, scaler, measure):
         write_log(options.save_path, state["log"], measure, options.region_epochs)
     print(f"resuming from {path}: epoch {state['epoch'] + 1}, batch {state['step']}", flush=True)
     return state
+
+
+def checked_training(training, path):
+    """Returns `training`, the entry of the checkpoint `path`; InputError unless it is what `Saver.save` writes.
+
+    The optimizer's state is checked by `checked_optimizer`, since it depends on the model."""
+    kinds = {"state": dict, "optimizer": dict, "scaler": dict, "flags": dict}
+    if not (isinstance(training, dict) and all(isinstance(training.get(key), kind) for key, kind in kinds.items())):
+        raise damaged(path, "training state")
+    if not all(isinstance(flag, str) and isinstance(value, bool | int | float | str | None)
+               for flag, value in training["flags"].items()):
+        raise damaged(path, "list of flags")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in training["scaler"].values()):
+        raise damaged(path, "scaler of gradients")
+    state, new = training["state"], new_state()
+    if not (state.keys() == new.keys() and all(type(state[key]) is type(value) for key, value in new.items())
+            and min(state["epoch"], state["step"], state["bad_epochs"], state["seconds"]) >= 0
+            and _are_numbers(state["sums"], 3) and _are_numbers([state["best"], state["seconds"]], 2)
+            and all(isinstance(row, list) and len(columns()) - len(row) in (0, 1) and _are_numbers(row, len(row))
+                    for row in state["log"])):      # rows of earlier versions lack the last column
+        raise damaged(path, "progress of the training or its log")
+    return training
+
+
+def _are_numbers(values, count):
+    return len(values) == count and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def damaged(path, part):
+    """The InputError for a checkpoint whose training state cannot be used."""
+    return InputError(f"{path} is damaged (its {part} is not valid): give another checkpoint with --resume FILE, or "
+                      "start again with --resume never")
+
+
+def check_encoder(weights, model, path):
+    """InputError if the encoder in the state_dict `weights` is not the model's: then the features are not those that
+    the checkpoint was trained with."""
+    if not all(torch.equal(weights[name].to(value), value) for name, value in model.state_dict().items()
+               if name.startswith("encoder.")):
+        raise InputError(f"{path} was trained with other weights of the encoder: give its --encoder_weights and "
+                         "features to resume that run; for a new run, choose another --save_path, or add --resume "
+                         "never")
+
+
+def checked_optimizer(recorded, optimizer, path):
+    """The state_dict for `optimizer`, an Adam, with the moments and learning rates of `recorded`, that of the
+    checkpoint `path`; InputError unless moments have the shapes of their parameters. PyTorch does not check this, and
+    its fused kernels would write beyond the moments."""
+    own, groups, states = optimizer.state_dict()["param_groups"], recorded.get("param_groups"), recorded.get("state")
+    if not (isinstance(groups, list) and len(groups) == len(own) and isinstance(states, dict)
+            and all(isinstance(group, dict) and group.get("params") == expected["params"]
+                    and _are_numbers([group.get("lr")], 1) and group["lr"] >= 0
+                    for group, expected in zip(groups, own, strict=True))):
+        raise damaged(path, "optimizer")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not states.keys() <= set(range(len(parameters))):
+        raise damaged(path, "optimizer")
+    for i, state in states.items():
+        shapes = {"step": (), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
+        if not (isinstance(state, dict) and state.keys() == shapes.keys()
+                and all(isinstance(state[name], torch.Tensor) and state[name].shape == shape
+                        and state[name].dtype == torch.float32 for name, shape in shapes.items())):
+            raise damaged(path, "optimizer")
+        check_finite(state, f"the optimizer in {path}")
+        if state["step"] < 0 or state["exp_avg_sq"].min() < 0:
+            raise damaged(path, "optimizer")
+    return {"state": states, "param_groups": [expected | {"lr": group["lr"]}
+                                              for group, expected in zip(groups, own, strict=True)]}
 
 
 def check_flags(path, recorded, current):

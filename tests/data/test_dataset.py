@@ -237,8 +237,8 @@ def test_truncated_hdf5(copied, which, share):
 
 @pytest.mark.parametrize(("change", "message"), [
     (replace("features", None), "no dataset 'features'"),
-    (replace("features", np.zeros((COUNT - 1, 4, 3), np.float16)), "contains no features"),
-    (replace("features", np.zeros((COUNT, 4), np.float16)), "contains no features"),
+    (replace("features", np.zeros((COUNT - 1, 4, 3), np.float16)), "'features' is empty or of another form"),
+    (replace("features", np.zeros((COUNT, 4), np.float16)), "'features' is empty or of another form"),
     (lambda file: file.attrs.__setitem__("names", "others"), "other images"),
 ])
 def test_invalid_features(copied, change, message):

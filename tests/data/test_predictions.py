@@ -46,7 +46,7 @@ def test_partial_predictions(tmp_path):
     ([{"image_id": 5, "caption": "a"}], "caption for 5, which is not among the 2 images"),
     ([{"image": "x.jpg", "caption": "a"}], "caption for x.jpg, which is not among"),
     ([{"image_id": 42, "caption": "a"}, {"image": NAMES[0], "caption": "a"}], "more than one caption for COCO_val"),
-    ('[{"image_id": 42, "caption": "\\ud800"}]', "number 0"),
+    ('[{"image_id": 42, "caption": "\\ud800"}]', "surrogates"),
 ])
 def test_invalid_predictions(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:

@@ -4,6 +4,7 @@ An image depends only on (seed, split, number), not on the number of images or w
 """
 import io
 import multiprocessing
+import signal
 from functools import partial
 
 import h5py
@@ -15,7 +16,7 @@ from captioning.data.demo.drawing import paint, sprite
 from captioning.data.demo.scenes import CATEGORIES, PAIRS, describe, sample_scene
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.files import atomic_path, make_folder, write_json
+from captioning.files import atomic_path, make_folder, remove_leftovers, write_json
 
 
 def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, image_size=112, workers=2):
@@ -32,7 +33,7 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     """
     _check(sizes, seed, bias, test_bias, image_size)
     folder = make_folder(folder)
-    make_folder(folder / "images")
+    remove_leftovers(make_folder(folder / "images"))
     sprite("dog", None)     # raises before any work if the package of the emoji is missing
     records, boxes = [], {}
     buffer = io.BytesIO()
@@ -75,7 +76,11 @@ def _map(draw, size, workers, split):
     if workers < 2:
         yield from bar(map(draw, range(size)))
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    # Ctrl-C reaches every process of a terminal: this one alone stops the others
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)      # which new processes inherit
+    pool = multiprocessing.get_context("spawn").Pool(workers)
+    signal.signal(signal.SIGINT, handler)
+    with pool:
         yield from bar(pool.imap(draw, range(size), chunksize=32))
 
 
