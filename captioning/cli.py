@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from captioning.decoding import METHODS
+from captioning.errors import one_line
 from captioning.files import shortened
 
 
@@ -17,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -1,4 +1,5 @@
 """How every script ends: exit status 0 on success, 2 with one sentence and no traceback on invalid input."""
+import re
 import sys
 
 
@@ -7,7 +8,12 @@ class InputError(Exception):
 
     def __init__(self, message):
         # an error raised in a DataLoader's worker arrives with the worker's traceback before it
-        super().__init__(" ".join(str(message).rsplit("InputError: ", 1)[-1].split()))
+        super().__init__(one_line(str(message).rsplit("InputError: ", 1)[-1]))
+
+
+def one_line(message):
+    """`message` in one line, in which values of several hundred characters are shortened."""
+    return re.sub(r"\S{300,}", lambda value: value[0][:100] + "…", " ".join(message.split()))
 
 
 def run_script(main, args):

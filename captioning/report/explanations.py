@@ -15,6 +15,7 @@ from captioning.report.heatmaps import draw_heatmaps, draw_words
 from captioning.report.page import (
     ENTRY,
     THUMBNAIL,
+    has_entry,
     caption_text,
     is_shared,
     maps_of,
@@ -99,8 +100,7 @@ def is_explained(folder, identity):
     except InputError:
         return False
     plots = [folder / name for method in arrays["methods"].tolist() for name in plot_names(method)]
-    return (str(arrays["identity"]) == identity and all(map(_is_complete_png, plots))
-            and all((folder / name).is_file() for name in (ENTRY, THUMBNAIL)))
+    return str(arrays["identity"]) == identity and all(map(_is_complete_png, plots)) and has_entry(folder)
 
 
 def plot_names(method):
@@ -177,9 +177,8 @@ def write_index(save_path, first):
     """
     folders, omitted = [], []
     for folder in dict.fromkeys([*first, *stored_folders(save_path)]):
-        missing = next((name for name in (ENTRY, THUMBNAIL) if not (folder / name).exists()), None)
-        if missing:
-            omitted.append(f"{folder.name} (it has no {missing}: explain its image again)")
+        if not has_entry(folder):
+            omitted.append(f"{folder.name} (its {ENTRY} or {THUMBNAIL} is missing or damaged: explain its image again)")
         elif stored_value(folder, "words") is None:
             omitted.append(f"{folder.name} (its {ARRAYS} cannot be read)")
         else:

@@ -151,6 +151,14 @@ def read_entry(folder):
     return Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[1]
 
 
+def has_entry(folder):
+    """Whether the folder has a valid entry and a thumbnail."""
+    try:
+        return isinstance(json.loads(read_entry(folder)), dict) and Path(folder, THUMBNAIL).is_file()
+    except (OSError, ValueError, IndexError, RecursionError):
+        return False
+
+
 def write_page(path, folders):
     """Writes the page of the explanations in `folders`, at least one, which lie beside it."""
     before, after = page_template().split("@DATA@")

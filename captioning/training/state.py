@@ -156,7 +156,7 @@ def checked_optimizer(recorded, optimizer, path):
         shapes = {"step": (), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
         if not (isinstance(state, dict) and state.keys() == shapes.keys()
                 and all(isinstance(state[name], torch.Tensor) and state[name].shape == shape
-                        and state[name].dtype == torch.float32 for name, shape in shapes.items())):
+                        and state[name].is_floating_point() for name, shape in shapes.items())):
             raise damaged(path, "optimizer")
         check_finite(state, f"the optimizer in {path}")
         if state["step"] < 0 or state["exp_avg_sq"].min() < 0:

@@ -180,7 +180,7 @@ def test_replaced_image_is_computed_again(tmp_path, records):
 
 def test_insufficient_disk_space_is_reported_first(tmp_path, records, monkeypatch):
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(InputError, match="0.0 GB are needed"):
+    with pytest.raises(InputError, match="kB are needed"):
         store_stub(tmp_path, records)
 
 
