@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from captioning import checkpoint, decoding, grounding
+from captioning import checkpoint, decoding, grounding, processes
 from captioning.cli import (
     Parser,
     add_decoding,
@@ -205,8 +205,10 @@ def explain_all(args, methods, model, vocabulary, targets, texts, annotations, r
         pending = [item for item in pending if not is_explained(item[2], item[3])]
     if len(pending) < len(targets):
         print(f"{len(targets) - len(pending)} of {len(targets)} images are already explained")
+    pending = processes.shard(pending)
     steps = len(methods) + 1        # for each image: every method, then drawing
-    with tqdm(total=len(pending) * steps, desc=f"explaining {len(pending)} images", unit="step") as bar:
+    with tqdm(total=len(pending) * steps, desc=f"explaining {len(pending)} images", unit="step",
+              disable=processes.rank() > 0) as bar:
         for batch in (pending[i:i + args.batch_size] for i in range(0, len(pending), args.batch_size)):
             readable, images = [], []
             for item in batch:
@@ -241,10 +243,13 @@ def explain_all(args, methods, model, vocabulary, targets, texts, annotations, r
                                                            else {}))
                 bar.write(describe(path.name, arrays, args.quiet))
                 bar.update()
+    for others in processes.gather_each(broken):
+        broken |= others
     return broken
 
 
 def main(args):
+    processes.start()
     print_settings(args)
     device = pick_device(args.device)
     set_seed(args.seed)
@@ -269,8 +274,11 @@ def main(args):
     texts = texts_of(args, paths)
     record_run(args.save_path, args, "explain.py")
     folders = choose_folders(paths, args.save_path)
+    processes.wait()        # the folders depend on those that exist
     broken = explain_all(args, methods, model, vocabulary, list(zip(paths, folders, strict=True)), texts, annotations,
                          regions, device)
+    if processes.rank():
+        return
     explained = [folder for path, folder in zip(paths, folders, strict=True) if path not in broken]
     if not explained:
         raise InputError("none of the images can be read, so that there is nothing to explain: check --images")

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 import train
-from captioning import checkpoint
+from captioning import checkpoint, processes
 from captioning.cli import Parser, fraction, non_negative, positive_int, print_settings, set_seed
 from captioning.data.feature_store import check_features
 from captioning.device import pick_device
@@ -163,6 +163,7 @@ def make_loss(settings, vocabulary, data, stop, device):
 
 
 def main(args):
+    processes.start()
     print_settings(args)
     device = pick_device(args.device)
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)

@@ -80,6 +80,8 @@ def _format_defaults(values):
 
 def check(args):
     """Raises InputError for flags that do not fit together, before any work is done."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("preparedataset.py runs as one process: start it with python in place of torchrun")
     if args.dataset in ("flickr30k", "karpathy") and not args.karpathy_json:
         raise InputError(f"--dataset {args.dataset} needs --karpathy_json FILE")
     if args.dataset == "flickr8k" and not (args.karpathy_json or args.annotation_folder):

@@ -65,7 +65,9 @@ def add_training(parser):
     add = group.add_argument
     add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN as well, on pixels; "
         "the encoder 'small' is always trained")
-    add("--batch_size", type=positive_int, default=32, help="images per batch")
+    add("--batch_size", type=positive_int, default=32, help="images per batch, over all processes of torchrun")
+    add("--accumulate", type=positive_int, default=1, help="compute each batch in so many parts, one after the other: "
+        "less memory, the same results")
     add("--epochs", type=positive_int, default=50, help="maximum number of epochs")
     add("--patience", type=positive_int, default=6, help="stop after this many epochs without a better validation "
         "CIDEr")
@@ -145,6 +147,7 @@ def make_logger(settings, model, vocabulary, val_data, device):
 
 
 def main(args):
+    processes.start()
     settings = complete_settings(args)
     print_settings(settings)
     if settings.encoder == "bottom_up" and settings.from_pixels:

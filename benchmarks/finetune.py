@@ -21,6 +21,7 @@ from captioning.errors import run_script
 from captioning.explanation.lrp_inference import lrp_loss
 from captioning.training.loop import make_optimizer, train_step
 from captioning.training.losses import teacher_forced_loss
+from captioning.training.parts import WHOLE, Loss
 from captioning.training.reward import CiderD, write_frequencies
 from captioning.training.scst import SCST
 
@@ -72,13 +73,13 @@ def steps(name, args, device, words, references, reward):
     losses = {mode: teacher_forced_loss(words, criterion) for mode, criterion in losses.items()}
     for mode, mode_stop in (("lrp_cider_tune", stop), ("cider_tune", None)):
         losses[mode] = SCST(words, reward, T, stop=mode_stop)
-        losses[mode].check = lambda advantage, epoch: None     # random weights: the advantage is not meaningful
+        losses[mode].check = lambda *_: None     # random weights: the advantage is not meaningful
     optimizer, scaler = make_optimizer(model, device, 1e-12), torch.amp.GradScaler(device.type, enabled=False)
 
     def step(loss, captions):
         model.train()
-        return lambda: train_step(model, {"images": features, "captions": captions}, loss, 0, optimizer, scaler, device,
-                                  0.1, args.amp)
+        parts = [(WHOLE, {"images": features, "captions": captions})]
+        return lambda: train_step(Loss(model, loss), parts, 0, optimizer, scaler, device, 0.1, args.amp)
     print(f"{name}: {stop_count / len(predicted):.0%} of the predicted words are stop words")
     return {mode: step(loss, references if "cider" in mode else references[:, :1]) for mode, loss in losses.items()}
 

@@ -72,12 +72,13 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
 
 
 def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=1.0, samples=1, generator=None,
-           block_trigrams=False, greedy_first=False, predict=None, banned=None):
+           block_trigrams=False, greedy_first=False, predict=None, banned=None, draw=None):
     """Samples captions word by word -> Decoded with N = samples, whose scores are the model's log-probabilities.
 
     Words are sampled from the softmax of logits / temperature, restricted to the top_k most probable words (0: all)
     and to the fewest words whose probabilities sum to top_p (nucleus sampling, Holtzman et al. 2020). greedy_first:
-    the first sample is decoded greedily instead. predict: as in the models' `step`. InputError for invalid values."""
+    the first sample is decoded greedily instead. predict: as in the models' `step`. draw(p): exponentially
+    distributed random numbers like p, in place of the generator's. InputError for invalid values."""
     if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
         raise InputError("sampling needs a temperature above 0, top_p in (0, 1] and top_k of at least 0")
     beam = _Beam(model, vocabulary, len(context[0]), samples, max_len, predict, banned)
@@ -86,7 +87,8 @@ def sample(model, context, vocabulary, max_len, temperature=1.0, top_k=0, top_p=
         log_p, state = beam.step(context, t, block_trigrams)
         p = _filtered(log_p / temperature, top_k, top_p).softmax(-1)                   # (B, N, V)
         # exponential races sample like torch.multinomial, which fails on NaN
-        draws = torch.empty_like(p).exponential_(generator=generator).clamp_(min=torch.finfo(p.dtype).tiny)
+        draws = draw(p) if draw else torch.empty_like(p).exponential_(generator=generator)
+        draws = draws.clamp(min=torch.finfo(p.dtype).tiny)
         words = (p / draws).argmax(-1)                                                 # (B, N)
         if greedy_first:
             words[:, 0] = log_p[:, 0].argmax(-1)

@@ -3,7 +3,9 @@ import datetime
 import os
 import sys
 
+import torch
 from torch import distributed
+from torch.distributed.nn.functional import all_reduce
 
 
 def start():
@@ -11,7 +13,8 @@ def start():
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
         return
     # the first process may wait for the slowest one for as long as that takes
-    distributed.init_process_group("gloo", timeout=datetime.timedelta(days=30))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=datetime.timedelta(days=30))
     if rank():
         sys.stdout = open(os.devnull, "w")      # noqa: SIM115
 
@@ -33,14 +36,50 @@ def shard(items):
 
 def gather(items):
     """The list of which each of n processes has the items of its `shard`, in every process."""
-    if count() == 1:
-        return items
-    parts = [None] * count()
-    distributed.all_gather_object(parts, items)
+    parts = gather_each(items)
     return [parts[i % count()][i // count()] for i in range(sum(map(len, parts)))]
+
+
+def gather_each(item):
+    """List of the items that the processes gave, one each, in every process."""
+    items = [item] * count()
+    if count() > 1:
+        distributed.all_gather_object(items, item)
+    return items
 
 
 def wait():
     """Returns when all processes have called it."""
     if count() > 1:
         distributed.barrier()
+
+
+def total(values):
+    """The sum over all processes of a tensor on the CPU, in every process."""
+    if count() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def any_of(condition):
+    """Whether the condition is true in any process."""
+    return total(torch.tensor(bool(condition), dtype=torch.int)).item() > 0
+
+
+def batch_norm(x, layer):
+    """The nn.BatchNorm2d `layer` of x (B, C, H, W); in training, mean and variance are those of all processes' images.
+
+    torch.nn.SyncBatchNorm does the same, on GPUs alone."""
+    if count() == 1 or not layer.training:
+        return layer(x)
+    y = x.to(layer.weight.dtype)        # mixed precision
+    sums = all_reduce(torch.cat([y.sum((0, 2, 3)), y.new_tensor([y.numel() / y.shape[1]])]))
+    mean, n = sums[:-1] / sums[-1], sums[-1].detach()
+    y = y - mean[:, None, None]
+    variance = all_reduce((y * y).sum((0, 2, 3))) / n
+    with torch.no_grad():
+        layer.num_batches_tracked += 1
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_var.lerp_(variance * n / (n - 1), layer.momentum)
+    scale = layer.weight * (variance + layer.eps).rsqrt()
+    return (y * scale[:, None, None] + layer.bias[:, None, None]).to(x.dtype)

@@ -19,7 +19,7 @@ class Steps:
         self.shape = B, N, T = captions[..., 1:].shape
         lengths = torch.full((B, N), T)
         if skip_padding and captions.device.type == "cpu":
-            lengths = (captions[..., 1:] != 0).sum(-1)
+            lengths = (captions[..., 1:] != 0).sum(-1).clamp(min=1)     # captions without words have one step, too
         lengths, order = lengths.sort(dim=1, descending=True, stable=True)
         images = lengths[:, 0].argsort(descending=True, stable=True)
         position = (images[:, None] * N + order[images]) * T                           # (B, N) of each caption's step 0

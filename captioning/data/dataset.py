@@ -158,14 +158,16 @@ class CaptionDataset(Dataset):
         """Sets the epoch on which augmentation and the sampling of captions depend."""
         self.epoch = epoch
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices, part=slice(None)):
+        """The batch of the images `indices`; `part`: "images" and "index" are those of indices[part] alone."""
         captions = self.captions[indices].long()                                       # (B, N, L)
         if self.captions_per_step:
             order = torch.stack([torch.rand(captions.shape[1], generator=torch.Generator().manual_seed(
                 self._seed(i, "captions"))) for i in indices]).argsort(1)
             captions = captions.take_along_dim(order[:, :self.captions_per_step, None], dim=1)
         captions = captions[..., :int((captions != 0).any(0).any(0).sum())]
-        inputs = self.read_features(indices) if self.features else self.read_images(indices, captions)
+        indices = indices[part]
+        inputs = self.read_features(indices) if self.features else self.read_images(indices, captions[part])
         return {"images": inputs, "captions": captions, "index": torch.as_tensor(indices)}
 
     def _seed(self, index, purpose):

@@ -6,6 +6,7 @@ section 1). `run` is the only forward pass: under an explaining rule, relevance 
 import torch
 from torch import nn
 
+from captioning import processes
 from captioning.errors import InputError
 from captioning.explanation.rules import PLAIN
 from captioning.weights import download_weights, read_weights
@@ -45,7 +46,7 @@ def run(layers, x, rule=PLAIN, signed=True):
             layers = layers[rectified:]
             x, signed = rule.conv(x, layer, signed, rectified), not rectified
         elif isinstance(layer, nn.BatchNorm2d):
-            x = layer(x)
+            x = processes.batch_norm(x, layer)
         elif isinstance(layer, nn.ReLU):
             x, signed = rule.relu(x), False
         elif isinstance(layer, nn.AvgPool2d):

@@ -54,8 +54,9 @@ def lrp_inference(model, images, captions, stop_words, eps=EPS):
     return tuple(logits[:, 0] if is_single else logits for logits in pair)
 
 
-def lrp_loss(model, trace, captions, stop, weight=1.0):
-    """CE(p, y) + weight · CE(p̃, y) of a teacher-forced trace -> (loss, correct words of p, words).
+def lrp_loss(model, trace, captions, stop, weight=1.0, total=None):
+    """CE(p, y) + weight · CE(p̃, y) of a teacher-forced trace -> (loss, correct words of p, words); total: number of
+    words to divide by, default those of the captions.
 
     Where ω is 1, p̃ equals p, so that the second product with W_o is computed for the other words only.
     """
@@ -70,4 +71,5 @@ def lrp_loss(model, trace, captions, stop, weight=1.0):
     losses = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=0)
     loss = (losses * torch.where(is_weighted, 1, 1 + weight)).sum()
     loss = loss + weight * F.cross_entropy(weighted.float(), targets[is_weighted], reduction="sum")
-    return loss / is_word.sum(), ((predicted == targets) & is_word).sum(), is_word.sum()
+    words = is_word.sum()
+    return loss / (words if total is None else total), ((predicted == targets) & is_word).sum(), words

@@ -8,7 +8,8 @@ import torch
 
 from captioning.errors import InputError
 from captioning.metrics.object_words import NO_OBJECT
-from captioning.training.losses import cross_entropy
+from captioning.training.losses import count_words, cross_entropy
+from captioning.training.parts import WHOLE
 
 
 class Choice(NamedTuple):
@@ -33,10 +34,14 @@ class ErasureLoss:
     def __init__(self, categories, weight, keep, share):
         self.categories, self.weight, self.keep, self.share = categories, weight, keep, share
 
-    def __call__(self, model, features, captions, epoch):
-        """features (B, K, C), captions (B, N, T+1) -> (loss, correct words, words); `epoch` has no effect."""
-        loss, *counts = cross_entropy(model, model.teacher_force(features, captions), captions)
-        choice = choose(captions, self.categories)
+    def __call__(self, model, features, all_captions, epoch, part=WHOLE):
+        """features (B, K, C) of the part, captions (B, N, T+1) of the whole batch -> (loss, correct words, words);
+        `epoch` has no effect."""
+        captions = all_captions[part.images]
+        loss, *counts = cross_entropy(model, model.teacher_force(features, captions), captions,
+                                      total=count_words(all_captions))
+        whole = choose(all_captions, self.categories, part.generator)
+        choice = Choice(*(x[part.images] for x in whole))
         with torch.autocast(features.device.type, enabled=False):
             relevance = model.lrp(features, choice.caption, steps=choice.steps).features.sum(-1)   # (B, S, K)
         regions = (features != 0).any(-1).sum(1, keepdim=True)                         # (B, 1) without padding
@@ -44,20 +49,21 @@ class ErasureLoss:
         mask = own_evidence(relevance, choice.categories, count)
         erased = features.masked_fill(mask[..., None], 0)
         hidden = model.teacher_force(erased, choice.caption[:, None]).hidden[:, 0]     # (B, T, d)
-        return loss + self.weight * self.erased_loss(model, hidden, choice), *counts
+        return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
 
-    def erased_loss(self, model, hidden, choice):
-        """The terms in brackets, for the predictor's input (B, T, d) on the erased features; 0 if no caption names
-        objects of two categories."""
+    def erased_loss(self, model, hidden, choice, part):
+        """The terms in brackets, for the predictor's input (B, T, d) on the part's erased features and the Choice of
+        the whole batch; 0 if no caption names objects of two categories."""
         targets = choice.caption[:, 1:]
         named = self.categories[targets]
         is_used = (named >= 0) & is_other(choice.categories).any(1, keepdim=True)
-        logits, index = model.output(hidden).float(), targets[..., None]               # (B, T, V), (B, T, 1)
+        logits, index = model.output(hidden).float(), targets[part.images][..., None]  # (B, T, V), (B, T, 1)
         total = logits.logsumexp(-1)
         log_p = logits.gather(-1, index).squeeze(-1) - total
         log_not_p = logits.scatter(-1, index, -torch.inf).logsumexp(-1) - total        # log(1 − p), exact as p nears 1
         is_erased = named == choice.categories[:, :1]
-        return -_mean(log_not_p, is_used & is_erased) - self.keep * _mean(log_p, is_used & ~is_erased)
+        return (-_mean(log_not_p, is_used & is_erased, part.images)
+                - self.keep * _mean(log_p, is_used & ~is_erased, part.images))
 
 
 def category_ids(objects, vocabulary):
@@ -76,14 +82,15 @@ def category_ids(objects, vocabulary):
     return ids
 
 
-def choose(captions, categories):
+def choose(captions, categories, generator=None):
     """A random caption of each image, and its object words in random order -> Choice.
 
     captions (B, N, T+1); categories (V,), as `category_ids` returns them."""
     B, N, _ = captions.shape
-    caption = captions.take_along_dim(torch.randint(N, (B, 1, 1), device=captions.device), dim=1)[:, 0]
+    chosen = torch.randint(N, (B, 1, 1), generator=generator, device=captions.device)
+    caption = captions.take_along_dim(chosen, dim=1)[:, 0]
     named = categories[caption[:, 1:]]                                                 # (B, T)
-    order = torch.rand(named.shape, device=named.device).masked_fill(named < 0, 2).argsort(dim=1)
+    order = torch.rand(named.shape, generator=generator, device=named.device).masked_fill(named < 0, 2).argsort(dim=1)
     steps = order[:, :max(1, int((named >= 0).sum(1).max()))]
     return Choice(caption, steps, named.gather(1, steps))
 
@@ -107,6 +114,7 @@ def own_evidence(relevance, categories, count):
     return (own > 0) & (rank < count)
 
 
-def _mean(values, mask):
-    """The mean of the values where the mask is true, 0 if it is nowhere."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+def _mean(values, mask, images):
+    """The share of these images in the mean of the values where the mask, that of the whole batch, is true; 0 if it is
+    nowhere."""
+    return (values * mask[images]).sum() / mask.sum().clamp(min=1)

@@ -5,14 +5,17 @@ import signal
 import time
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from captioning import processes
 from captioning.data.loader import make_loader
 from captioning.decoding import caption_batch
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
 from captioning.training.log import columns, write_log
 from captioning.training.losses import cross_entropy
+from captioning.training.parts import Loss, Part, PartsOfBatches, own_slices
 from captioning.training.state import Saver, new_state, resume
 
 STEPS_PER_TRANSFER = 10     # steps whose results stay on the device, as each transfer waits for the device
@@ -23,10 +26,11 @@ def fit(options, model, vocabulary, train_data, val_data, loss_function, device,
     """Trains for options.epochs epochs, or until options.patience epochs bring no better CIDEr; returns the best
     validation CIDEr.
 
-    loss_function(model, features, captions, epoch) -> (loss, correct words, words), scalar tensors; if `measure` is
-    "reward": (loss, summed reward, samples). on_epoch: called after each epoch with {column of log.csv: value}. All
-    random numbers are functions of (seed, epoch, step), so that a run that was interrupted and resumed ends with the
-    same weights as one that was not.
+    loss_function(model, features, captions, epoch, part) -> (loss, correct words, words), scalar tensors; if `measure`
+    is "reward": (loss, summed reward, samples); see `parts.Part`. on_epoch: called after each epoch with {column of
+    log.csv: value}. All random numbers are functions of (seed, epoch, step), so that a run that was interrupted and
+    resumed ends with the same weights as one that was not. Under torchrun the processes share each batch; their number
+    changes the results only through dropout and scheduled sampling.
     """
     if options.amp and not supports_amp(device):
         print("--amp has no effect: this CPU has no bfloat16 instructions, so training uses float32", flush=True)
@@ -34,10 +38,13 @@ def fit(options, model, vocabulary, train_data, val_data, loss_function, device,
                                else None, options.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=options.amp and amp_dtype(device) == torch.float16)
     state = resume(options, model, vocabulary, optimizer, scaler, measure) or new_state()
+    loss = Loss(model, loss_function)
+    if processes.count() > 1:   # some parameters are unused: those of the LSTMs where the region loss trains alone
+        loss = DistributedDataParallel(loss, find_unused_parameters=True, broadcast_buffers=False)
     with catch_stop_requests() as stop_requests:
         saver = Saver(options, model, vocabulary, optimizer, scaler, state, stop_requests)
         while state["epoch"] < options.epochs and state["bad_epochs"] < options.patience:
-            train_epoch(options, model, train_data, loss_function, device, optimizer, scaler, state, saver, measure)
+            train_epoch(options, loss, train_data, device, optimizer, scaler, state, saver, measure)
             metrics = validate(options, model, vocabulary, val_data, device, saver)
             end_epoch(options, state, metrics, optimizer, saver, measure)
             if on_epoch:
@@ -57,22 +64,25 @@ def make_optimizer(model, device, decoder_lr, encoder_lr=None, weight_decay=0.0)
     return torch.optim.Adam(groups, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
 
 
-def train_epoch(options, model, data, loss_function, device, optimizer, scaler, state, saver, measure):
+def train_epoch(options, loss_module, data, device, optimizer, scaler, state, saver, measure):
     """Trains from step state["step"] to the end of epoch state["epoch"]."""
     epoch = state["epoch"]
-    model.train()
+    loss_module.train()
     data.set_epoch(epoch)
     batches = epoch_batches(len(data), options.batch_size, options.seed, epoch)
-    loader = make_loader(data, batches[state["step"]:], options.workers, device)
-    bar = tqdm(loader, initial=state["step"], total=len(batches), desc=f"epoch {epoch + 1}", unit="batch")
+    passes = options.accumulate
+    parts = [(batch, images) for batch in batches[state["step"]:] for images, _ in own_slices(len(batch), passes)]
+    loader = iter(make_loader(PartsOfBatches(data), parts, options.workers, device))
+    bar = tqdm(batches[state["step"]:], initial=state["step"], total=len(batches), desc=f"epoch {epoch + 1}",
+               unit="batch", disable=processes.rank() > 0)
     results = []        # of the steps since the last transfer from the device
     started = time.monotonic()
     for batch in bar:
         if options.lr_schedule == "cosine":
             anneal(options, optimizer, epoch + state["step"] / len(batches))
-        torch.manual_seed(step_seed(options.seed, epoch, state["step"]))
-        results.append(train_step(model, batch, loss_function, epoch, optimizer, scaler, device, options.grad_clip,
-                                  options.amp))
+        seed = step_seed(options.seed, epoch, state["step"])
+        results.append(train_step(loss_module, zip(step_parts(len(batch), passes, seed, device), loader, strict=False),
+                                  epoch, optimizer, scaler, device, options.grad_clip, options.amp))
         state["step"] += 1
         save = saver.is_due()
         if save or state["step"] % STEPS_PER_TRANSFER == 0 or state["step"] == len(batches):
@@ -94,30 +104,46 @@ def anneal(options, optimizer, epochs):
         group["lr"] = lr * factor
 
 
-def train_step(model, batch, loss_function, epoch, optimizer, scaler, device, grad_clip, amp=False):
-    """One update of the parameters. Returns a tensor (4,) on the device: summed loss, correct words, words and the
+def step_parts(size, passes, seed, device):
+    """Yields this process's Parts of a batch of `size` images, and seeds PyTorch's random numbers for each of them."""
+    for i, (images, share) in enumerate(own_slices(size, passes), start=processes.rank() * passes):
+        torch.manual_seed((seed + i * 2**40) % 2**63)                                  # dropout: different in each part
+        yield Part(images, torch.Generator(device).manual_seed((seed + 2**62) % 2**63), size, passes, share)
+
+
+def train_step(loss_module, parts, epoch, optimizer, scaler, device, grad_clip, amp=False):
+    """One update of the parameters. loss_module: a `parts.Loss`, possibly in DistributedDataParallel; parts: pairs of
+    Part and batch. Returns a tensor (4,) on the device: the process's loss, correct words and words, and the
     gradient's norm before clipping."""
-    images, captions = (batch[key].to(device, non_blocking=True) for key in ("images", "captions"))
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    with autocast(device, amp):
-        loss, correct, words = loss_function(model, model.encode(images), captions, epoch)
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+    sums = 0
+    for number, (part, batch) in enumerate(parts, start=1):
+        images, captions = (batch[key].to(device, non_blocking=True) for key in ("images", "captions"))
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        # DistributedDataParallel averages gradients over the processes in the last pass
+        is_last = processes.count() == 1 or number == part.passes
+        with contextlib.nullcontext() if is_last else loss_module.no_sync():
+            with autocast(device, amp):
+                loss, *counts = loss_module(images, captions, epoch, part)
+            scaler.scale(loss * processes.count()).backward()
+        sums = sums + torch.stack([loss.detach(), *counts])
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(loss_module.parameters(), grad_clip)
     scaler.step(optimizer)
     scaler.update()
-    return torch.stack([loss.detach() * words, correct, words, norm])
+    return torch.cat([sums, norm[None]])
 
 
 def add_results(options, state, results, scaled):
-    """Transfers the results of the last steps from the device and adds them to state["sums"], in float64.
+    """Transfers the results of the last steps from the device, adds those of all processes, and adds summed loss,
+    correct words and words to state["sums"], in float64.
 
     InputError that names the first step whose loss or gradient is not finite; scaled: with a gradient scaler, which
     skips such gradients, only the loss counts.
     """
     rows = torch.stack(results).cpu().double()      # in this order, as MPS devices have no float64
+    rows[:, :3] = processes.total(rows[:, :3].contiguous())
     finite = (rows[:, :3] if scaled else rows).isfinite().all(1).tolist()
     if not all(finite):
         step = state["step"] - len(results) + finite.index(False) + 1
@@ -126,7 +152,7 @@ def add_results(options, state, results, scaled):
                          f"{options.save_path} were written before that step")
     sums = torch.tensor(state["sums"], dtype=torch.float64)
     for row in rows:
-        sums += row[:3]
+        sums += row[:3] * torch.stack([row[2], *row.new_ones(2)])
     state["sums"] = sums.tolist()
 
 
@@ -135,19 +161,22 @@ def validate(options, model, vocabulary, data, device, saver):
     from pycocoevalcap.caption_metrics import scores
     model.eval()
     captions, sums = [], torch.zeros(2, device=device)      # sums: of the loss, and of words
-    batches = [batch.tolist() for batch in torch.arange(len(data)).split(options.batch_size)]
+    batches = processes.shard([batch.tolist() for batch in torch.arange(len(data)).split(options.batch_size)])
     for batch in tqdm(make_loader(data, batches, options.workers, device), desc="validation", unit="batch",
-                      leave=False):
+                      leave=False, disable=processes.rank() > 0):
         images, references = (batch[key].to(device) for key in ("images", "captions"))
         with torch.no_grad(), autocast(device, options.amp):
             features = model.encode(images)
             loss, _, words = cross_entropy(model, model.teacher_force(features, references, skip_padding=True),
                                            references)
         sums += torch.stack([loss * words, words])
-        captions += caption_batch(model, features, vocabulary, options.amp, device)
+        captions.append(caption_batch(model, features, vocabulary, options.amp, device))
         if saver.stop_requests:
-            saver.save_and_stop_if_requested()
-    loss, words = sums.tolist()
+            break
+    if processes.any_of(saver.stop_requests):
+        saver.save_and_stop_if_requested()
+    loss, words = processes.total(torch.tensor(sums.tolist(), dtype=torch.float64)).tolist()
+    captions = sum(processes.gather(captions), [])
     return scores(captions, data.references, ("cider", "bleu")) | {"loss": loss / words}
 
 
@@ -170,7 +199,8 @@ def end_epoch(options, state, metrics, optimizer, saver, measure):
     if is_better:
         saver.save("checkpoint_best.pth")
     saver.save()
-    write_log(options.save_path, state["log"], measure, options.region_epochs)
+    if not processes.rank():
+        write_log(options.save_path, state["log"], measure, options.region_epochs)
 
 
 @contextlib.contextmanager
@@ -180,7 +210,8 @@ def catch_stop_requests():
 
     def request_stop(number, frame):
         requests.append(number)
-        signal.signal(signal.SIGINT, handlers[0])
+        if processes.count() == 1:      # torchrun sends a second signal
+            signal.signal(signal.SIGINT, handlers[0])
 
     handlers = [signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)]
     try:

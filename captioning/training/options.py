@@ -10,6 +10,7 @@ class TrainingOptions:
     run, recorded in its checkpoints and compared when the run is resumed.
     """
     batch_size: int
+    accumulate: int
     epochs: int
     patience: int
     decoder_lr: float

@@ -2,10 +2,11 @@
 import torch
 from torch.nn import functional as F
 
-from captioning import decoding
+from captioning import decoding, processes
 from captioning.errors import InputError
 from captioning.explanation.lrp_inference import weighted_hidden
 from captioning.recurrence import word_rows
+from captioning.training.parts import WHOLE
 
 
 class SCST:
@@ -20,25 +21,26 @@ class SCST:
 
     def __init__(self, vocabulary, reward, max_len, samples=1, baseline="greedy", stop=None):
         self.vocabulary, self.reward, self.max_len, self.samples = vocabulary, reward, max_len, samples
-        self.has_greedy_baseline, self.stop, self.constant_steps = baseline == "greedy", stop, 0
+        self.has_greedy_baseline, self.stop, self.constant_passes = baseline == "greedy", stop, 0
 
-    def __call__(self, model, features, captions, epoch):
-        """features (B, K, C), references captions (B, R, L) from <start> on -> (loss, summed reward, samples)."""
+    def __call__(self, model, features, captions, epoch, part=WHOLE):
+        """features (B, K, C) of the part, references captions (B, R, L) of the whole batch, from <start> on -> (loss,
+        summed reward, samples)."""
         context = model.start(features)
-        tokens = self.sample_captions(model, context).tokens                                    # (B, S, T)
-        rewards = self.reward(tokens, captions[..., 1:]).cpu().float()     # in this order: MPS has no float64
+        tokens = self.sample_captions(model, context, part).tokens                              # (B, S, T)
+        rewards = self.reward(tokens, captions[part.images, :, 1:]).cpu().float()    # in this order: MPS has no float64
         if self.has_greedy_baseline:
             tokens, advantage = tokens[:, 1:], rewards[:, 1:] - rewards[:, :1]
             rewards = rewards[:, 1:]
         else:
             advantage = (rewards - rewards.mean(1, keepdim=True)) * self.samples / (self.samples - 1)
-        self.check(advantage, epoch)
+        self.check(advantage, epoch, part.passes)
         log_p = self.log_probabilities(model, features, tokens, context)               # (B, N, T), 0 at padding
         per_caption = log_p.sum(-1) / (tokens != 0).sum(-1)
-        loss = -(advantage.to(features.device) * per_caption).mean()
+        loss = -(advantage.to(features.device) * per_caption).sum() / (len(captions) * self.samples)
         return loss, rewards.sum().to(features.device), torch.tensor(rewards.numel(), device=features.device)
 
-    def sample_captions(self, model, context):
+    def sample_captions(self, model, context, part=WHOLE):
         """decoding.Decoded samples of each image, preceded by its greedy caption if that is the baseline."""
         def predict(c_hat, h):
             logits = model.output(c_hat + h)
@@ -51,7 +53,7 @@ class SCST:
 
         with torch.no_grad():
             return decoding.sample(model, context, self.vocabulary, self.max_len, predict=predict,
-                                   samples=self.samples + self.has_greedy_baseline,
+                                   samples=self.samples + self.has_greedy_baseline, draw=part.exponential,
                                    greedy_first=self.has_greedy_baseline)
 
     def log_probabilities(self, model, features, tokens, context):
@@ -68,10 +70,11 @@ class SCST:
         log_p = -F.cross_entropy(logits, tokens.flatten()[rows], reduction="none", ignore_index=0)
         return log_p.new_zeros(tokens.numel()).index_put((rows,), log_p).view(tokens.shape)
 
-    def check(self, advantage, epoch):
-        """InputError if no caption's reward has differed from its baseline for PATIENCE steps: the gradient is zero."""
-        self.constant_steps = 0 if (advantage != 0).any() else self.constant_steps + 1
-        if self.constant_steps >= self.PATIENCE:
-            raise InputError(f"the reward has been constant for {self.constant_steps} steps in epoch {epoch + 1}, so "
+    def check(self, advantage, epoch, passes):
+        """InputError if no caption's reward, in any process, has differed from its baseline for PATIENCE steps of
+        `passes` passes each: the gradient is zero."""
+        self.constant_passes = 0 if processes.any_of((advantage != 0).any().item()) else self.constant_passes + 1
+        if self.constant_passes >= self.PATIENCE * passes:
+            raise InputError(f"the reward has been constant for {self.PATIENCE} steps in epoch {epoch + 1}, so "
                              "the model does not learn: lower --decoder_lr, start from an earlier checkpoint, or raise "
                              "--samples")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from captioning import checkpoint
+from captioning import checkpoint, processes
 from captioning.errors import InputError
 from captioning.training.log import columns, write_log
 from captioning.weights import check_finite
@@ -30,7 +30,7 @@ def new_state():
 
 
 class Saver:
-    """Writes checkpoints of a training run.
+    """Writes checkpoints of a training run; of several processes the first one writes.
 
     stop_requests: a list that is empty until the user asks the run to stop.
     """
@@ -42,19 +42,22 @@ class Saver:
 
     def save(self, name="checkpoint_last.pth"):
         """Writes a checkpoint to the run's folder."""
+        self.saved_at = time.monotonic()
+        if processes.rank():
+            return
         training = {"state": self.state, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                     "flags": self.options.flags, "from_features": self.options.from_features}
         checkpoint.save(Path(self.options.save_path) / name, self.model, self.vocabulary, training)
-        self.saved_at = time.monotonic()
 
     def is_due(self):
-        """Whether to save now: a stop was requested, or the last checkpoint is --save_every minutes old."""
-        return bool(self.stop_requests) or time.monotonic() - self.saved_at > 60 * self.options.save_every
+        """Whether all processes save now: in one of them, a stop was requested, or the last checkpoint is --save_every
+        minutes old."""
+        return processes.any_of(self.stop_requests or time.monotonic() - self.saved_at > 60 * self.options.save_every)
 
     def save_and_stop_if_requested(self):
-        """Writes checkpoint_last.pth; raises KeyboardInterrupt afterwards if a stop was requested."""
+        """Writes checkpoint_last.pth; raises KeyboardInterrupt afterwards if a stop was requested in any process."""
         self.save()
-        if self.stop_requests:
+        if processes.any_of(self.stop_requests):
             resume_flag = "" if self.options.resume == "auto" else " with --resume auto"
             raise KeyboardInterrupt(f"interrupted: the training state is in {self.options.save_path}/"
                                     f"checkpoint_last.pth; run the same command again{resume_flag} to resume")
@@ -88,7 +91,7 @@ def resume(options, model, vocabulary, optimizer, scaler, measure):
     state = training["state"]
     if not (Path(options.save_path) / "checkpoint_best.pth").exists():
         state["best"] = -1.0
-    if state["log"]:
+    if state["log"] and not processes.rank():
         write_log(options.save_path, state["log"], measure, options.region_epochs)
     print(f"resuming from {path}: epoch {state['epoch'] + 1}, batch {state['step']}", flush=True)
     return state
