@@ -561,8 +561,8 @@ def test_masks_are_read_from_a_file(tmp_path):
     assert masks.mask(0, "dog", (4, 4)).tolist() == [[False] * 4] * 2 + [[True, True, False, False]] * 2
 
 
-@pytest.mark.parametrize("split, count, message", [("val", 1, "no masks of the split 'val'"),
-                                                   ("test", 2, "masks of 1 images, but the split test has 2")])
+@pytest.mark.parametrize("split, count, message", [("val", 1, "no dataset 'val/masks'"),
+                                                   ("test", 2, "'test/masks' is empty or of another form")])
 def test_masks_of_another_split_or_size_are_rejected(tmp_path, split, count, message):
     write_masks(tmp_path / "m.hdf5", [[[0, 1], [2, 3]]], [[2, 1, 2]])
     with pytest.raises(InputError, match=message):
