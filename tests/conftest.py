@@ -9,15 +9,6 @@ import preparedataset
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def pytest_addoption(parser):
-    group = parser.getgroup("reliability", "longer tests of reliability (docs/reliability.md)")
-    group.addoption("--fuzz_cases", type=int, default=1000, help="damaged inputs that the fuzz tests generate")
-    group.addoption("--fuzz_seed", type=int, help="random seed of the fuzz tests (default: always the same cases)")
-    group.addoption("--fuzz_shrink", action="store_true", help="simplify a failing case")
-    group.addoption("--crash_cases", type=int, default=12, help="processes that the crash tests kill")
-    group.addoption("--random_models", type=int, default=100, help="models whose explanations are checked")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Small models gain nothing from more threads, and lose much where other processes compete for the cores."""
