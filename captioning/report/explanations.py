@@ -15,8 +15,8 @@ from captioning.report.heatmaps import draw_heatmaps, draw_words
 from captioning.report.page import (
     ENTRY,
     THUMBNAIL,
-    has_entry,
     caption_text,
+    has_entry,
     is_shared,
     maps_of,
     page_entry,
