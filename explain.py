@@ -50,7 +50,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 def get_args_parser():
     parser = Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--weight", default="models/flickr8k.pth", help="checkpoint of a captioning model")
+    add("--weight", required=True, help="checkpoint of a captioning model")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, rotated upright as their "
         "EXIF orientation specifies")
@@ -188,6 +188,30 @@ def identity(path, settings, text):
         return ""
 
 
+def read_batch(batch, texts, vocabulary, upright):
+    """The items (index, path, ...) of a batch whose image and given caption can be read, their images, and {path:
+    InputError} of the others."""
+    readable, images, errors = [], [], {}
+    for item in batch:
+        path = item[1]
+        try:
+            if texts:
+                encode_caption(texts[path], vocabulary, f"the caption of {path.name}")
+            images.append(read_image(path, upright))
+            readable.append(item)
+        except InputError as error:
+            errors[path] = error
+    return readable, images, errors
+
+
+def source_arrays(args, path, key, image, annotations):
+    """The arrays of explanation.npz that state what was explained; annotations: a value of `split_images`, or None."""
+    source = {"identity": key, "image": os.path.abspath(path), "upright": is_upright(args),
+              "shared_scale": args.shared_scale, "settings": shown_settings(args)}
+    return {name: np.array(value) for name, value in source.items()} | (
+        annotation_arrays(annotations, image) if annotations else {})
+
+
 def explain_all(args, methods, model, vocabulary, targets, texts, annotations, regions, device):
     """Explains the images that do not yet have an explanation with these settings.
 
@@ -210,17 +234,11 @@ def explain_all(args, methods, model, vocabulary, targets, texts, annotations, r
     with tqdm(total=len(pending) * steps, desc=f"explaining {len(pending)} images", unit="step",
               disable=processes.rank() > 0) as bar:
         for batch in (pending[i:i + args.batch_size] for i in range(0, len(pending), args.batch_size)):
-            readable, images = [], []
-            for item in batch:
-                try:
-                    if texts:
-                        encode_caption(texts[item[1]], vocabulary, f"the caption of {item[1].name}")
-                    images.append(read_image(item[1], upright=is_upright(args)))
-                    readable.append(item)
-                except InputError as error:
-                    broken[item[1]] = error
-                    bar.write(f"skipped: {error}")
-                    bar.update(steps)
+            readable, images, errors = read_batch(batch, texts, vocabulary, is_upright(args))
+            for error in errors.values():
+                bar.write(f"skipped: {error}")
+                bar.update(steps)
+            broken |= errors
             if not readable:
                 continue
             indices, paths, folders, identities = zip(*readable, strict=True)
@@ -236,11 +254,8 @@ def explain_all(args, methods, model, vocabulary, targets, texts, annotations, r
             if regions:
                 results = map(without_padded_regions, results, boxes, counts)
             for path, folder, key, image, arrays in zip(paths, folders, identities, images, results, strict=True):
-                source = {"identity": key, "image": os.path.abspath(path), "upright": is_upright(args),
-                          "shared_scale": args.shared_scale, "settings": shown_settings(args)}
-                arrays |= {name: np.array(value) for name, value in source.items()}
-                write_explanation(folder, image, arrays | (annotation_arrays(annotations[path], image) if annotations
-                                                           else {}))
+                arrays |= source_arrays(args, path, key, image, annotations.get(path))
+                write_explanation(folder, image, arrays)
                 bar.write(describe(path.name, arrays, args.quiet))
                 bar.update()
     for others in processes.gather_each(broken):

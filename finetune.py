@@ -22,7 +22,7 @@ from captioning.files import check_file, fingerprint
 from captioning.memory import check_memory
 from captioning.metrics.object_words import load_objects
 from captioning.runs import record_run
-from captioning.training.erasure import ErasureLoss, category_ids
+from captioning.training.erasure import ErasureLoss
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.options import TrainingOptions
@@ -155,7 +155,10 @@ def make_loss(settings, vocabulary, data, stop, device):
         return SCST(vocabulary, reward, max_len, settings.samples, settings.baseline, stop), "reward"
     if settings.erase_tune:
         objects = load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms)
-        categories = category_ids(objects, vocabulary).to(device)
+        categories = objects.category_ids(vocabulary).to(device)
+        if (categories < 0).all():
+            raise InputError("the vocabulary contains no object word, so that --erase_tune has nothing to erase: give "
+                             "the object words with --synonyms")
         return ErasureLoss(categories, settings.erase_weight, settings.keep_weight, settings.erase_share), "accuracy"
     criterion = partial(lrp_loss, stop=stop, weight=settings.lrp_weight) if settings.lrp_tune else None
     return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss, settings.region_epochs,

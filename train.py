@@ -66,8 +66,8 @@ def add_training(parser):
     add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN as well, on pixels; "
         "the encoder 'small' is always trained")
     add("--batch_size", type=positive_int, default=32, help="images per batch, over all processes of torchrun")
-    add("--accumulate", type=positive_int, default=1, help="compute each batch in so many parts, one after the other: "
-        "less memory, the same results")
+    add("--accumulate", type=positive_int, default=1, help="number of parts in which each batch is computed, one after "
+        "the other, which needs less memory (docs/distributed.md)")
     add("--epochs", type=positive_int, default=50, help="maximum number of epochs")
     add("--patience", type=positive_int, default=6, help="stop after this many epochs without a better validation "
         "CIDEr")

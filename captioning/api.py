@@ -23,10 +23,8 @@ from captioning.report.explanations import write_files
 from captioning.report.heatmaps import overlay
 from captioning.report.page import maps_of, page_entry, page_of
 
-WEIGHT = "models/flickr8k.pth"
 
-
-def explain(image, weight=WEIGHT, caption=None, methods=("lrp",), contrast=None, device="auto"):
+def explain(image, weight, caption=None, methods=("lrp",), contrast=None, device="auto"):
     """Captions an image and explains every word -> ImageExplanation.
 
     image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model that reads pixels.
@@ -101,14 +99,14 @@ class ImageExplanation:
 
     def show(self, word, method=None):
         """Shows the overlay: in the notebook, else in the system's viewer."""
-        picture = self.overlay(word, method)
+        overlaid = self.overlay(word, method)
         try:
             get_ipython()       # defined within IPython only
         except NameError:
-            picture.show()
+            overlaid.show()
         else:
             from IPython.display import display
-            display(picture)
+            display(overlaid)
 
     def to_html(self, path):
         """Writes the interactive page of this image, one self-contained file."""
@@ -138,7 +136,7 @@ class ImageExplanation:
             return self.words.index(word)
         if not isinstance(word, str) and 0 <= word < len(self.words):
             return word
-        raise InputError(f"{word!r} is no word of the caption, choose one of: {', '.join(self.words)}")
+        raise InputError(f"{word!r} is not a word of the caption: choose one of: {', '.join(self.words)}")
 
     def _method(self, method):
         methods = self.arrays["methods"].tolist()

@@ -14,7 +14,7 @@ from captioning.data.feature_store import weights_fingerprint
 from captioning.decoding import decode, trimmed, with_start
 from captioning.errors import InputError
 from captioning.files import read_json, write_json
-from captioning.metrics.object_words import NO_OBJECT, Objects
+from captioning.metrics.object_words import Objects
 
 
 class Calibration(NamedTuple):
@@ -48,8 +48,7 @@ def object_words(captions, vocabulary, objects):
     return is_object
 
 
-def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, flag=flags,
-                    **options):
+def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, flag=flags, **options):
     """Captions (B, T) of features (B, K, C), as by captioning.decoding.decode, that avoid flagged object words.
 
     Where a caption has flagged words, all words that name their categories are banned for this image and it is
@@ -60,7 +59,7 @@ def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=
         return F.pad(tokens, (0, max_len - tokens.shape[1]))
     rows = torch.arange(len(features), device=features.device)      # the images whose caption is new
     tokens = caption(rows)
-    category = word_categories(vocabulary, calibration.objects).to(features.device)        # (V,)
+    category = calibration.objects.category_ids(vocabulary).to(features.device)            # (V,)
     banned = torch.zeros(len(features), len(vocabulary), dtype=torch.bool, device=features.device)
     for _ in range(rounds):
         captions = trimmed(with_start(tokens[rows], vocabulary))
@@ -76,12 +75,6 @@ def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=
             break
         tokens[rows] = caption(rows, banned=banned[rows])
     return trimmed(tokens)
-
-
-def word_categories(vocabulary, objects):
-    """(V,) the number of the category that each word of the vocabulary names by itself; −1 for other words."""
-    numbers = {category: number for number, category in enumerate(sorted(set(objects.words.values()) - {NO_OBJECT}))}
-    return torch.tensor([numbers.get(objects.words.get((word,)), -1) for word in vocabulary.words])
 
 
 # -- the threshold -----------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def any_of(condition):
 def batch_norm(x, layer):
     """The nn.BatchNorm2d `layer` of x (B, C, H, W); in training, mean and variance are those of all processes' images.
 
-    torch.nn.SyncBatchNorm does the same, on GPUs alone."""
+    torch.nn.SyncBatchNorm does the same, but only on GPUs."""
     if count() == 1 or not layer.training:
         return layer(x)
     y = x.to(layer.weight.dtype)        # mixed precision

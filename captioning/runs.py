@@ -17,8 +17,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "pycocoevalcap", 
 
 def record_run(folder, args, script):
     """Removes what killed processes left in `folder`; writes flags, versions and git commit to its settings.json, and
-    from now on all that is printed to log.txt, where it follows earlier runs. Under torchrun only the first process
-    does.
+    appends everything that is printed afterwards to its log.txt. Under torchrun only the first process does this.
 
     settings.json has one entry per script, as training and evaluation can share a folder. args: a namespace of flags.
     """
@@ -30,8 +29,8 @@ def record_run(folder, args, script):
     entry = {"started": started, "flags": {name: _json_value(value) for name, value in vars(args).items()},
              "git_commit": git_commit(), "versions": versions()}
     write_json(folder / SETTINGS, _earlier(folder / SETTINGS) | {script: entry})
-    stream = sys.stdout.stream if isinstance(sys.stdout, Copied) else sys.stdout
-    sys.stdout = Copied(stream, folder / LOG)
+    stream = sys.stdout.stream if isinstance(sys.stdout, Tee) else sys.stdout
+    sys.stdout = Tee(stream, folder / LOG)
     print(f"{script}, {started}")
 
 
@@ -59,16 +58,16 @@ def git_commit():
 
 def versions():
     """{package: version} of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
-class Copied:
+class Tee:
     """A text stream that also appends to a file what is written to it."""
 
     def __init__(self, stream, path):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's experiments on Flickr8k, after configs/train_gridtd_flickr8k.sh and configs/train_aoa_flickr8k.sh:
-# fine-tunes both models in every mode with three random seeds, scores the captions and measures the explanations
-# (docs/experiments.md). If interrupted, run it again: it resumes. Settings (defaults shown):
+# fine-tunes both models in every mode with three random seeds, scores the captions and measures the explanations. If
+# interrupted, run it again: it resumes. Settings (defaults shown):
 #     MODELS="gridtd aoa" MODES="ce lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh
 . "$(dirname "$0")/environment.sh"
 export OUT=${OUT:-output/flickr8k} DATA=${DATA:-data} MODES=${MODES:-ce lrp cider lrp_cider} EPOCHS=${EPOCHS:-1}
@@ -24,13 +24,13 @@ finetune() {    # arguments: model type, random seed
     exec >>"$run/output.txt" 2>&1
     evaluate "$base/checkpoint_best.pth" "$run/base"
     for mode in $MODES; do
-        local lr=1e-4 captions=3
+        local lr=1e-4
         [[ $mode == *cider ]] && lr=2e-5
         python finetune.py \
             --weight "$base/checkpoint_best.pth" \
             --${mode}_tune \
             --data_folder "$DATA" \
-            --captions_per_step $captions \
+            --captions_per_step 3 \
             --epochs "$EPOCHS" \
             --patience "$EPOCHS" \
             --decoder_lr $lr \

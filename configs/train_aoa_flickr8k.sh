@@ -29,8 +29,8 @@ python train.py \
     --encoder vgg16 \
     --batch_size 16 \
     --captions_per_step 3 \
-    --epochs 14 \
-    --patience 14 \
+    --epochs 10 \
+    --patience 10 \
     --decoder_lr 1e-3 \
     --lr_schedule cosine \
     --grad_clip 1 \

@@ -2,12 +2,17 @@
 import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import train
 from aoamodel import AOAModel
 from captioning import checkpoint
+from captioning.data.dataset import features_path, split_path
+from captioning.files import fingerprint
 from gridTDmodel import GridTDModel
 
 V, T = 12, 5
@@ -109,3 +114,27 @@ def literal_of_regions(relevance, regions, boxes, tau):
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write_region_features(demo_data):
+    """Stores random features of 5 regions, some of them padding, and 6 channels for training on the demo data."""
+    for split, size in (("train", 24), ("val", 8)):
+        with h5py.File(split_path(demo_data, "demo", split)) as file:
+            names = file["names"].asstr()[:].tolist()
+        features = np.random.default_rng(0).random((size, 5, 6), dtype=np.float32)
+        features[::2, 4] = 0
+        with h5py.File(features_path(demo_data, "demo", split, "bottom_up"), "w") as file:
+            file["features"] = features.astype(np.float16)
+            file.attrs["names"] = fingerprint(names)
+
+
+def pixels(path):
+    """The colours (H, W, 3) of a plot."""
+    with Image.open(path) as plot:
+        return np.asarray(plot.convert("RGB")).astype(int)
+
+
+def reds_and_blues(path):
+    """Numbers of red and of blue pixels of a plot."""
+    r, g, b = pixels(path).transpose(2, 0, 1)
+    return ((r > b + 100) & (r > g + 100)).sum(), ((b > r + 100) & (b > g + 100)).sum()

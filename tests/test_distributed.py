@@ -7,19 +7,16 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import train_flags, train_run
+from helpers import train_flags, train_run, write_region_features
 
 import preparedataset
 from aoamodel import AOAModel
 from captioning import checkpoint, processes
-from captioning.data.dataset import features_path, split_path
 from captioning.data.vocabulary import read
 from captioning.errors import InputError
-from captioning.files import fingerprint
 from captioning.training.parts import own_slices
 from gridTDmodel import GridTDModel
 
@@ -33,14 +30,7 @@ MODES = {"ce": ("--ce_tune", "--region_loss", "0.5"), "lrp": ("--lrp_tune",), "e
 @pytest.fixture(scope="module")
 def bases(demo_data, tmp_path_factory):
     """{model type: checkpoint} of models of bottom-up features, which are written to demo_data."""
-    for split, size in (("train", 24), ("val", 8)):
-        with h5py.File(split_path(demo_data, "demo", split)) as file:
-            names = file["names"].asstr()[:].tolist()
-        features = np.random.default_rng(0).random((size, 5, 6), dtype=np.float32)
-        features[::2, 4] = 0
-        with h5py.File(features_path(demo_data, "demo", split, "bottom_up"), "w") as file:
-            file["features"] = features.astype(np.float16)
-            file.attrs["names"] = fingerprint(names)
+    write_region_features(demo_data)
     vocabulary, folder = read(demo_data / "demo" / "wordmap_demo.json"), tmp_path_factory.mktemp("bases")
     torch.manual_seed(0)
     models = {"gridtd": GridTDModel(len(vocabulary), 8, 16, 5, encoder=None, feature_dim=6),

@@ -8,19 +8,17 @@ import time
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 import torch
-from helpers import same, train_run
+from helpers import same, train_run, write_region_features
 
 import finetune
 import preparedataset
 from aoamodel import AOAModel
 from captioning import checkpoint
-from captioning.data.dataset import features_path, split_path
+from captioning.data.dataset import split_path
 from captioning.data.vocabulary import read
 from captioning.errors import InputError
-from captioning.files import fingerprint
 from captioning.training.reward import frequencies_path
 
 ROOT = Path(__file__).parents[1]
@@ -87,14 +85,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(bases, tmp_path, model_type, 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_trains_on_region_features(demo_data, tmp_path, mode):
     """Bottom-up features of 5 regions, some of them padding."""
-    for split, size in (("train", 24), ("val", 8)):
-        with h5py.File(split_path(demo_data, "demo", split)) as file:
-            names = file["names"].asstr()[:].tolist()
-        features = np.random.default_rng(0).random((size, 5, 6), dtype=np.float32)
-        features[::2, 4] = 0
-        with h5py.File(features_path(demo_data, "demo", split, "bottom_up"), "w") as file:
-            file["features"] = features.astype(np.float16)
-            file.attrs["names"] = fingerprint(names)
+    write_region_features(demo_data)
     vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
     torch.manual_seed(0)
     model = AOAModel(len(vocabulary), 8, 16, num_head=2, encoder=None, feature_dim=6)
@@ -150,6 +141,12 @@ def test_command_line_errors(arguments, message):
 def test_contradicting_flags_are_refused(bases, tmp_path, extra, message):
     with pytest.raises(InputError, match=message):
         run(bases["gridtd"], tmp_path, *extra)
+
+
+def test_erasure_needs_object_words_of_the_vocabulary(bases, tmp_path):
+    (tmp_path / "synonyms.txt").write_text("zeppelin, airship")
+    with pytest.raises(InputError, match="no object word.*--synonyms"):
+        run(bases["gridtd"], tmp_path / "x", "--erase_tune", "--synonyms", str(tmp_path / "synonyms.txt"))
 
 
 def test_the_initial_checkpoint_is_not_overwritten(bases):

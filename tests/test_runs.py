@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captioning import runs
-from captioning.runs import Copied, record_run
+from captioning.runs import Tee, record_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,11 +39,11 @@ def test_a_run_in_another_folder_has_its_own_log(tmp_path):
         record_run(tmp_path / name, Namespace(), "train.py")
         print(name)
     assert (tmp_path / "a" / "log.txt").read_text().endswith("\na\n")
-    assert isinstance(sys.stdout, Copied) and not isinstance(sys.stdout.stream, Copied)
+    assert isinstance(sys.stdout, Tee) and not isinstance(sys.stdout.stream, Tee)
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, capsys):
-    Copied(sys.stdout, tmp_path / "missing" / "log.txt").write("text")
+    Tee(sys.stdout, tmp_path / "missing" / "log.txt").write("text")
     assert capsys.readouterr().out == "text"
 
 

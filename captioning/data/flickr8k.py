@@ -7,6 +7,7 @@ from pathlib import Path
 
 from captioning.data.annotations import SPLITS, checked_records, interned_tokens, make_record, read_karpathy
 from captioning.errors import InputError
+from captioning.files import check_file
 
 TOKENS, KAGGLE = "Flickr8k.token.txt", "captions.txt"
 LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
@@ -89,6 +90,7 @@ def _read_splits(folder, karpathy_json, captions, seed):
 
 
 def _lines(path):
+    check_file(path)
     try:
         return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:

@@ -31,7 +31,7 @@ def grounding(batch, rows, steps):
     categories = [(b, batch.categories[b][t]) for b, t in zip(rows.tolist(), steps.tolist(), strict=True)]
     explanation = batch.explanation("lrp")
     log_p = batch.log_p[rows, steps]
-    # zeros would count as padding; the smallest positive number is no padding, and too small to change a sum
+    # regions of zeros would count as padding; the smallest positive number does not, and changes no sum
     blank = torch.full_like(features[:1], torch.finfo(features.dtype).tiny)
     without_image = word_log_p(study.model, blank, batch.captions[rows], steps, torch.zeros_like(rows))
     image, logit = explanation.image[rows, steps], explanation.targets[rows, steps]
@@ -94,9 +94,9 @@ def cross_validated(x, y, fold):
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-12)
     logits = torch.zeros_like(y)
     for number in fold.unique():
-        own = fold == number
-        weights = fit_logistic(x[~own], y[~own])
-        logits[own] = F.pad(x[own], (0, 1), value=1) @ weights
+        is_held_out = fold == number
+        weights = fit_logistic(x[~is_held_out], y[~is_held_out])
+        logits[is_held_out] = F.pad(x[is_held_out], (0, 1), value=1) @ weights
     return logits
 
 

@@ -3,6 +3,8 @@ import importlib
 from functools import cache, cached_property
 from pathlib import Path
 
+import torch
+
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
 from captioning.files import check_file, read_json
@@ -36,6 +38,11 @@ class Objects:
             if self.words.get(phrase, NO_OBJECT) != NO_OBJECT:
                 named.append((step, self.words[phrase]))
         return named
+
+    def category_ids(self, vocabulary):
+        """(V,) for each word of the vocabulary the number of the category that it names by itself, or −1."""
+        numbers = {name: number for number, name in enumerate(sorted(set(self.words.values()) - {NO_OBJECT}))}
+        return torch.tensor([numbers.get(self.words.get((word,)), -1) for word in vocabulary.words])
 
     def present(self, entry, references):
         """The set of categories in an image: those with boxes, and unless boxes are exact those named by references."""

@@ -23,7 +23,7 @@ const shownMethods = () => $("side").checked ? Object.keys(current().methods) : 
 
 // -- the image and its maps ---------------------------------------------------------------------------------------
 
-// the explanation's map of word t: a picture, or null for region features
+// the explanation's map of word t: an image, or null for region features
 function mapOf(entry, name, t) {
   const method = entry.methods[name]
   return (method.heads && at.head !== "" ? method.heads[at.head] : method.maps)?.[t]
@@ -372,13 +372,13 @@ function showList() {
 // saves the figures that are shown, below their caption, as a PNG
 async function savePng() {
   const entry = current(), width = 640, pad = 16, names = shownMethods()
-  const pictures = await Promise.all([entry.image, ...names.map(name => at.word === null ? null : mapOf(entry, name, at.word))]
+  const images = await Promise.all([entry.image, ...names.map(name => at.word === null ? null : mapOf(entry, name, at.word))]
     .map(async src => {
-      const picture = src ? make("img", { src }) : null
-      await picture?.decode()
-      return picture
+      const image = src ? make("img", { src }) : null
+      await image?.decode()
+      return image
     }))
-  const height = Math.round(width * pictures[0].naturalHeight / pictures[0].naturalWidth)
+  const height = Math.round(width * images[0].naturalHeight / images[0].naturalWidth)
   const canvas = make("canvas", { width: names.length * (width + pad) + pad, height: height + 96 })
   const draw = canvas.getContext("2d"), opacity = Number($("opacity").value)
   Object.assign(draw, { fillStyle: "#fff", textBaseline: "top" })
@@ -391,9 +391,9 @@ async function savePng() {
     x += draw.measureText(word + " ").width
   })
   names.forEach((name, m) => {
-    const x = pad + m * (width + pad), map = pictures[m + 1]
+    const x = pad + m * (width + pad), map = images[m + 1]
     draw.filter = map ? `grayscale(${opacity}) contrast(${1 - 0.35 * opacity}) brightness(${1 + 0.2 * opacity})` : "none"
-    draw.drawImage(pictures[0], x, 48, width, height)
+    draw.drawImage(images[0], x, 48, width, height)
     draw.filter = "none"
     draw.globalAlpha = opacity
     if (map) draw.drawImage(map, x, 48, width, height)

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from captioning.errors import InputError
-from captioning.metrics.object_words import NO_OBJECT
 from captioning.training.losses import count_words, cross_entropy
 from captioning.training.parts import WHOLE
 
@@ -27,7 +25,7 @@ class ErasureLoss:
     the erased features, the caption's other object words o must. Words of the same category count as one word, and
     captions that name only one category have no erased image. No gradient flows through the choice of the regions.
 
-    categories (V,): as `category_ids` returns them. weight, keep: μ and κ. share: at most this share of the regions is
+    categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this share of the regions is
     erased.
     """
 
@@ -38,7 +36,7 @@ class ErasureLoss:
         """features (B, K, C) of the part, captions (B, N, T+1) of the whole batch -> (loss, correct words, words);
         `epoch` has no effect."""
         captions = all_captions[part.images]
-        loss, *counts = cross_entropy(model, model.teacher_force(features, captions), captions,
+        loss, *counts = cross_entropy(model, model.teacher_force(features, captions, skip_padding=True), captions,
                                       total=count_words(all_captions))
         whole = choose(all_captions, self.categories, part.generator)
         choice = Choice(*(x[part.images] for x in whole))
@@ -48,7 +46,7 @@ class ErasureLoss:
         count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
         mask = own_evidence(relevance, choice.categories, count)
         erased = features.masked_fill(mask[..., None], 0)
-        hidden = model.teacher_force(erased, choice.caption[:, None]).hidden[:, 0]     # (B, T, d)
+        hidden = model.teacher_force(erased, choice.caption[:, None], skip_padding=True).hidden[:, 0]   # (B, T, d)
         return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
 
     def erased_loss(self, model, hidden, choice, part):
@@ -66,26 +64,10 @@ class ErasureLoss:
                 - self.keep * _mean(log_p, is_used & ~is_erased, part.images))
 
 
-def category_ids(objects, vocabulary):
-    """(V,) for each word of the vocabulary the number of the object category that it names, or −1.
-
-    objects: captioning.metrics.object_words.Objects, of which phrases of several words are ignored. InputError if no
-    word of the vocabulary names an object."""
-    numbers = {category: number for number, category in enumerate(sorted(set(objects.words.values())))}
-    ids = torch.full((len(vocabulary),), -1)
-    for (word, *others), category in objects.words.items():
-        if not others and word in vocabulary.wordmap and category != NO_OBJECT:
-            ids[vocabulary.wordmap[word]] = numbers[category]
-    if (ids < 0).all():
-        raise InputError("the vocabulary contains no object word, so that --erase_tune has nothing to erase: give the "
-                         "object words with --synonyms")
-    return ids
-
-
 def choose(captions, categories, generator=None):
     """A random caption of each image, and its object words in random order -> Choice.
 
-    captions (B, N, T+1); categories (V,), as `category_ids` returns them."""
+    captions (B, N, T+1); categories (V,): see `Objects.category_ids`."""
     B, N, _ = captions.shape
     chosen = torch.randint(N, (B, 1, 1), generator=generator, device=captions.device)
     caption = captions.take_along_dim(chosen, dim=1)[:, 0]

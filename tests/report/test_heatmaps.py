@@ -1,6 +1,7 @@
 """The PNGs of an explanation: colours show the sign, zero is transparent, and labels fit the method."""
 import numpy as np
 import pytest
+from helpers import pixels, reds_and_blues
 from PIL import Image, ImageDraw
 
 from captioning.errors import InputError
@@ -13,16 +14,6 @@ from captioning.report.heatmaps import PARTS, draw_heatmaps, draw_words, grey_ba
 @pytest.fixture
 def image():
     return np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-
-
-def pixels(path):
-    with Image.open(path) as plot:
-        return np.asarray(plot.convert("RGB")).astype(int)
-
-
-def reds_and_blues(path):
-    r, g, b = pixels(path).transpose(2, 0, 1)
-    return ((r > b + 100) & (r > g + 100)).sum(), ((b > r + 100) & (b > g + 100)).sum()
 
 
 def grey_image():

@@ -177,7 +177,7 @@ def test_in_a_browser(index, tmp_path, width):
     assert "dog" in hover["hash"] and "two cats" in hover["about"] and "checkpoint: best.pth" in hover["about"]
     assert not hover["colours"][0] and "--blue" in hover["colours"][1] and "0.55" in hover["colours"][1]   # not <start>
     assert not any(hover["colours"][2:])
-    # the keyboard goes on after a method is chosen, and the focus follows the word
+    # the arrow keys still select words after a method was chosen, and the focus follows the selected word
     assert seen["attention"]["heats"] != hover["heats"] and seen["attention"]["heads"] == 4
     assert seen["right"]["chosen"] == seen["right"]["focus"] == 3
     assert seen["head"]["heats"] != seen["right"]["heats"] and "low" in seen["right"]["captions"][0]

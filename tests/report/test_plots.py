@@ -1,9 +1,7 @@
 """Plots of scores show every method."""
 import math
 
-import numpy as np
-import pytest
-from PIL import Image
+from helpers import pixels, reds_and_blues
 
 from captioning.experiments.registry import Score
 from captioning.report.plots import (
@@ -12,25 +10,6 @@ from captioning.report.plots import (
     draw_curves,
     draw_roc,
 )
-
-
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-
-
-def pixels(path):
-    with Image.open(path) as plot:
-        return np.asarray(plot.convert("RGB")).astype(int)
-
-
-def reds_and_blues(path):
-    r, g, b = pixels(path).transpose(2, 0, 1)
-    return ((r > b + 100) & (r > g + 100)).sum(), ((b > r + 100) & (b > g + 100)).sum()
-
-
-def grey_image():
-    return np.full((60, 90, 3), 128, dtype=np.uint8)
 
 
 def test_draw_correctness(tmp_path):
