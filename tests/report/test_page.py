@@ -242,7 +242,8 @@ def test_regions_are_one_tab_stop(tmp_path):
     seen = browse(tmp_path / "index.html", tmp_path, """
       const svg = document.querySelector(".regions"), chosen = () => svg.getAttribute("aria-activedescendant")
       const state = () => ({ stops: document.querySelectorAll(".stage [tabindex]").length, chosen: chosen(),
-                             role: svg.getAttribute("role"), options: svg.querySelectorAll("[role=option]").length })
+                             role: svg.getAttribute("role"), options: svg.querySelectorAll("[role=option]").length,
+                             strokes: [...svg.children].map(r => [r.dataset.region, r.style.stroke]) })
       note("start", state())
       svg.focus(); key("ArrowDown"); note("first", state())
       key("ArrowDown"); note("second", state())
@@ -250,6 +251,9 @@ def test_regions_are_one_tab_stop(tmp_path):
       document.body.dispatchEvent(new Event("x")); key("Escape"); note("escape", state())
     """)
     assert seen["start"]["stops"] == 1 and seen["start"]["role"] == "listbox" and seen["start"]["options"] == 3
+    strokes = dict(seen["start"]["strokes"])        # relevance 0.2, −1 and 0.5; opaque for the strongest
+    assert "--red" in strokes["0"] and "--blue" in strokes["1"] and "--red" in strokes["2"]
+    assert "/ 1)" in strokes["1"] and float(strokes["0"].split("/")[1][:-1]) == pytest.approx(0.2 ** 1.5, abs=0.01)
     assert [seen[name]["chosen"] for name in ("first", "second", "r")] == [f"lrp-region-{k}" for k in (1, 2, 0)]
     assert "Region 2, relative" in seen["first"]["detail"] and "--blue" in seen["first"]["colours"][1]
     assert "opposes" in seen["first"]["detail"] and "supports" in seen["second"]["detail"]
