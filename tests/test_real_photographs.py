@@ -34,7 +34,9 @@ def data_folder(shared_data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("model_type", ["gridtd", "aoa"])
-def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, model_type):
+def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, model_type, monkeypatch):
+    # drawing the curves takes longer than an epoch; test_log.py tests it
+    monkeypatch.setattr("captioning.training.log.draw_training_curves", lambda *_: None)
     run(train, "--dataset", "coco2017", "--data_folder", data_folder, "--model_type", model_type,
            "--encoder_weights", shared_data / "vgg16_features.pth", "--embed_dim", "64", "--hidden_dim", "128",
            "--attention_dim", "32", "--dropout", "0", "--batch_size", "2", "--epochs", "40", "--patience", "40",
@@ -42,7 +44,8 @@ def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, mo
     scores = {}
     for split in ("train", "test"):
         run(evaluation, "--weight", tmp_path / "checkpoint_last.pth", "--dataset", "coco2017", "--data_folder",
-               data_folder, "--split", split, "--explanations", "correctness", "--max_images", "4", "--workers", "0",
+               data_folder, "--split", split, "--metrics", "cider", "--explanations", "correctness", "--max_images",
+               "4", "--workers", "0",
                "--save_path", tmp_path)
         scores[split] = json.loads((tmp_path / f"metrics_{split}.json").read_text())
     assert scores["train"]["cider"] >= 1.2
