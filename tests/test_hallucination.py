@@ -85,7 +85,7 @@ def test_figure_of_two_models(demo_data, tmp_path, capsys):
         train_run(demo_data, folder, "--epochs", "1", "--seed", seed, "--decoder_lr", "1e-2")
         evaluation.main(evaluation.get_args_parser().parse_args(
             ["--weight", f"{folder}/checkpoint_best.pth", "--data_folder", str(demo_data), "--save_path", folder,
-             "--metrics", "cider", "chair", "--decoding", "greedy", "--device", "cpu", "--workers", "0"]))
+             "--metrics", "bleu", "cider", "chair", "--decoding", "greedy", "--device", "cpu", "--workers", "0"]))
     arguments = [*folders, "--data_folder", str(demo_data)]
     capsys.readouterr()
     data = before_after.CaptionDataset(demo_data, "demo", "test")

@@ -45,8 +45,7 @@ def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, mo
     for split in ("train", "test"):
         run(evaluation, "--weight", tmp_path / "checkpoint_last.pth", "--dataset", "coco2017", "--data_folder",
                data_folder, "--split", split, "--metrics", "cider", "--explanations", "correctness", "--max_images",
-               "4", "--workers", "0",
-               "--save_path", tmp_path)
+               "4", "--workers", "0", "--save_path", tmp_path)
         scores[split] = json.loads((tmp_path / f"metrics_{split}.json").read_text())
     assert scores["train"]["cider"] >= 1.2
     assert 0 < scores["train"]["box_share"] < 1 and 0 < scores["train"]["inside_box_lrp"] <= 1
