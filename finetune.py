@@ -73,18 +73,35 @@ def get_args_parser():
     return parser
 
 
+def read_flags(recorded, path):
+    """The flags of train.py for those that the checkpoint `path` recorded, {flag: value}: FROM_CHECKPOINT as recorded,
+    the others with their defaults; InputError if train.py would not accept them."""
+    parser, arguments = train.get_args_parser(), []
+    for name in sorted(recorded.keys() & set(FROM_CHECKPOINT)):
+        value = recorded[name]
+        if isinstance(value, bool):
+            arguments.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            arguments.append(f"--{name}={value}")
+
+    def fail(message):
+        raise InputError(f"the checkpoint {path} is damaged (of its flags, {message}): use another")
+    parser.error = fail
+    return vars(parser.parse_args(arguments))
+
+
 def complete_settings(args, model, flags):
     """A namespace of `args` in which flags that were not given have the values of the checkpoint.
 
     flags: those recorded in the checkpoint. InputError if a given flag contradicts the model or the mode."""
-    defaults = vars(train.get_args_parser().parse_args([]))
+    recorded = read_flags(flags, args.weight)
     fixed = {"model_type": checkpoint.model_type(model), "encoder": model.config["encoder"] or "bottom_up"}
     fixed |= {name: model.config[name] for name in SIZES if name in model.config}
     settings = Namespace(**vars(args))
     for name in FROM_CHECKPOINT:
         given = getattr(args, name)
         if given is None:
-            setattr(settings, name, fixed.get(name, flags.get(name, defaults[name])))
+            setattr(settings, name, fixed.get(name, recorded[name]))
         elif name in fixed and given != fixed[name]:
             raise InputError(f"{args.weight} has --{name} {fixed[name]}, not {given}: omit the flag")
     if settings.encoder == "bottom_up" and settings.from_pixels:
