@@ -5,7 +5,7 @@ Example: python finetune.py --weight output/demo/checkpoint_best.pth --erase_tun
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from captioning.files import check_file, fingerprint
 from captioning.memory import check_memory
 from captioning.metrics.object_words import load_objects
 from captioning.runs import record_run
-from captioning.training.erasure import ErasureLoss
+from captioning.training.erasure import EVIDENCE, ErasureLoss
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.options import TrainingOptions
@@ -55,6 +55,9 @@ def get_args_parser():
     add("--keep_weight", type=non_negative, default=1.0, help="erase_tune: weight κ, relative to μ, of the other "
         "object words on the erased image")
     add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's regions to erase")
+    add("--evidence", choices=EVIDENCE, default="lrp", help="erase_tune: relevance that selects the regions")
+    add("--own_evidence", action=BooleanOptionalAction, default=True, help="erase_tune: erase only regions that are "
+        "more relevant for the word than for the caption's other object words")
     add("--synonyms", metavar="FILE", help="erase_tune: file with one line per object category: its name and its "
         "synonyms, separated by commas (default: the data set's objects or captioning/metrics/coco_objects.txt)")
     add("--lrp_weight", type=non_negative, default=1.0, help="weight λ of the cross-entropy of p̃")
@@ -73,18 +76,35 @@ def get_args_parser():
     return parser
 
 
+def read_flags(recorded, path):
+    """The flags of train.py for those that the checkpoint `path` recorded, {flag: value}: FROM_CHECKPOINT as recorded,
+    the others with their defaults; InputError if train.py would not accept them."""
+    parser, arguments = train.get_args_parser(), []
+    for name in sorted(recorded.keys() & set(FROM_CHECKPOINT)):
+        value = recorded[name]
+        if isinstance(value, bool):
+            arguments.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            arguments.append(f"--{name}={value}")
+
+    def fail(message):
+        raise InputError(f"the checkpoint {path} is damaged (of its flags, {message}): use another")
+    parser.error = fail
+    return vars(parser.parse_args(arguments))
+
+
 def complete_settings(args, model, flags):
     """A namespace of `args` in which flags that were not given have the values of the checkpoint.
 
     flags: those recorded in the checkpoint. InputError if a given flag contradicts the model or the mode."""
-    defaults = vars(train.get_args_parser().parse_args([]))
+    recorded = read_flags(flags, args.weight)
     fixed = {"model_type": checkpoint.model_type(model), "encoder": model.config["encoder"] or "bottom_up"}
     fixed |= {name: model.config[name] for name in SIZES if name in model.config}
     settings = Namespace(**vars(args))
     for name in FROM_CHECKPOINT:
         given = getattr(args, name)
         if given is None:
-            setattr(settings, name, fixed.get(name, flags.get(name, defaults[name])))
+            setattr(settings, name, fixed.get(name, recorded[name]))
         elif name in fixed and given != fixed[name]:
             raise InputError(f"{args.weight} has --{name} {fixed[name]}, not {given}: omit the flag")
     if settings.encoder == "bottom_up" and settings.from_pixels:
@@ -159,7 +179,8 @@ def make_loss(settings, vocabulary, data, stop, device):
         if (categories < 0).all():
             raise InputError("the vocabulary contains no object word, so that --erase_tune has nothing to erase: give "
                              "the object words with --synonyms")
-        return ErasureLoss(categories, settings.erase_weight, settings.keep_weight, settings.erase_share), "accuracy"
+        return ErasureLoss(categories, settings.erase_weight, settings.keep_weight, settings.erase_share,
+                           settings.evidence, settings.own_evidence), "accuracy"
     criterion = partial(lrp_loss, stop=stop, weight=settings.lrp_weight) if settings.lrp_tune else None
     return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss, settings.region_epochs,
                                settings.label_smoothing), "accuracy"

@@ -71,9 +71,9 @@ def read(path):
     check_finite(content["state_dict"], source)
     if "model_type" in content:
         _check_model(content, source)
-        training = content.get("training")
-        if training is not None and not (isinstance(training, dict) and isinstance(training.get("flags", {}), dict)):
-            raise InputError(f"{source} is damaged (its training state is {shortened(training)}): use another")
+    training = content.get("training")
+    if training is not None and not (isinstance(training, dict) and isinstance(training.get("flags", {}), dict)):
+        raise InputError(f"{source} is damaged (its training state is {shortened(training)}): use another")
     return content
 
 

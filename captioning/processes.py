@@ -2,6 +2,7 @@
 import datetime
 import os
 import sys
+import warnings
 
 import torch
 from torch import distributed
@@ -12,6 +13,8 @@ def start():
     """Joins the processes of torchrun if there are several; only the first keeps writing to standard output."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
         return
+    # names that PyTorch replaces by some that its older versions lack
+    warnings.filterwarnings("ignore", "`broadcast_buffers`|torch.distributed.nn.functional.all_reduce", FutureWarning)
     # the first process may wait for the slowest one for as long as that takes
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=datetime.timedelta(days=30))

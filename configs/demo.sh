@@ -52,9 +52,10 @@ python explain.py \
 
 python finetune.py \
     --weight output/demo/checkpoint_best.pth \
-    --lrp_tune \
-    --epochs 2 \
+    --erase_tune \
+    --epochs 1 \
     --decoder_lr 5e-4 \
+    --lr_schedule cosine \
     --workers 1 \
     --save_path output/demo_finetuned
 

@@ -143,6 +143,16 @@ def test_contradicting_flags_are_refused(bases, tmp_path, extra, message):
         run(bases["gridtd"], tmp_path, *extra)
 
 
+@pytest.mark.parametrize("flag, value", [("batch_size", "many"), ("batch_size", 4.5), ("batch_size", True),
+                                         ("grad_clip", float("nan")), ("amp", 3), ("dropout", [0.5])])
+def test_unsuitable_flags_in_the_checkpoint_are_refused(bases, tmp_path, flag, value):
+    content = checkpoint.read(bases["gridtd"])
+    content["training"]["flags"][flag] = value
+    torch.save(content, tmp_path / "damaged.pth")
+    with pytest.raises(InputError, match=f"damaged.pth is damaged .*{flag}"):
+        run(tmp_path / "damaged.pth", tmp_path / "tuned", "--ce_tune")
+
+
 def test_erasure_needs_object_words_of_the_vocabulary(bases, tmp_path):
     (tmp_path / "synonyms.txt").write_text("zeppelin, airship")
     with pytest.raises(InputError, match="no object word.*--synonyms"):

@@ -21,13 +21,14 @@ def coco_boxes(path, content, wanted=None):
     """Converts COCO's instances_*.json to the layout of COCOvalEntities.json (docs/method.md, section 8).
 
     Returns {file name: {"categories": {name: id}, "bbox": {id: [[x0, y0, x1, y1], …]}, "shape": [w, h],
-    "resize_ratio": [224/w, 224/h]}}, in pixels, for the images named in `wanted` (default: all), without crowds.
+    "resize_ratio": [224/w, 224/h]}}, in pixels, for the images named in `wanted` (default: all), without crowds and
+    without boxes that have no area, which are counted in one printed sentence.
 
     content: the parsed JSON of `path`; invalid content raises InputError.
     """
     category_names = {category["id"]: category["name"] for category in
                       checked_items(content["categories"], {"id": int, "name": str}, path, "categories")}
-    boxes, entries = {}, {}
+    boxes, entries, empty = {}, {}, 0
     keys = {"id": int, "file_name": str, "width": int, "height": int}
     for image in checked_items(content["images"], keys, path, "images"):
         size = [image["width"], image["height"]]
@@ -47,16 +48,20 @@ def coco_boxes(path, content, wanted=None):
             raise InputError(f"{path} contains a box of image id {annotation['image_id']} without a known category or "
                              "four numbers: its 'bbox' must be x, y, width, height in pixels")
         x, y, w, h = bbox
-        if not (w and h):       # a box without area outlines no object
+        corners = [x, y, round(x + w, 2), round(y + h, 2)]
+        if not _has_area(corners):
+            empty += 1
             continue
         entry["categories"][category_names[category]] = category
-        entry["bbox"].setdefault(str(category), []).append([x, y, round(x + w, 2), round(y + h, 2)])
+        entry["bbox"].setdefault(str(category), []).append(corners)
+    _report_empty(path, empty)
     return boxes
 
 
 def load_boxes(path):
     """Loads boxes {file name: {"categories", "bbox", "shape"}} from a file in the layout of COCOvalEntities.json, or
-    from COCO's instances_*.json; raises InputError for anything else."""
+    from COCO's instances_*.json; raises InputError for anything else. Boxes without area are left out as by
+    `coco_boxes`."""
     boxes = read_json(path)
     if isinstance(boxes, dict) and {"images", "annotations", "categories"} <= boxes.keys():
         return coco_boxes(path, boxes)
@@ -67,8 +72,9 @@ def load_boxes(path):
     for name, entry in boxes.items():
         if not _is_valid_entry(entry):
             raise InputError(f"{path} has no valid boxes for {name!r}: it needs 'categories', {{name: id}}, 'bbox', "
-                             "{id: [[x0, y0, x1, y1], …]} with x0 < x1 and y0 < y1, and 'shape', [width, height], in "
+                             "{id: [[x0, y0, x1, y1], …]} with x0 ≤ x1 and y0 ≤ y1, and 'shape', [width, height], in "
                              "pixels")
+    _report_empty(path, sum(map(_remove_empty, boxes.values())))
     return boxes
 
 
@@ -79,6 +85,28 @@ def named_boxes(entry, width, height):
     objects = [(name, [factor * value for factor, value in zip(scale, corners, strict=True)])
                for name, category in entry["categories"].items() for corners in entry["bbox"].get(str(category), [])]
     return [name for name, _ in objects], [corners for _, corners in objects]
+
+
+def _has_area(corners):
+    return corners[0] < corners[2] and corners[1] < corners[3]
+
+
+def _remove_empty(entry):
+    """Removes boxes without area, and categories that have no other box, from an entry; returns the number of boxes."""
+    count = 0
+    for name, category in list(entry["categories"].items()):
+        corners = entry["bbox"][str(category)]
+        entry["bbox"][str(category)] = kept = [box for box in corners if _has_area(box)]
+        count += len(corners) - len(kept)
+        if not kept:
+            del entry["categories"][name]
+    return count
+
+
+def _report_empty(path, count):
+    if count:
+        print(f"{path}: {count} {'box' if count == 1 else 'boxes'} without area left out, as they outline no object",
+              flush=True)
 
 
 def _is_coordinate(value):
@@ -98,4 +126,4 @@ def _is_valid_entry(entry):
 
 def _is_box(corners):
     return (isinstance(corners, list) and len(corners) == 4 and all(map(_is_coordinate, corners))
-            and corners[0] < corners[2] and corners[1] < corners[3])
+            and corners[0] <= corners[2] and corners[1] <= corners[3])

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import torch
 
+from captioning.explanation.methods import region_relevance
 from captioning.training.losses import count_words, cross_entropy
 from captioning.training.parts import WHOLE
+
+EVIDENCE = ("lrp", "gradient", "attention", "random")
 
 
 class Choice(NamedTuple):
@@ -26,11 +29,13 @@ class ErasureLoss:
     captions that name only one category have no erased image. No gradient flows through the choice of the regions.
 
     categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this share of the regions is
-    erased.
+    erased. evidence: the relevance of a region, one of EVIDENCE; with own False also that of other words is erased.
+    The last two are controls.
     """
 
-    def __init__(self, categories, weight, keep, share):
+    def __init__(self, categories, weight, keep, share, evidence="lrp", own=True):
         self.categories, self.weight, self.keep, self.share = categories, weight, keep, share
+        self.evidence, self.own = evidence, own
 
     def __call__(self, model, features, all_captions, epoch, part=WHOLE):
         """features (B, K, C) of the part, captions (B, N, T+1) of the whole batch -> (loss, correct words, words);
@@ -40,14 +45,23 @@ class ErasureLoss:
                                       total=count_words(all_captions))
         whole = choose(all_captions, self.categories, part.generator)
         choice = Choice(*(x[part.images] for x in whole))
-        with torch.autocast(features.device.type, enabled=False):
-            relevance = model.lrp(features, choice.caption, steps=choice.steps).features.sum(-1)   # (B, S, K)
+        relevance = self.relevance(model, features, whole, part)                       # (B, S, K)
         regions = (features != 0).any(-1).sum(1, keepdim=True)                         # (B, 1) without padding
         count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
-        mask = own_evidence(relevance, choice.categories, count)
+        mask = own_evidence(relevance, choice.categories if self.own else choice.categories[:, :1], count)
         erased = features.masked_fill(mask[..., None], 0)
         hidden = model.teacher_force(erased, choice.caption[:, None], skip_padding=True).hidden[:, 0]   # (B, T, d)
         return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
+
+    def relevance(self, model, features, choice, part):
+        """(B, S, K) the relevance of the part's regions for the words of the Choice of the whole batch."""
+        if self.evidence == "random":
+            shape = (*choice.steps.shape, features.shape[1])
+            return torch.rand(shape, generator=part.generator, device=features.device)[part.images]
+        with torch.autocast(features.device.type, enabled=False):
+            explain = getattr(model, self.evidence)
+            explanation = explain(features, choice.caption[part.images], steps=choice.steps[part.images])
+        return region_relevance(explanation, self.evidence)
 
     def erased_loss(self, model, hidden, choice, part):
         """The terms in brackets, for the predictor's input (B, T, d) on the part's erased features and the Choice of

@@ -72,11 +72,11 @@ def train_epoch(options, loss_module, data, device, optimizer, scaler, state, sa
     batches = epoch_batches(len(data), options.batch_size, options.seed, epoch)
     passes = options.accumulate
     parts = [(batch, images) for batch in batches[state["step"]:] for images, _ in own_slices(len(batch), passes)]
-    loader = iter(make_loader(PartsOfBatches(data), parts, options.workers, device))
+    loader = Timed(make_loader(PartsOfBatches(data), parts, options.workers, device))
     bar = tqdm(batches[state["step"]:], initial=state["step"], total=len(batches), desc=f"epoch {epoch + 1}",
                unit="batch", disable=processes.rank() > 0)
     results = []        # of the steps since the last transfer from the device
-    started = time.monotonic()
+    began = started = time.monotonic()
     for batch in bar:
         if options.lr_schedule == "cosine":
             anneal(options, optimizer, epoch + state["step"] / len(batches))
@@ -84,17 +84,34 @@ def train_epoch(options, loss_module, data, device, optimizer, scaler, state, sa
         results.append(train_step(loss_module, zip(step_parts(len(batch), passes, seed, device), loader, strict=False),
                                   epoch, optimizer, scaler, device, options.grad_clip, options.amp))
         state["step"] += 1
-        save = saver.is_due()
+        save, now = saver.is_due(), time.monotonic()
         if save or state["step"] % STEPS_PER_TRANSFER == 0 or state["step"] == len(batches):
             add_results(options, state, results, scaler.is_enabled())
             results.clear()
             loss, correct, words = state["sums"]
-            bar.set_postfix({"loss": f"{loss / max(words, 1):.3f}", measure: f"{correct / max(words, 1):.3f}"})
-        now = time.monotonic()
+            bar.set_postfix({"loss": f"{loss / max(words, 1):.3f}", measure: f"{correct / max(words, 1):.3f}",
+                             "waiting for data": f"{loader.seconds / (now - began):.1%}"})
         state["seconds"], started = state["seconds"] + now - started, now
         if save:
             saver.save_and_stop_if_requested()
     bar.close()
+
+
+class Timed:
+    """An iterator over `items` that counts the seconds spent waiting for them."""
+
+    def __init__(self, items):
+        self.iterator, self.seconds = iter(items), 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        started = time.monotonic()
+        try:
+            return next(self.iterator)
+        finally:
+            self.seconds += time.monotonic() - started
 
 
 def anneal(options, optimizer, epochs):

@@ -89,6 +89,16 @@ def test_boxes_have_layout_of_cocovalentities(tmp_path):
         f"{101:012d}.jpg": {"categories": {}, "bbox": {}, "shape": [10, 448], "resize_ratio": [22.4, 0.5]}}
 
 
+def test_boxes_without_area_are_left_out_and_counted(tmp_path, capsys):
+    content = instances()
+    content["annotations"] += [{"image_id": 100, "category_id": 3, "bbox": box}
+                               for box in ([1, 2, 0, 5], [1, 2, 5, 0], [1.004, 2, 0.0001, 5])]
+    records = read_coco(write_coco(tmp_path), 2017)
+    write(tmp_path / "instances_val2017.json", content)
+    assert read_boxes(tmp_path, records)[f"{100:012d}.jpg"]["categories"] == {"dog": 18}
+    assert "instances_val2017.json: 3 boxes without area left out" in capsys.readouterr().out
+
+
 def changed(value, path, new):
     """A copy of `value` whose item at `path` is replaced by `new`, or removed if new is KeyError."""
     value = copy.deepcopy(value)

@@ -153,6 +153,17 @@ def test_valid_boxes(tmp_path):
     assert load_boxes(tmp_path / "boxes.json").keys() == {"a.jpg", "b.jpg"}
 
 
+def test_boxes_without_area_are_left_out_and_counted(tmp_path, capsys):
+    content = {"a.jpg": entry("dog", "cat")}
+    content["a.jpg"]["bbox"] |= {str(content["a.jpg"]["categories"]["dog"]): [[1, 2, 1, 4], [0, 0, 2, 2], [0, 0, 2, 0]],
+                                 str(content["a.jpg"]["categories"]["cat"]): [[3, 3, 3, 3]]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    boxes = load_boxes(tmp_path / "boxes.json")["a.jpg"]
+    assert boxes["categories"].keys() == {"dog"}
+    assert boxes["bbox"][str(boxes["categories"]["dog"])] == [[0, 0, 2, 2]]
+    assert "boxes.json: 3 boxes without area left out" in capsys.readouterr().out
+
+
 def test_chair_by_hand(coco):
     captions = ["a dog and a cat", "a man", "A bus.", "nothing here"]
     references = [["a dog"], ["grass"], ["many buses"], ["sky"]]

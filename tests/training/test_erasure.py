@@ -113,6 +113,27 @@ def test_no_gradient_flows_through_the_choice_of_evidence(model_type, monkeypatc
     assert all(gradient.isfinite().all() for gradient in gradients[0])
 
 
+@pytest.mark.parametrize("evidence", erasure.EVIDENCE)
+def test_evidence_of_controls(evidence, monkeypatch):
+    """own_evidence gets the relevance of the chosen words' regions; without --own_evidence of the first word alone."""
+    model, features, got = make(AOAModel), random_regions(), []
+    choice = erasure.Choice(CAPTIONS[:, 0], torch.tensor([[3, 0], [0, 2], [0, 1]]),
+                            torch.tensor([[1, 2], [0, -1], [2, 0]]))
+    monkeypatch.setattr(erasure, "choose", lambda *_: choice)
+    monkeypatch.setattr(erasure, "own_evidence", lambda *arguments: got.append(arguments) or features[..., 0] > 9)
+    for own in (True, False):
+        erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 0.3, evidence, own)(model, features, CAPTIONS, 0)
+    for (relevance, categories, _), S in zip(got, (2, 1), strict=True):
+        assert relevance.shape == (3, 2, features.shape[1]) and torch.equal(categories, choice.categories[:, :S])
+    if evidence == "random":
+        assert not torch.equal(got[0][0], got[1][0])
+        return
+    explanation = getattr(model, evidence)(features, CAPTIONS[:, 0])
+    expected = explanation.attention.mean(2) if evidence == "attention" else explanation.features.sum(-1)
+    expected = expected.take_along_dim(choice.steps[..., None], dim=1)
+    torch.testing.assert_close(got[0][0], expected)
+
+
 @pytest.mark.parametrize("model_type", MODELS)
 def test_one_region_at_least_remains(model_type):
     """Also of an image with a single region besides padding: its loss is finite."""

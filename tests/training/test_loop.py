@@ -1,6 +1,7 @@
 """The training loop: order of images, transfers from the device, losses that are not finite, mixed precision."""
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -123,3 +124,18 @@ def test_amp_without_bfloat16_instructions_is_reported_once(demo_data, tmp_path,
     content = train_run(demo_data, tmp_path, "--epochs", "1", "--amp")
     assert capsys.readouterr().out.count("--amp has no effect") == (0 if supported else 1)
     assert content["training"]["flags"]["amp"] is True
+
+
+def test_timed_counts_only_the_time_spent_waiting():
+    def items():
+        for item in range(3):
+            time.sleep(0.02)
+            yield item
+
+    timed, got = loop.Timed(items()), []
+    for item in timed:
+        got.append(item)
+        waited = timed.seconds
+        time.sleep(0.05)
+        assert timed.seconds == waited      # work outside does not count
+    assert got == [0, 1, 2] and timed.seconds >= 0.06
