@@ -5,6 +5,7 @@ if __name__ == "__main__":
 import os
 from pathlib import Path
 
+from captioning import processes
 from captioning.cli import Parser, add_device, add_seed, fraction, number, positive_int, print_settings, set_seed
 from captioning.data import annotations, bottom_up, boxes, dataset, detector, vocabulary
 from captioning.data.cnn_features import store_cnn
@@ -80,8 +81,6 @@ def _format_defaults(values):
 
 def check(args):
     """Raises InputError for flags that do not fit together, before any work is done."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("preparedataset.py runs as one process: start it with python in place of torchrun")
     if args.dataset in ("flickr30k", "karpathy") and not args.karpathy_json:
         raise InputError(f"--dataset {args.dataset} needs --karpathy_json FILE")
     if args.dataset == "flickr8k" and not (args.karpathy_json or args.annotation_folder):
@@ -160,22 +159,16 @@ def store_features(args, split, records, image_folder, network, device):
     if args.features == "cnn":
         store_cnn(path, records, image_folder, network, args.encoder, encoders.IMAGE_SIZE[args.encoder],
                   args.batch_size, args.workers, device, args.amp)
-    elif args.features == "bottom_up" and args.bottom_up:
-        bottom_up.store(path, records, args.bottom_up, args.regions)
-    elif args.features == "bottom_up":
+    elif args.features == "bottom_up" and args.detector:
         detector.store(path, records, image_folder, network, args.detector, args.regions, args.batch_size,
                        args.workers, device)
+    elif args.features == "bottom_up" and not processes.rank():
+        bottom_up.store(path, records, args.bottom_up, args.regions)
 
 
-def main(args):
-    print_settings(args)
-    device = pick_device(args.device)
-    check(args)
+def prepare(args, folder, opens_images):
+    """Writes the captions, vocabulary and boxes; returns {split: Records} and the folder of the images."""
     location = args.output_folder, args.dataset
-    folder = make_folder(Path(*location))
-    record_run(folder, args, "preparedataset.py")
-    set_seed(args.seed)     # the encoder "small" is initialised randomly
-    network = build_network(args)
     if args.dataset == "demo":
         records = generate(folder, args.demo_size, args.seed, args.bias, args.test_bias, args.image_size, args.workers)
         image_boxes, image_folder = {}, folder / "images"      # generate has written the boxes
@@ -184,7 +177,7 @@ def main(args):
         image_folder = args.image_folder
     if args.skip_broken:
         records = without_broken(records, image_folder, args.workers)
-    elif network is not None:
+    elif opens_images:
         check_images(records, image_folder)
     splits = {split: [record for record in records if record.split == split] for split in annotations.SPLITS}
     words = vocabulary.build([tokens for record in splits["train"] for tokens in record.tokens],
@@ -200,10 +193,23 @@ def main(args):
                                        image_folder)
         if split == "train":
             reward.write_frequencies(reward.frequencies_path(*location), captions, len(words))
-    for split, split_records in splits.items():
-        store_features(args, split, split_records, image_folder, network, device)
     print(f"{folder}: " + ", ".join(f"{len(split_records)} {split}" for split, split_records in splits.items())
           + f" images, {sum(len(record.tokens) for record in records)} captions, {len(words)} words")
+    return splits, image_folder
+
+
+def main(args):
+    processes.start()
+    print_settings(args)
+    device = pick_device(args.device)
+    check(args)
+    folder = make_folder(Path(args.output_folder, args.dataset))
+    record_run(folder, args, "preparedataset.py")
+    set_seed(args.seed)     # the encoder "small" is initialised randomly
+    network = build_network(args)
+    splits, image_folder = processes.from_first(prepare, args, folder, network is not None)
+    for split, records in splits.items():
+        store_features(args, split, records, image_folder, network, device)
     print("files: " + " ".join(sorted(file.name for file in folder.iterdir() if file.is_file())))
 
 

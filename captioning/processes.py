@@ -51,6 +51,23 @@ def gather_each(item):
     return items
 
 
+def gather_to_first(item):
+    """In the first process the list of the items that the processes gave, one each; in the others []."""
+    if count() == 1:
+        return [item]
+    items = [] if rank() else [None] * count()
+    distributed.gather_object(item, None if rank() else items)
+    return items
+
+
+def from_first(function, *args):
+    """The result of function(*args) in the first process, which alone calls it, in every process."""
+    result = [None if rank() else function(*args)]
+    if count() > 1:
+        distributed.broadcast_object_list(result)
+    return result[0]
+
+
 def wait():
     """Returns when all processes have called it."""
     if count() > 1:

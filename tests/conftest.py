@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import prepare_flags
 
 import preparedataset
 
@@ -28,9 +29,7 @@ def one_thread():
 def demo_data(tmp_path_factory):
     """A data folder with a small demo data set and stored features of the randomly initialised small encoder."""
     folder = tmp_path_factory.mktemp("data")
-    preparedataset.main(preparedataset.get_args_parser().parse_args(
-        ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "24", "8", "8", "--workers", "0",
-         "--features", "cnn", "--encoder", "small", "--device", "cpu"]))
+    preparedataset.main(preparedataset.get_args_parser().parse_args(prepare_flags(folder)))
     return folder
 
 

@@ -1,4 +1,5 @@
-"""Runs train.py and finetune.py in float64, several times: python tests/distributed.py RUNS, or under torchrun.
+"""Runs scripts, train.py and finetune.py in float64, one after the other: python tests/distributed.py RUNS, or under
+torchrun.
 
 RUNS: a JSON file with a list of [script's name, flags]. In float64, since Adam turns the rounding errors of gradients
 that are exactly zero, such as those of the keys' bias, into steps as large as any other.
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
 import finetune  # noqa: E402
+import preparedataset  # noqa: E402
 import train  # noqa: E402
 from captioning import checkpoint  # noqa: E402
 from captioning.data.dataset import CaptionDataset  # noqa: E402
@@ -32,5 +34,5 @@ if __name__ == "__main__":
     train.make_model = in_double(train.make_model, torch.nn.Module.double)
     checkpoint.load = in_double(checkpoint.load, lambda loaded: (loaded[0].double(), loaded[1]))
     for script, flags in json.loads(Path(sys.argv[1]).read_text()):
-        module = {"train": train, "finetune": finetune}[script]
+        module = {"preparedataset": preparedataset, "train": train, "finetune": finetune}[script]
         module.main(module.get_args_parser().parse_args(flags))

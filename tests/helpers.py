@@ -76,6 +76,12 @@ def published_state(model):
     return state
 
 
+def prepare_flags(folder):
+    """Of the session's demo data set."""
+    return ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "24", "8", "8", "--workers", "0",
+            "--features", "cnn", "--encoder", "small", "--batch_size", "7", "--device", "cpu"]
+
+
 def train_flags(data, save_path, *extra):
     return ["--data_folder", str(data), "--encoder", "small", "--embed_dim", "8", "--hidden_dim", "16",
             "--attention_dim", "8", "--num_head", "2", "--batch_size", "4", "--epochs", "2", "--workers", "0",

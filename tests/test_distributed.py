@@ -1,22 +1,23 @@
 """Several processes and several passes per batch: the same weights as one process with one pass; interruptions."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import train_flags, train_run, write_region_features
+from helpers import prepare_flags, train_flags, train_run, write_region_features
 
-import preparedataset
 from aoamodel import AOAModel
 from captioning import checkpoint, processes
+from captioning.data.dataset import features_path
 from captioning.data.vocabulary import read
-from captioning.errors import InputError
 from captioning.training.parts import own_slices
 from gridTDmodel import GridTDModel
 
@@ -49,6 +50,23 @@ def run_all(runs, tmp_path, launcher=(sys.executable,)):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+def started_preparation(demo_data, folder):
+    """Flags of the preparation of demo_data in another folder, where the first 7 images are done already."""
+    partial = Path(f"{features_path(folder, 'demo', 'train', 'small')}.partial")
+    partial.parent.mkdir(parents=True)
+    shutil.copy(features_path(demo_data, "demo", "train", "small"), partial)
+    with h5py.File(partial, "r+") as file:
+        file["features"][7:], file["done"][7:] = 0, 0
+    return "preparedataset", prepare_flags(folder)
+
+
+def check_preparation(demo_data, folder):
+    for name in ("features_small_train", "features_small_val", "features_small_test", "document_frequencies", "masks"):
+        one, two = ((parent / "demo" / f"{name}_demo.hdf5").read_bytes() for parent in (demo_data, folder))
+        assert one == two, name
+    assert not list(folder.rglob("*.partial"))
+
+
 def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, bases, tmp_path):
     """20 steps of 7 images, the last of each epoch 3, which are fewer than 2 processes × 2 passes."""
     common = ("--data_folder", demo_data, "--batch_size", "7", "--workers", "0", "--device", "cpu", "--dropout", "0")
@@ -63,7 +81,9 @@ def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, 
         ("gridtd_cider",), ("gridtd_erase", "aoa_lrp_cider")))
     everything = tuned | pixels
     run_all(runs("two", everything) + runs("resumed", resumed, 2)
-            + runs("accumulated", accumulated, 5, "--accumulate", "2"), tmp_path, TORCHRUN)
+            + runs("accumulated", accumulated, 5, "--accumulate", "2")
+            + [started_preparation(demo_data, tmp_path / "data")], tmp_path, TORCHRUN)
+    check_preparation(demo_data, tmp_path / "data")
     run_all(runs("one", everything) + runs("resumed", resumed), tmp_path)
     for folder, names in (("two", everything), ("resumed", resumed), ("accumulated", accumulated)):
         for name in names:
@@ -145,9 +165,3 @@ def test_explanations_do_not_depend_on_the_number_of_processes(demo_data, tmp_pa
         one, two = (np.load(tmp_path / name / path) for name in ("one", "two"))
         assert sorted(one.files) == sorted(two.files)
         assert all(np.array_equal(one[key], two[key]) for key in one.files)
-
-
-def test_preparation_under_torchrun_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
-        preparedataset.check(preparedataset.get_args_parser().parse_args([]))

@@ -2,12 +2,9 @@
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from captioning.data import images
 from captioning.data.feature_store import Store, file_size, weights_fingerprint
-from captioning.data.loader import collate
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.files import fingerprint
 
@@ -42,12 +39,10 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
     data = ImageBatches(image_folder, [record.path for record in records], size)
     with torch.inference_mode():
         C, h, w = encoder(torch.zeros(1, 3, size, size, device=device)).shape[1:]
-    with Store(path, marks, (h * w, C), attributes) as store, torch.inference_mode():
-        rows = list(range(store.done, len(records)))
-        batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
-        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
-        bar = tqdm(zip(batches, loader, strict=True), desc=Path(path).name, total=len(batches), unit="batch")
-        for batch, pixels in bar:
-            with autocast(device, amp):
-                features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)       # (B, K, C)
-            store.write(batch[0], features.half().cpu().numpy())
+
+    def encode(pixels):
+        with torch.inference_mode(), autocast(device, amp):
+            features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)           # (B, K, C)
+        return (features.half().cpu().numpy(),)
+    with Store(path, marks, (h * w, C), attributes) as store:
+        store.fill(encode, data, batch_size, workers, device)

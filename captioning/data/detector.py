@@ -2,15 +2,12 @@
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from torchvision import ops
 from torchvision.models import detection
 from torchvision.transforms.v2 import functional as T
-from tqdm import tqdm
 
 from captioning.data import images
 from captioning.data.feature_store import FLOAT16_MAX, Store, file_size, weights_fingerprint
-from captioning.data.loader import collate
 from captioning.errors import InputError
 from captioning.files import fingerprint, shortened
 from captioning.weights import download_weights
@@ -57,15 +54,14 @@ def store(path, records, image_folder, detector, name, regions, batch_size, work
     marks = [1 + file_size(Path(image_folder, record.path)) for record in records]
     detector, C = detector.to(device), detector.roi_heads.box_predictor.cls_score.in_features
     data = ImageLists(image_folder, [record.path for record in records])
-    with Store(path, marks, (regions, C), attributes, with_boxes=True) as store, torch.inference_mode():
-        rows = list(range(store.done, len(records)))
-        batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
-        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)))
-        bar = tqdm(zip(batches, loader, strict=True), desc=Path(path).name, total=len(batches), unit="batch")
-        for indices, batch in bar:
+
+    def encode(batch):
+        with torch.inference_mode():
             features, boxes, counts = best_regions(detector, [image.to(device) for image in batch], regions)
-            store.write(indices[0], features.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().cpu().numpy(), boxes.cpu().numpy(),
-                        counts.cpu().numpy())
+        features = features.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+        return [part.cpu().numpy() for part in (features, boxes, counts)]
+    with Store(path, marks, (regions, C), attributes, with_boxes=True) as store:
+        store.fill(encode, data, batch_size, workers, device)
 
 
 def best_regions(detector, batch, regions):

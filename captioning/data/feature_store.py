@@ -10,9 +10,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
+from captioning import processes
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.hdf5 import open_hdf5, reading
+from captioning.data.loader import make_loader
 from captioning.errors import InputError
 from captioning.files import shortened
 from captioning.memory import readable
@@ -77,7 +80,7 @@ class Store:
 
     The file contains `features` (N, *shape) float16 and `done` (N,) uint64; it is complete when `done` equals `marks`.
     After entering, `done` is the number of leading images that are complete, and `missing` the set of the incomplete
-    ones' indices. On success the partial file is renamed to `path`.
+    ones' indices. On success the partial file is renamed to `path`. Under torchrun the first process alone opens it.
 
     Args:
         marks: (N,) positive integers, one per image, that change when the image is replaced.
@@ -92,10 +95,12 @@ class Store:
         self.shape, self.attributes, self.with_boxes = shape, attributes, with_boxes
 
     def __enter__(self):
-        self.file, self.missing, self.complete = None, set(), self._fits(self.path)
+        self.file, self.missing, self.complete, self.done = None, set(), False, self.count
+        if processes.rank():
+            return self
+        self.complete = self._fits(self.path)
         if self.complete:
             print(f"{self.path} is already complete")
-            self.done = self.count
             return self
         try:
             if not self._fits(self.partial):
@@ -156,6 +161,21 @@ class Store:
                 raise InputError(f"{path} is being written by another run: wait until it ends") from error
             return False
 
+    def fill(self, encode, data, batch_size, workers, device):
+        """Writes encode(batch), a tuple of arrays as in `write`, of all batches that follow the first `done` images.
+
+        data: the images, indexed by lists of indices. The processes of torchrun encode every n-th batch each, and the
+        first writes them all, so that their number does not change the file."""
+        rows = range(processes.from_first(lambda: self.done), self.count)
+        batches = [list(rows[i:i + batch_size]) for i in range(0, len(rows), batch_size)]
+        encoded = map(encode, make_loader(data, processes.shard(batches), workers, device))
+        with tqdm(desc=self.path.name, total=len(batches), unit="batch", disable=processes.rank() > 0) as bar:
+            for i in range(0, len(batches), processes.count()):
+                parts = processes.gather_to_first(next(encoded, None))
+                for batch, arrays in zip(batches[i:], parts, strict=False):
+                    self.write(batch[0], *arrays)
+                    bar.update()
+
     def write(self, start, features, boxes=None, counts=None):
         """Writes features (B, K, C), boxes (B, K, 4) and counts (B,) of the images start, …, start + B − 1."""
         rows = slice(start, start + len(features))
@@ -184,5 +204,5 @@ class Store:
     def __exit__(self, kind, error, traceback):
         if self.file is not None:
             self.file.close()
-        if kind is None and not self.complete:
+        if kind is None and not self.complete and not processes.rank():
             os.replace(self.partial, self.path)

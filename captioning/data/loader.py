@@ -1,4 +1,6 @@
 """The DataLoader for training, captioning and experiments."""
+import atexit
+import multiprocessing
 import signal
 
 from torch.utils.data import DataLoader
@@ -19,3 +21,13 @@ def ignore_signals(_):
     """Ctrl-C reaches every process of a terminal: the main process alone stops the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers():
+    """Ends the workers of loaders that an exception left behind; Python sends them SIGTERM and would wait forever."""
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)       # PyTorch would report that they were killed
+    for process in workers:
+        process.kill()

@@ -2,6 +2,9 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -121,6 +124,15 @@ def test_workers_read_features_while_the_file_is_open(prepared, method):
     expected = [data.__getitems__(batch)["images"] for batch in ([0, 5], [2, 1])]
     batches = read_epoch(data, 1, [[0, 5], [2, 1]], multiprocessing_context=method)
     assert all(torch.equal(batch["images"], images) for batch, images in zip(batches, expected, strict=True))
+
+
+def test_process_ends_although_a_loader_is_left_behind():
+    """Its worker ignores SIGTERM."""
+    code = ("import torch\nfrom captioning.data.loader import make_loader\n"
+            "left = iter(make_loader(range(2), [[0], [1]], 1, torch.device('cpu')))\nprint(next(left))")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+                            cwd=Path(__file__).parents[2])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "[0]\n", "")
 
 
 def test_batches_of_images(prepared):
