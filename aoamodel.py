@@ -163,9 +163,11 @@ class AOAModel(nn.Module):
     def lrp(self, images, captions, eps=0.01, head=None, **options):
         """Layer-wise relevance propagation (docs/method.md, sections 4 and 5); head: index of the one attention head
         that propagates relevance, all by default. ValueError if there is no such head."""
-        if head is not None and not 0 <= head < self.num_head:
-            raise ValueError(f"head {head} is not one of this model's 0 … {self.num_head - 1}")
         return attribution.lrp(self, images, captions, eps=eps, head=head, **options)
+
+    def lrp_specific(self, images, captions, **options):
+        """LRP of each word minus the mean of LRP of the caption's other words (section 4); options: of `lrp`."""
+        return attribution.lrp_specific(self, images, captions, **options)
 
     def gradient(self, images, captions, **options):
         """The gradient of each word's logit (section 6)."""

@@ -179,6 +179,10 @@ class GridTDModel(nn.Module):
         """Layer-wise relevance propagation (docs/method.md, sections 4 and 5)."""
         return attribution.lrp(self, images, captions, eps=eps, **options)
 
+    def lrp_specific(self, images, captions, **options):
+        """LRP of each word minus the mean of LRP of the caption's other words (section 4); options: of `lrp`."""
+        return attribution.lrp_specific(self, images, captions, **options)
+
     def gradient(self, images, captions, **options):
         """The gradient of each word's logit (section 6)."""
         return attribution.gradient(self, images, captions, **options)

@@ -1,4 +1,5 @@
 """How every script ends: exit status 0 on success, 2 with one sentence and no traceback on invalid input."""
+import errno
 import re
 import sys
 
@@ -23,6 +24,12 @@ def run_script(main, args):
         main(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:       # which most checks for a missing file raise
+            raise
+        print(f"error: {one_line(str(error.filename))} cannot be the path of a file (it is too long): use a shorter "
+              "name", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)

@@ -19,7 +19,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SIZES = "--embed_dim 64 --hidden_dim 64 --attention_dim 32 --num_head 4"
-METHODS = "lrp gradient grad_cam guided_backprop guided_grad_cam attention"
+METHODS = "lrp lrp_specific gradient grad_cam guided_backprop guided_grad_cam attention"
 EXPERIMENTS = "ablation correctness tpfp deletion_insertion pointing_game mask_mass sanity"
 
 

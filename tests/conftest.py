@@ -1,4 +1,5 @@
 """Fixtures that several test modules share."""
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ from helpers import prepare_flags
 import preparedataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("reliability", "longer tests of reliability (docs/reliability.md)")
+    group.addoption("--fuzz_cases", type=int, default=200, help="damaged inputs that the fuzz tests generate")
+    group.addoption("--fuzz_seed", type=int, help="random seed of the fuzz tests (default: always the same cases)")
+    group.addoption("--fuzz_shrink", action="store_true", help="simplify a failing case")
+    group.addoption("--crash_runs", type=int, default=6, help="how often the crash tests stop a script")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +39,15 @@ def shared_data():
     if not SHARED.exists():
         pytest.skip(f"no real photographs at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_files(tmp_path_factory):
+    """A folder with a small file of every format."""
+    from fuzz import workspace
+    folder = tmp_path_factory.mktemp("small") / "files"
+    with pytest.MonkeyPatch.context() as patch:     # the scripts replace stdout
+        patch.setattr(sys, "stdout", sys.stdout)
+        patch.chdir(folder.parent)
+        workspace.build(folder)
+    return folder

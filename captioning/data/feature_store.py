@@ -125,6 +125,17 @@ class Store:
                 self._create_dataset(file, "counts", (self.count,), np.int32)
             self._create_dataset(file, "done", (self.count,), np.uint64)
             file.attrs.update(self.attributes)
+        try:
+            self._reserve()
+        except OSError:
+            self.partial.unlink()
+            raise
+
+    def _reserve(self):
+        """Reserves the disk space of the partial file, so that a disk that becomes full cannot interrupt writing."""
+        if hasattr(os, "posix_fallocate"):
+            with open(self.partial, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(self.partial))
 
     def _create_dataset(self, file, name, shape, dtype):
         # space is allocated at once: writing then changes no metadata, so that a killed process leaves a valid file
@@ -171,14 +182,20 @@ class Store:
         try:
             if self.file is None:   # opened late: workers that inherit the file would keep its lock after a kill
                 self.file = h5py.File(self.partial, "r+")
-            self.file["features"][rows] = features
+            self._write("features", rows, features)
             if boxes is not None:
-                self.file["boxes"][rows], self.file["counts"][rows] = boxes, counts
+                self._write("boxes", rows, boxes)
+                self._write("counts", rows, counts)
             self.file.flush()
-            self.file["done"][rows] = self.marks[rows]
+            self._write("done", rows, self.marks[rows])
             self.file.flush()
         except (OSError, RuntimeError) as error:
             raise self._write_error(error) from error
+
+    def _write(self, name, rows, values):
+        dataset = self.file[name]
+        dataset[rows] = values
+        dataset.flush()     # raises errors, which h5py would only print when it closes the dataset
 
     def _write_error(self, error):
         return InputError(f"{self.partial} cannot be written ({shortened(error)}): free some space or choose another "

@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 from captioning import decoding, grounding
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.explanation.methods import SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
+from captioning.explanation.methods import LRP_METHODS, SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
 
 
 def encode_caption(text, vocabulary, flag="--caption"):
@@ -58,7 +58,7 @@ def explain_batch(model, vocabulary, images, captions, methods, contrast=None, e
     results = [common | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
     options = {"chunk": chunk, "contrast": None if contrast is None else contrast_id(contrast, vocabulary)}
     for method in methods:
-        method_options = options | ({"eps": eps} if method == "lrp" else {})
+        method_options = options | ({"eps": eps} if method in LRP_METHODS else {})
         explanation = getattr(model, method)(images, captions, **method_options)
         arrays = _arrays(explanation, method, images, captions, options["contrast"])
         if method == "lrp" and calibration and contrast is None:
@@ -85,12 +85,14 @@ def _arrays(explanation, method, images, captions, contrast):
         arrays["conservation"] = explanation.conservation
         arrays |= {f"lrp_{part}": getattr(explanation, part) for part in SPLIT}
     probabilities = explanation.logits.softmax(-1)                                     # (B, T, V)
+    logits = explanation.logits.gather(2, captions[:, 1:, None]).squeeze(2)
+    if contrast is not None:
+        logits = logits - explanation.logits[..., contrast]
+        arrays["contrast_probabilities"] = probabilities[..., contrast]
     best = probabilities.topk(min(5, probabilities.shape[-1]))
-    arrays |= {"logits": explanation.targets, "attention": explanation.attention, "alternatives": best.indices,
+    arrays |= {"logits": logits, "attention": explanation.attention, "alternatives": best.indices,
                "probabilities": probabilities.gather(2, captions[:, 1:, None]).squeeze(2),
                "alternative_probabilities": best.values}
-    if contrast is not None:
-        arrays["contrast_probabilities"] = probabilities[..., contrast]
     return {name: values.float() if values.is_floating_point() else values for name, values in arrays.items()}
 
 

@@ -5,7 +5,7 @@ words (contrast). Their derivatives under a rule of captioning.explanation.rules
 batched pass, and travel from there through the encoder. Steps and words: docs/method.md, sections 4 to 6.
 """
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -40,11 +40,11 @@ class Explanation:
     attention: torch.Tensor         # (B, T, K), or (B, T, M, K) with M heads
     beta: torch.Tensor | None       # (B, T) Ada-LSTM's sentinel weight
     grid: tuple | None              # (h, w) of the K regions, row by row; None without an encoder
-    # LRP splits `targets` into four summands, all (B, T) (docs/method.md, section 4); None for other methods
+    # LRP splits `targets` into four summands, all (B, T) (docs/method.md, section 4); None for gradients and attention
     image: torch.Tensor | None = None       # the sum of `features`
     start: torch.Tensor | None = None       # words[..., 0], the word <start>
     previous: torch.Tensor | None = None    # the sum of words[..., 1:], the caption's words before the explained one
-    rest: torch.Tensor | None = None        # what biases and ε absorb, with the option `head` also the other heads
+    rest: torch.Tensor | None = None        # what biases and ε absorb, and for some options more
 
     @property
     def conservation(self):
@@ -92,6 +92,19 @@ def lrp(model, images, captions, eps=0.01, head=None, **options):
     return Explanation(**vars(result) | {"words": words, "features": features, "pixels": pixels} | split)
 
 
+def lrp_specific(model, images, captions, eps=0.01, steps=None, **options):
+    """What is specific to a word: LRP of each word minus the mean of LRP of the caption's other words (section 4).
+
+    Relevance is linear in the targets, so that it costs what `lrp` costs. -> Explanation, whose targets are differences
+    of logits, too, and whose rest includes the relevance of words that are read after step t.
+    """
+    result = lrp(model, images, captions, eps, steps=steps, weights_of=_specific, **options)
+    position = torch.arange(result.words.shape[-1], device=captions.device)
+    words = result.words * (position <= (position if steps is None else steps)[..., None])
+    previous = words[..., 1:].sum(-1)
+    return replace(result, words=words, previous=previous, rest=result.rest + result.previous - previous)
+
+
 def gradient(model, images, captions, rule=None, **options):
     """Derivatives of each logit, for words summed over the embedding (section 6) -> Explanation."""
     result, _ = _explain(model, images, captions, rule or Gradient(), **options)
@@ -132,6 +145,7 @@ def attention(model, images, captions, contrast=None, steps=None, **_):
         maps, features = _encode(model, images, Gradient())
         trace = model.teacher_force(features, captions[:, None], Gradient())
         targets = _targets(model, trace, captions, contrast, Gradient())
+        targets = _at(targets * (captions[:, 1:] != 0), steps)
         return _explanation(model, trace, captions, targets, steps, None if maps is None else maps.shape[-2:])
 
 
@@ -142,8 +156,22 @@ class _Inputs(NamedTuple):
     images: torch.Tensor         # (B, 3, H, W), or (B, K, C)
 
 
-def _explain(model, images, captions, rule, contrast=None, steps=None, chunk=None, pixels=True):
-    """(Explanation of derivatives under `rule`, with words (B, T, T, e); the _Inputs that they are taken at)."""
+def _own(captions, dtype):
+    """(B, T, T), row t the weights of the targets whose weighted sum is explained at step t: 1 for its own target."""
+    return torch.diag_embed((captions[:, 1:] != 0).to(dtype))
+
+
+def _specific(captions, dtype):
+    """(B, T, T) weights: 1 for a step's own target, −1/n for those of the n steps where the caption has other words."""
+    words = captions[:, 1:]
+    is_other = (words[:, :, None] != words[:, None]) & (words[:, :, None] != 0) & (words[:, None] != 0)
+    return _own(captions, dtype) - is_other / is_other.sum(-1, keepdim=True).clamp(min=1).to(dtype)
+
+
+def _explain(model, images, captions, rule, contrast=None, steps=None, chunk=None, pixels=True, weights_of=_own):
+    """(Explanation of derivatives under `rule`, with words (B, T, T, e); the _Inputs that they are taken at).
+
+    weights_of: `_own`, or a function like it."""
     images, captions = _ordinary(model, images, captions)
     with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
         images.requires_grad_(pixels and images.dim() == 4)
@@ -151,15 +179,15 @@ def _explain(model, images, captions, rule, contrast=None, steps=None, chunk=Non
         features = features.detach().requires_grad_()
         trace = model.teacher_force(features, captions[:, None], rule)
         targets = _targets(model, trace, captions, contrast, rule)
-        one_word = torch.diag_embed((captions[:, 1:] != 0).to(targets.dtype))          # (B, T, T)
-        one_word = _at(one_word, steps).transpose(0, 1)                                # (S, B, T)
-        r_words, r_features = (r.transpose(0, 1) for r in torch.autograd.grad(
-            targets, (trace.embeddings, features), one_word, is_grads_batched=True))   # (B, S, 1, T, e), (B, S, K, C)
+        weights = _at(weights_of(captions, targets.dtype), steps)                      # (B, S, T)
+        r_words, r_features = (r.transpose(0, 1) for r in torch.autograd.grad(         # (B, S, 1, T, e), (B, S, K, C)
+            targets, (trace.embeddings, features), weights.transpose(0, 1), is_grads_batched=True))
         r_pixels = None
         if images.requires_grad:
             r_maps = r_features.transpose(0, 1).transpose(2, 3).unflatten(3, maps.shape[-2:])  # (S, B, C, h, w)
             r_pixels = through_encoder(maps, images, r_maps, chunk).transpose(0, 1)
         grid = None if maps is None else tuple(maps.shape[-2:])
+        targets = (weights @ targets.detach()[..., None])[..., 0]                      # (B, S)
         result = _explanation(model, trace, captions, targets, steps, grid, r_words[:, :, 0], r_features, r_pixels)
     return result, _Inputs(trace.embeddings[:, 0].detach(), features.detach(), images.detach())
 
@@ -192,13 +220,14 @@ def _targets(model, trace, captions, contrast, rule):
 
 
 def _explanation(model, trace, captions, targets, steps, grid, words=None, features=None, pixels=None):
-    """An Explanation of the parts: words, features and pixels of the chosen steps, the others of all T steps."""
+    """An Explanation of the parts: targets, words, features and pixels of the chosen steps, the others of all T steps.
+    """
     caption_mask = captions[:, 1:] != 0                                                # (B, T)
     logits = model.output(trace.hidden[:, 0])
     beta = None if trace.beta is None else trace.beta[:, 0, :, 0]
-    logits, targets, weights, beta = (
+    logits, weights, beta = (
         None if part is None else _at(part.detach() * caption_mask.view(*caption_mask.shape, *[1] * (part.dim() - 2)),
-                                      steps) for part in (logits, targets, trace.attention[:, 0], beta))
+                                      steps) for part in (logits, trace.attention[:, 0], beta))
     return Explanation(logits, targets, words, features, pixels, weights, beta, grid)
 
 

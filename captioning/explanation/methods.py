@@ -3,7 +3,8 @@ from torch.nn import functional as F
 
 from captioning.errors import InputError
 
-METHODS = ("lrp", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention")
+METHODS = ("lrp", "lrp_specific", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention")
+LRP_METHODS = ("lrp", "lrp_specific")
 NON_NEGATIVE = ("attention", "grad_cam")        # methods whose maps have no negative values
 WITHOUT_WORDS = ("attention",)                  # methods that assign nothing to the words read
 PIXELS_ONLY = ("grad_cam", "guided_grad_cam")   # methods that are defined by maps of pixels

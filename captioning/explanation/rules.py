@@ -206,6 +206,8 @@ class LRP(Gradient):
     def select_heads(self, c):
         if self.head is None:
             return c
+        if not 0 <= self.head < c.shape[-2]:
+            raise ValueError(f"head {self.head} is not one of this model's 0 … {c.shape[-2] - 1}")
         selected = torch.arange(c.shape[-2], device=c.device) == self.head
         return replace(c, c.detach(), selected[:, None].to(c.dtype))
 

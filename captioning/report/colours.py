@@ -41,8 +41,9 @@ def scale_labels(method):
     """What the lowest and the highest values of a method's maps mean, as two short labels."""
     if method in NON_NEGATIVE:
         return ["low", "high"]
-    return ["opposes the word", "supports the word"] if method.startswith("lrp") else ["negative gradient",
-                                                                                       "positive gradient"]
+    return {"lrp": ["opposes the word", "supports the word"],
+            "lrp_specific": ["supports the other words more", "supports this word more"]}.get(
+                method, ["negative gradient", "positive gradient"])
 
 
 def word_labels(method):

@@ -30,6 +30,7 @@ EMBEDDED = 30
 IMAGE_SIDE, PRINTED_SIDE, HEATMAP_SIDE, THUMBNAIL_SIDE = 720, 280, 128, 96     # pixels; heatmaps are stretched
 DESCRIPTIONS = {
     "lrp": "Layer-wise relevance propagation: the word's logit divided among pixels and earlier words.",
+    "lrp_specific": "LRP of the word minus the mean of LRP of the caption's other words: what is specific to the word.",
     "gradient": "Gradient: how the logit reacts to small changes of each pixel; its sign says nothing about support.",
     "grad_cam": "Grad-CAM: positions of the last feature map that raise the logit, at the resolution of that map.",
     "guided_backprop": "Guided backpropagation: the gradient along positive paths only; shows edges and textures.",

@@ -3,9 +3,9 @@ import numpy as np
 
 from captioning.files import atomic_path
 
-METHOD_COLOURS = {"lrp": "C3", "gradient": "C0", "grad_cam": "C2", "guided_backprop": "C4", "guided_grad_cam": "C1",
-                  "attention": "C5", "sentinel": "C8", "image": "C3", "share": "C1", "absolute_share": "C6",
-                  "log_p": "C0", "log_p_gain": "C2", "1-beta": "C8"}
+METHOD_COLOURS = {"lrp": "C3", "lrp_specific": "C6", "gradient": "C0", "grad_cam": "C2", "guided_backprop": "C4",
+                  "guided_grad_cam": "C1", "attention": "C5", "sentinel": "C8", "image": "C3", "share": "C1",
+                  "absolute_share": "C6", "log_p": "C0", "log_p_gain": "C2", "1-beta": "C8"}
 
 
 def draw_correctness(path, thresholds, shares, box_share):

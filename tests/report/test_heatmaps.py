@@ -5,7 +5,7 @@ from helpers import pixels, reds_and_blues
 from PIL import Image, ImageDraw
 
 from captioning.errors import InputError
-from captioning.explanation.methods import METHODS
+from captioning.explanation.methods import LRP_METHODS, METHODS
 from captioning.report.colours import LEVELS, TABLES, colour_maps, legend, normalised_words, scale_labels, smooth
 from captioning.report.explanations import compact
 from captioning.report.heatmaps import PARTS, draw_heatmaps, draw_words, grey_background, overlay, thumbnail
@@ -177,7 +177,7 @@ def test_flagged_words_are_underlined(tmp_path, texts):
 
 def test_only_lrp_is_labelled_as_supporting_or_opposing_words(tmp_path, texts):
     labels = {method: " ".join(scale_labels(method)) for method in METHODS}
-    assert [method for method, label in labels.items() if "supports" in label] == ["lrp"]
+    assert [method for method, label in labels.items() if "supports" in label] == ["lrp", "lrp_specific"]
     assert [method for method, label in labels.items() if label == "low high"] == ["grad_cam", "attention"]
     for method in METHODS:
         texts.clear()
@@ -186,9 +186,9 @@ def test_only_lrp_is_labelled_as_supporting_or_opposing_words(tmp_path, texts):
         texts.clear()
         draw_words(tmp_path / "x.png", ["<start>"], ["a"], np.ones((1, 1)), "a", method)
         words = " ".join(texts)
-        assert ("supports" in heatmaps) == ("supports" in words) == (method == "lrp")
+        assert ("supports" in heatmaps) == ("supports" in words) == (method in LRP_METHODS)
         assert ("negative gradient" in heatmaps) == ("gradient" in method or "guided" in method)
-        assert ("negative gradient" in words) == (method != "lrp")      # Grad-CAM's scores of words have a sign
+        assert ("negative gradient" in words) == (method not in LRP_METHODS)    # Grad-CAM's scores of words have a sign
 
 
 def test_regions(tmp_path):

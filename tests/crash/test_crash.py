@@ -1,0 +1,196 @@
+"""Killed, stopped, on a full disk or in a folder without write permission: the same command again ends as if nothing
+had happened, and nothing that existed is damaged."""
+import contextlib
+import csv
+import functools
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from fuzz import workspace
+from helpers import same
+
+from captioning import checkpoint
+
+TRAIN = workspace.TRAIN.replace("--workers 0", "--workers 1") + " out --save_every 1e-9"       # saves every step
+SCRIPTS = {
+    "preparedataset": workspace.PREPARE.format("out").split("--features")[0].replace("--workers 0", "--workers 1")
+    + "--features cnn --encoder small --batch_size 1",
+    "train": f"train --dataset karpathy --encoder bottom_up {TRAIN}",
+    "finetune": "finetune --weight regions.pth --lrp_tune --dataset karpathy --data_folder data --device cpu "
+                "--workers 0 --epochs 2 --batch_size 2 --save_path out --save_every 1e-9",
+    "evaluation": f"{workspace.EVALUATE} --weight regions.pth --metrics cider --explanations correctness --methods lrp "
+                  "--batch_size 1",
+    "explain": f"{workspace.EXPLAIN} --weight pixels.pth --images images/0.png images/1.png --batch_size 1 "
+               "--save_path out"}
+SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+NOBODY = 65534      # user id without permissions
+
+
+def pytest_generate_tests(metafunc):
+    if "stop" in metafunc.fixturenames:
+        metafunc.parametrize("stop", range(metafunc.config.getoption("crash_runs")))
+
+
+@pytest.fixture(scope="module")
+def fresh(small_files, tmp_path_factory):
+    """A function that returns a folder with new copies of the small files, always the same folder, as explanations
+    contain the absolute paths of their images."""
+    folder = tmp_path_factory.mktemp("crash") / "copy"
+
+    def create():
+        shutil.rmtree(folder, ignore_errors=True)
+        return workspace.copy_of(small_files, folder)
+    return create
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fresh):
+    """A function: script -> (seconds that it runs, sizes of the files that it writes, `results`)."""
+    @functools.cache
+    def run(script):
+        folder = fresh()
+        before, started = set(workspace.snapshot(folder)), time.monotonic()
+        status, errors = workspace.run(SCRIPTS[script], folder)
+        assert status == 0, errors
+        seconds = time.monotonic() - started
+        sizes = [Path(path).stat().st_size for path in workspace.snapshot(folder).keys() - before]
+        return seconds, sizes, results(folder)
+    return run
+
+
+def results(folder):
+    """{path: what it contains} of all files in the folder except the time of runs and their duration."""
+    return {str(path.relative_to(folder)): content(path) for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in ("settings.json", "log.txt")}
+
+
+def content(path):
+    """What a file contains, in a form that `same` compares to the last bit."""
+    if path.suffix == ".pth":
+        value = checkpoint.read(path)
+        for state in [value["training"]["state"]] if value["training"] else []:
+            state |= {"seconds": 0, "log": [[*row[:7], *row[8:]] for row in state["log"]]}
+        return value
+    if path.name == "log.csv":
+        return [{key: value for key, value in row.items() if key != "seconds"}
+                for row in csv.DictReader(path.read_text().splitlines())]
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+    if path.suffix == ".hdf5":
+        with h5py.File(path) as file:
+            return {name: repr(data[:].tolist()) for name, data in file.items()} | {
+                f"@{name}": repr(value) for name, value in file.attrs.items()}
+    return path.read_bytes()
+
+
+def assert_ends_like(expected, script, folder):
+    """Runs the script again, whose results are the `expected` ones."""
+    status, errors = workspace.run(SCRIPTS[script], folder)
+    assert status == 0, errors
+    own = results(folder)
+    assert expected.keys() == own.keys()
+    for path, value in expected.items():
+        assert same(own[path], value), path
+
+
+def assert_no_process_left(group):
+    """No process of the group is running 10 seconds later; workers notice within 5 that their parent died."""
+    deadline = time.monotonic() + 10
+    while any(running_in(group)):
+        assert time.monotonic() < deadline, f"processes {list(running_in(group))} are still running"
+        time.sleep(0.05)
+
+
+def running_in(group):
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state != "Z":
+                yield path.parent.name
+
+
+def test_stopped_at_any_moment(fresh, undisturbed, stop):
+    """SIGKILL, SIGINT or SIGTERM, of which the latter two end with one line, at a random moment."""
+    script, number = list(SCRIPTS)[stop % len(SCRIPTS)], SIGNALS[stop % len(SIGNALS)]
+    seconds, _, expected = undisturbed(script)
+    moment = random.Random(stop).uniform(0, 0.8 * seconds)
+    folder = fresh()
+    child = workspace.start(SCRIPTS[script], folder)
+    time.sleep(moment)
+    os.kill(child, number)
+    status, errors = workspace.finish(child, folder)
+    print(f"{script}: {number.name} after {moment:.2f} seconds, exit status {status}")
+    assert_no_process_left(child)
+    assert status in ((-signal.SIGKILL, 0) if number == signal.SIGKILL else (130, 0)), errors
+    if status == 130:
+        assert "Traceback" not in errors and errors.endswith("\n")
+        assert errors.splitlines()[-1].split("\r")[-1].startswith(("interrupted", "terminated")), errors
+        assert not list(folder.rglob("*.tmp"))
+    assert_ends_like(expected, script, folder)
+
+
+@contextlib.contextmanager
+def small_disk(folder, size, largest):
+    """Yields (a function that limits what its process can write, a function that lifts the limit).
+
+    The limit is a file system of `size` bytes where one can be mounted, else one of `largest` bytes for each file."""
+    folder.mkdir()
+    options = ["mount", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
+    if subprocess.run([*options, f"size={size}"], capture_output=True).returncode:
+        yield functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest, largest)), lambda: None
+        return
+    try:
+        yield lambda: None, lambda: subprocess.run([*options, "remount,size=1g"], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def in_pages(sizes, page=4096):
+    """Bytes that files of these sizes occupy."""
+    return sum(-(-size // page) * page for size in sizes)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_full_disk(small_files, fresh, undisturbed, script):
+    _, sizes, expected = undisturbed(script)
+    folder, share = fresh(), random.Random(script).uniform(0.1, 0.9)
+    before = in_pages(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    shutil.rmtree(folder)
+    size = before + in_pages([int(share * in_pages(sizes))])
+    with small_disk(folder, size, int(share * max(sizes))) as (limit, lift):
+        shutil.copytree(small_files, folder, dirs_exist_ok=True)
+        intact = workspace.snapshot(folder)
+        assert_refused_in_one_sentence(*workspace.run(SCRIPTS[script], folder, limit))
+        assert not list(folder.rglob("*.tmp"))
+        assert intact.items() <= workspace.snapshot(folder).items()
+        lift()
+        assert_ends_like(expected, script, folder)
+
+
+def assert_refused_in_one_sentence(status, errors):
+    assert status == 2 and "Traceback" not in errors and errors.count("error: ") == 1, f"{status}: {errors}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_folder_that_is_not_writable(fresh, script):
+    folder = fresh()
+    intact = workspace.snapshot(folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        drop = functools.partial(os.setuid, NOBODY) if os.getuid() == 0 else lambda: None     # root may write anywhere
+        assert_refused_in_one_sentence(*workspace.run(SCRIPTS[script], folder, drop))
+        assert workspace.snapshot(folder) == intact
+    finally:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o200)
