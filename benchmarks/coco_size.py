@@ -40,7 +40,7 @@ KEEP_FREE = 15e9            # bytes of disk
 def get_args_parser():
     parser = get_parser(__doc__)
     add = parser.add_argument
-    add("--images", type=positive_int, default=5000, help="images whose features are written and read (0.2 MB each)")
+    add("--images", type=positive_int, default=20_000, help="images whose features are written and read (0.2 MB each)")
     add("--folder", default="output/coco_size", help="folder for the data, which is removed afterwards")
     return parser
 
