@@ -1,81 +1,70 @@
 """Time and memory of explanations compared with plain autograd, zennit and captum: python benchmarks/explain.py
 
-VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words. The alternatives run in turn in one
-process; each time is the median over --repeats after one warm-up run. Zennit and captum are compared if installed.
+VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words. Zennit and captum are compared if
+installed.
 """
 import multiprocessing
 import re
 import resource
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from aoamodel import AOAModel
-from captioning.cli import Parser, add_device, positive_int
+from benchmarks.measure import (
+    COMPARISON,
+    MODELS,
+    Sizes,
+    Table,
+    build,
+    compare,
+    get_parser,
+    profile,
+    random_captions,
+    sizes,
+    vocabulary,
+    write,
+)
+from captioning.cli import positive_int
 from captioning.device import pick_device
 from captioning.errors import run_script
 from captioning.explanation import attribution, encoders
+from captioning.explanation.arrays import explain_batch
+from captioning.explanation.methods import METHODS
 from captioning.explanation.rules import LRP
-from gridTDmodel import GridTDModel
 
-MODELS = {"gridtd": GridTDModel, "aoa": AOAModel}
-V, T = 9586, 10
+T = 10
 
 
 def get_args_parser():
-    parser = Parser(__doc__.split("\n")[0])
+    parser = get_parser(__doc__, repeats=2)
     add = parser.add_argument
-    add("--batch_sizes", type=positive_int, nargs="+", default=[1, 8], help="images per batch")
-    add("--repeats", type=positive_int, default=3, help="timed runs of each alternative")
+    add("--batch_sizes", type=positive_int, nargs="+", default=[1], help="images per batch")
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure")
-    add("--image_size", type=positive_int, default=224, help="side of the images in pixels")
-    add_device(parser)
     return parser
 
 
-def measure(functions, repeats, device):
-    """{name: median seconds} of functions {name: function without arguments}, which run in turn."""
-    seconds = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+def inputs(B, size, device, words=T):
+    """Images (B, 3, S, S) and captions (B, words + 1)."""
+    captions = random_captions((B,), vocabulary(size.V), words).to(device)
+    return torch.randn(B, 3, size.image, size.image, device=device), captions
 
 
-def report(title, seconds, targets):
-    """Prints the times, and the ratio of the first to each of the others beside its target {name: target}."""
-    first, *others = seconds
-    print(f"{title}\n    {first}: {seconds[first]:.3f} s")
-    for name in others:
-        print(f"    {name}: {seconds[name]:.3f} s, ratio {seconds[first] / seconds[name]:.2f} (target {targets[name]})")
-    sys.stdout.flush()
+def build_whole(name, size, device):
+    encoder = "vgg16" if size == Sizes() else "small"
+    return build(name, size, device, encoder).eval().requires_grad_(False)
 
 
-def build(name, device, encoder="vgg16", **options):
-    torch.manual_seed(0)
-    return MODELS[name](V, encoder=encoder, **options).to(device).eval()
-
-
-def captions(B, device, words=T):
-    return torch.randint(1, V, (B, words + 1), generator=torch.Generator().manual_seed(1)).to(device)
-
-
-def whole(args, device):
+def whole(args, size, device):
     """Pixel maps of all words: LRP compared with autograd, with one forward pass in all or one per word."""
+    rows, notes = [], []
     for name in MODELS:
-        model = build(name, device)
+        model = build_whole(name, size, device)
         for B in args.batch_sizes:
-            images, ids = torch.randn(B, 3, args.image_size, args.image_size, device=device), captions(B, device)
+            images, ids = inputs(B, size, device)
 
-            def logits(images=images, model=model, ids=ids):
+            def logits(images, model=model, ids=ids):
                 pixels = images.clone().requires_grad_()
                 return pixels, model(pixels, ids).gather(2, ids[:, 1:, None]).sum((0, 2))      # (T,)
 
@@ -83,59 +72,81 @@ def whole(args, device):
                 pixels, targets = logits(images)
                 return [torch.autograd.grad(target, pixels, retain_graph=True)[0] for target in targets]
 
-            def channels_last(one_forward=one_forward, images=images):
-                return one_forward(images.contiguous(memory_format=torch.channels_last))
+            def same_format(one_forward=one_forward, images=images):
+                return one_forward(attribution.fast_format(images))
 
-            def repeated_forward(logits=logits):
+            def repeated_forward(images=images, logits=logits):
                 return [torch.autograd.grad(targets[t], pixels)[0]
-                        for t in range(T) for pixels, targets in (logits(),)]
+                        for t in range(T) for pixels, targets in (logits(images),)]
 
-            functions = {f"model.lrp, {T} words": lambda model=model, images=images, ids=ids: model.lrp(images, ids),
-                         f"autograd, 1 forward and {T} backward passes": one_forward,
-                         "the same in the memory format channels_last, which model.lrp uses on CPUs": channels_last,
-                         f"autograd, {T} forward and backward passes": repeated_forward}
-            model.requires_grad_(False)
-            seconds = measure(functions, args.repeats, device)
-            report(f"{name}, batch {B}, decoder and encoder", seconds,
-                   dict(zip(functions, (None, "1.15", "none", "0.65"), strict=True)))
+            def relevance(model=model, images=images, ids=ids):
+                return model.lrp(images, ids)
+            rows += compare({f"LRP, {name}, batch {B}": relevance,
+                             f"autograd, 1 forward and {T} backward passes, same memory format": same_format,
+                             "the same, format of the images": one_forward,
+                             f"autograd, {T} forward and backward passes": repeated_forward}, args.repeats, device)
+        notes.append(f"{name}: {profile(relevance, device)}")
+    return Table(f"LRP of a caption of {T} words, to the pixels", COMPARISON, rows,
+                 f"LRP, time by operation: {'; '.join(notes)}.")
 
 
-def decoder(args, device):
-    """Relevance of all words at the encoder's output compared with one forward and one backward pass of training."""
-    K = (args.image_size // 16) ** 2
+def methods(args, size, device):
+    """All methods together compared with one after the other."""
+    rows, words = [], vocabulary(size.V)
     for name in MODELS:
-        model = build(name, device, encoder=None, feature_dim=512)
-        for B in args.batch_sizes:
-            features, ids = torch.rand(B, K, 512, device=device), captions(B, device)
+        model = build_whole(name, size, device)
+        images, ids = inputs(1, size, device)
+
+        def together(model=model, images=images, ids=ids):
+            return explain_batch(model, words, images, ids, METHODS)
+
+        def separately(model=model, images=images, ids=ids):
+            return [getattr(model, method)(images, ids) for method in METHODS]
+        rows += compare({f"all methods in one call, {name}": together, "one after the other": separately}, args.repeats,
+                        device)
+    return Table(f"The {len(METHODS)} methods of explain.py", COMPARISON, rows, "")
+
+
+def decoder(args, size, device):
+    """Relevance of all words at the encoder's output compared with one forward and one backward pass of training."""
+    rows, notes = [], []
+    for name in MODELS:
+        model = build(name, size, device).eval()
+        for B in (1, 8):
+            features, ids = torch.rand(B, size.K, size.C, device=device), inputs(B, size, device)[1]
 
             def training(model=model, features=features, ids=ids):
                 loss = torch.nn.functional.cross_entropy(model(features, ids).flatten(0, 1), ids[:, 1:].flatten())
                 return torch.autograd.grad(loss, list(model.parameters()))
 
-            functions = {f"model.lrp, {T} words": lambda model=model, features=features, ids=ids: model.lrp(features,
-                                                                                                           ids),
-                         "one forward and backward pass of training": training}
-            seconds = measure(functions, args.repeats, device)
-            report(f"{name}, batch {B}, decoder alone", seconds, {"one forward and backward pass of training": "2"})
+            def relevance(model=model, features=features, ids=ids):
+                return model.lrp(features, ids)
+            rows += compare({f"LRP, {name}, batch {B}": relevance,
+                             "one forward and backward pass of training": training}, args.repeats, device)
+        notes.append(f"{name}: {profile(relevance, device)}")
+    return Table(f"LRP of a caption of {T} words, decoder alone", COMPARISON, rows,
+                 f"LRP, time by operation: {'; '.join(notes)}.")
 
 
-def encoder(args, device):
+def encoder(args, size, device):
     """Pixel relevance of ten linear functions of VGG16's features compared with zennit and captum."""
     torch.manual_seed(0)
-    layers = encoders.architecture("vgg16").to(device).eval().requires_grad_(False)
+    layers, rows = encoders.architecture("vgg16").to(device).eval().requires_grad_(False), []
     for B in args.batch_sizes:
-        images = torch.randn(B, 3, args.image_size, args.image_size, device=device)
+        images, _ = inputs(B, size, device)
         shape = layers(images).shape
         weights = torch.randn(T, *shape[1:], device=device)                                    # (T, C, h, w)
-        functions = {f"this repository, {T} targets":
-                     lambda images=images, weights=weights: encoder_relevance(layers, images, weights)}
-        for name, library in (("zennit's EpsilonPlus", zennit), ("captum's LRP, alpha 1 beta 0", captum)):
+
+        def relevance(images=images, weights=weights):
+            return encoder_relevance(layers, images, weights)
+        functions = {f"LRP, batch {B}, {T} targets": relevance}
+        for name, library in (("zennit's EpsilonPlus", zennit), ("captum's LRP, α1β0", captum)):
             try:
                 functions[name] = library(layers, images, weights)
             except ImportError as error:
                 print(f"{name} is skipped: {error}")
-        report(f"vgg16, batch {B}, encoder alone", measure(functions, args.repeats, device),
-               {"zennit's EpsilonPlus": "0.25", "captum's LRP, alpha 1 beta 0": "1"})
+        rows += compare(functions, args.repeats, device)
+    return Table("LRP through VGG16 alone", COMPARISON, rows, f"LRP, time by operation: {profile(relevance, device)}.")
 
 
 def encoder_relevance(layers, images, weights):
@@ -179,25 +190,22 @@ def captum(layers, images, weights):
     return run
 
 
-def memory(args, device):
-    """Peak memory by number of words, for one image; each number is measured in a new process."""
-    largest = 64 * args.image_size ** 2 * 4 / 2 ** 20
-    for name in MODELS:
-        for chunk in (None, 100):
-            with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-                peaks = {words: pool.apply(peak, (name, args.image_size, words, chunk, str(device)))
-                         for words in (5, 10, 20)}
-            growth = (peaks[20] - peaks[10]) / 10
-            setting = "default --chunk" if chunk is None else "all words at once"
-            numbers = ", ".join(f"{mib:.0f} MiB for {words} words" for words, mib in peaks.items())
-            print(f"{name}, {setting}: peak of {numbers}; {growth:.1f} MiB per word, {growth / largest:.1f} times the "
-                  f"largest feature map ({largest:.1f} MiB)", flush=True)
+def memory(args, size, device):
+    """Peak memory by number of words, for one image and gridtd; each number is measured in a new process."""
+    largest, rows = 64 * size.image ** 2 * 4 / 2 ** 20, []
+    for chunk in (None, 100):
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            few, many = (pool.apply(peak, ("gridtd", size, words, chunk, str(device))) for words in (10, 20))
+        rows.append(["one word at a time (default on CPUs)" if chunk is None else "all words at once", few, many,
+                     (many - few) / 10, (many - few) / 10 / largest])
+    columns = ["`--chunk`", "10 words", "20 words", "per word", "relative to the largest feature map"]
+    return Table("Peak memory of LRP in MiB, one image", columns, rows, "")
 
 
 def peak(name, size, words, chunk, device):
     """Peak memory of one explanation in MiB, without the model."""
     device = torch.device(device)
-    model, images, ids = build(name, device), torch.randn(1, 3, size, size, device=device), captions(1, device, words)
+    model, (images, ids) = build_whole(name, size, device), inputs(1, size, device, words)
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -217,15 +225,12 @@ def resident():
     return largest / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
 
 
-PARTS = {"whole": whole, "decoder": decoder, "encoder": encoder, "memory": memory}
+PARTS = {"whole": whole, "methods": methods, "decoder": decoder, "encoder": encoder, "memory": memory}
 
 
 def main(args):
     device = pick_device(args.device)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"PyTorch {torch.__version__} on {device.type}, {hardware}; VGG16 at {args.image_size}, V = {V}, {T} words")
-    for part in args.parts:
-        PARTS[part](args, device)
+    write("explain", args, device, [PARTS[part](args, sizes(args), device) for part in args.parts])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Effect of LRP-inference weights on present and hallucinated objects: python benchmarks/weighted_words.py output/demo
+"""Effect of LRP-inference weights on present and hallucinated objects: python studies/weighted_words.py output/demo
 
 For the object words in a model's own test captions (predictions_test.json): the mean probability p of the word, its
 probability p̃ with the weights ω of this word (docs/method.md, section 7), and the parts of its logit that come from the

@@ -1,0 +1,182 @@
+"""What the benchmarks share: flags, sizes, timing in turn, profiles, and tables, which are printed and written as JSON.
+"""
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from aoamodel import AOAModel
+from captioning.cli import Parser, add_device, positive_int
+from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioning.files import read_json, write_json
+from gridTDmodel import GridTDModel
+
+MODELS = {"gridtd": GridTDModel, "aoa": AOAModel}
+
+
+class Sizes(NamedTuple):
+    V: int = 9586           # words of the vocabulary
+    d: int = 512            # embedding and hidden size
+    K: int = 196            # regions
+    C: int = 512            # channels
+    image: int = 224        # side of the images in pixels
+
+
+QUICK = Sizes(V=200, d=32, K=16, C=16, image=112)
+
+
+class Table(NamedTuple):
+    """A result: rows of strings and numbers below `columns`; note: what limits the time, or how it was measured."""
+    title: str
+    columns: list
+    rows: list
+    note: str = ""
+
+    def markdown(self):
+        """The table in Markdown, numbers with three significant digits."""
+        lines = [self.columns, ["---"] * len(self.columns)] + [[_readable(value) for value in row] for row in self.rows]
+        lines = ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join([f"**{self.title}**", "", *lines, "", *([self.note, ""] if self.note else [])])
+
+
+def _readable(value):
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def get_parser(description, repeats=3):
+    """The flags that all benchmarks share."""
+    parser = Parser(description.split("\n")[0])
+    add = parser.add_argument
+    add("--repeats", type=positive_int, default=repeats, help="timed runs of each alternative")
+    add("--quick", action="store_true", help="tiny sizes, to try the benchmark: its numbers mean nothing")
+    add("--save_path", default="output/benchmarks", help="folder for the results in JSON")
+    add_device(parser)
+    return parser
+
+
+def sizes(args):
+    return QUICK if args.quick else Sizes()
+
+
+def in_turn(functions, repeats, device):
+    """{name: [seconds]} of functions {name: function without arguments}, which run in turn after a warm-up run."""
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+COMPARISON = ["compared", "seconds", "with", "seconds", "ratio of times", "smallest to largest"]
+
+
+def compare(functions, repeats, device):
+    """Rows of COMPARISON: the first of the functions with each of the others. The ratio is the median of those of the
+    paired runs."""
+    seconds = in_turn(functions, repeats, device)
+    first, *others = seconds
+    rows = []
+    for name in others:
+        ratios = [a / b for a, b in zip(seconds[first], seconds[name], strict=True)]
+        rows.append([first, statistics.median(seconds[first]), name, statistics.median(seconds[name]),
+                     statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"])
+    return rows
+
+
+def profile(function, device, count=5):
+    """Sentence on the operations in which `function` spends most of its time."""
+    function()
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if device.type == "cuda" else activity.CPU]) as profiler:
+        function()
+    attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, attribute) for event in profiler.key_averages()}
+    largest = sorted(times, key=times.get, reverse=True)[:count]
+    shares = [f"{name.removeprefix('aten::')} {times[name] / sum(times.values()):.0%}" for name in largest]
+    return ", ".join(shares)
+
+
+class Products(TorchDispatchMode):
+    """Context manager that records all matrix products; `replay` repeats them alone."""
+    NAMES = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name.removeprefix("aten::") in self.NAMES:
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **kwargs or {})
+
+    def replay(self):
+        for function, args, kwargs in self.calls:
+            function(*args, **kwargs)
+
+
+def build(name, size, device, encoder=None, **options):
+    """A model with random weights; without an encoder it reads features (B, K, C)."""
+    torch.manual_seed(0)
+    model = MODELS[name](size.V, embed_dim=size.d, hidden_dim=size.d, encoder=encoder, feature_dim=size.C, **options)
+    if encoder is None:     # features of a CNN: without padding, unlike those of regions
+        model.encoder, model.encode = torch.nn.Sequential(), lambda images: images
+    return model.to(device)
+
+
+def vocabulary(V):
+    """A Vocabulary of V words."""
+    words = [f"w{i}" for i in range(1, V - 3)]
+    return Vocabulary({word: i for i, word in enumerate([PAD, *words, UNK, START, END])})
+
+
+def random_captions(shape, words, T, shortest=None):
+    """Ids (*shape, T + 1) from <start> to <end>, zero-padded, of shortest to T tokens; frequencies follow Zipf's law.
+
+    Lengths are uniformly distributed; shortest: default T."""
+    generator = torch.Generator().manual_seed(1)
+    count = torch.Size(shape).numel()
+    weights = 1 / torch.arange(1, words.unk, dtype=torch.float)
+    ids = 1 + weights.multinomial(count * T, replacement=True, generator=generator).view(count, T)
+    lengths = torch.randint(shortest or T, T + 1, (count, 1), generator=generator)
+    position = torch.arange(1, T + 1)
+    ids = ids.masked_fill(position == lengths, words.end).masked_fill(position > lengths, words.pad)
+    return torch.cat([torch.full((count, 1), words.start), ids], 1).view(*shape, T + 1)
+
+
+def machine(device):
+    """What the results depend on, in one line."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+        hardware = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{hardware}; PyTorch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _lines(path):
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def write(name, args, device, tables):
+    """Prints the tables, and writes them to <save_path>/<name>.json."""
+    print(f"benchmarks/{name}.py: {machine(device)}\n\n" + "\n".join(table.markdown() for table in tables))
+    write_json(Path(args.save_path) / f"{name}.json",
+               {"flags": vars(args), "machine": machine(device), "tables": [table._asdict() for table in tables]})
+
+
+def read(folder, name):
+    """The Tables of a benchmark that has run, and its machine."""
+    content = read_json(Path(folder) / f"{name}.json", ["tables", "machine"])
+    return [Table(**table) for table in content["tables"]], content["machine"]
