@@ -1,4 +1,4 @@
-"""Captions images and explains every word: python explain.py --weight output/checkpoint_best.pth --images ."""
+"""Captions images and explains every word: python explain.py --images ."""
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
@@ -50,7 +50,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 def get_args_parser():
     parser = Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--weight", required=True, help="checkpoint of a captioning model")
+    add("--weight", default=checkpoint.FLICKR8K, help="checkpoint of a captioning model (default: models/flickr8k.pth)")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, rotated upright as their "
         "EXIF orientation specifies")

@@ -24,10 +24,11 @@ from captioning.report.heatmaps import overlay
 from captioning.report.page import maps_of, page_entry, page_of
 
 
-def explain(image, weight, caption=None, methods=("lrp",), contrast=None, device="auto"):
+def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), contrast=None, device="auto"):
     """Captions an image and explains every word -> ImageExplanation.
 
-    image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model that reads pixels.
+    image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model that reads pixels,
+    by default of models/flickr8k.pth.
     caption: a text to explain instead of the model's own caption (beam search). methods: names of METHODS. contrast: a
     word; explains why the model prefers each word to it. InputError for files that cannot be read and for words outside
     the model's vocabulary.

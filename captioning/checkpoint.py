@@ -1,5 +1,6 @@
 """Checkpoints: files that contain a model, its vocabulary and its training state. Loading never executes code."""
 import io
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from captioning.explanation.encoders import IMAGE_SIZE
 from captioning.files import atomic_path, check_file, shortened
 from captioning.weights import check_finite
 
+FLICKR8K = str(Path(__file__).parents[1] / "models" / "flickr8k.pth")       # see models/README.md
 MODEL_TYPES = ("gridtd", "aoa")
 SIZES = ("vocab_size", "embed_dim", "hidden_dim", "attention_dim", "num_head", "feature_dim")
 SHARES = ("dropout", "attention_dropout")

@@ -15,12 +15,14 @@ def release(source, path):
     """Writes the checkpoint `source` to `path` with weights in float16, compressed and without its training state.
 
     `checkpoint.load` and torch.load read the file like any other checkpoint; InputError if source is not a checkpoint.
+    What remains of the training state is whether the model was trained on stored features, which evaluation.py reads.
     """
     content = checkpoint.read(source)
+    training = {"from_features": (content.get("training") or {}).get("from_features", False)}
     weights = {name: value.half() if value.is_floating_point() else value
                for name, value in content["state_dict"].items()}
     buffer = io.BytesIO()
-    torch.save(content | {"state_dict": weights, "training": None}, buffer)
+    torch.save(content | {"state_dict": weights, "training": training}, buffer)
     with atomic_path(path) as temporary, zipfile.ZipFile(buffer) as stored, \
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as compressed:
         for name in stored.namelist():

@@ -97,18 +97,26 @@ def meteor(captions, references):
 def _running(command, seconds):
     """Runs a program that answers line by line. Yields ask(line), which sends a line and returns the next answer.
 
-    ask() without a line only reads. The program is killed after `seconds`.
+    ask() without a line only reads. The program is killed if an answer takes longer than `seconds`.
     """
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           text=True, encoding="utf-8", errors="replace", start_new_session=True) as process:
-        watchdog = threading.Timer(seconds, kill, [process])
-        watchdog.start()
+        is_late = threading.Event()
+
+        def stop():
+            is_late.set()
+            kill(process)
 
         def ask(line=None):
-            if line is not None:
-                process.stdin.write(f"{line}\n")
-                process.stdin.flush()
-            answer = process.stdout.readline()
+            watchdog = threading.Timer(seconds, stop)
+            watchdog.start()
+            try:
+                if line is not None:
+                    process.stdin.write(f"{line}\n")
+                    process.stdin.flush()
+                answer = process.stdout.readline()
+            finally:
+                watchdog.cancel()
             if not answer:
                 raise BrokenPipeError
             return answer.strip()
@@ -116,11 +124,10 @@ def _running(command, seconds):
         try:
             yield ask
         except (OSError, ValueError) as error:
-            reason = "ended early" if watchdog.is_alive() else f"did not answer within {seconds:.0f} seconds"
+            reason = f"did not answer within {seconds:.0f} seconds" if is_late.is_set() else "ended early"
             raise InputError(f"METEOR's Java {reason}: provide 2 GB of memory, or select another Java with JAVA_HOME"
                              ) from error
         finally:
-            watchdog.cancel()
             kill(process)
             with contextlib.suppress(OSError):      # unsent input of a killed process
                 process.stdin.close()
