@@ -21,6 +21,7 @@ def pytest_addoption(parser):
     group.addoption("--fuzz_seed", type=int, help="random seed of the fuzz tests (default: always the same cases)")
     group.addoption("--fuzz_shrink", action="store_true", help="simplify a failing case")
     group.addoption("--crash_runs", type=int, default=6, help="how often the crash tests stop a script")
+    group.addoption("--models", type=int, default=72, help="random models that the numerical tests explain")
 
 
 def pytest_configure(config):
