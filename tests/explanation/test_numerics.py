@@ -1,0 +1,72 @@
+"""Extreme inputs, ε and weights: all values of explanations are finite, and relevance stays bounded."""
+import pytest
+import torch
+from helpers import make, max_pooled, random_regions
+from torch import nn
+
+from aoamodel import AOAModel
+from captioning.explanation.methods import METHODS, SPLIT
+from gridTDmodel import GridTDModel
+
+LENGTH = 8
+FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta", *SPLIT)
+# one word; one word without <end>; <end> first; unknown words only; one word up to the maximum length; any words
+CAPTIONS = torch.tensor([[1, 7, 2] + [0] * (LENGTH - 3), [1, 7] + [0] * (LENGTH - 2), [1, 2] + [0] * (LENGTH - 2),
+                         [1, 3, 3, 3, 2] + [0] * (LENGTH - 5), [1] + [5] * (LENGTH - 1), [1, *range(4, 10), 2]])
+
+
+def of_one_pixel():
+    """An encoder that keeps the size of the image, for images of 1×1 pixels as well."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU())
+
+
+def extreme_images(side, generator):
+    """(6, 3, side, side): black, white, zero, one colour, noise and strong noise, as normalised values."""
+    colours = torch.tensor([-2.1, 2.6, 0]).repeat(3, 1).T
+    flat = torch.cat([colours, torch.randn(1, 3, generator=generator)])[..., None, None].expand(4, 3, side, side)
+    noise = torch.randn(2, 3, side, side, generator=generator) * torch.tensor([1, 100])[:, None, None, None]
+    return torch.cat([flat, noise])
+
+
+@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+def test_random_models(model_type, pytestconfig):
+    """Random models of both types, with and without CNN and biases, with small and large weights, in turn."""
+    for number in range(pytestconfig.getoption("models") // 2):
+        check_model(model_type, number)
+
+
+def check_model(model_type, number):
+    generator = torch.Generator().manual_seed(number)
+    encoder, biased = (max_pooled, of_one_pixel, None)[number % 3], number % 4 > 0
+    model = make(model_type, encoder, number, biased)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 10 ** torch.empty(()).uniform_(-1, 0.5, generator=generator)
+    if encoder:
+        images = extreme_images(8 if encoder is max_pooled else 1, generator).double()
+    else:
+        images = random_regions(number).repeat(2, 1, 1) * torch.logspace(-2, 2, 6)[:, None, None]
+    eps, method = (0, 0.01, 1e30)[number // 3 % 3], METHODS[number % len(METHODS)]
+    explanation = model.lrp(images, CAPTIONS, eps=eps)
+    assert_finite(explanation, f"{number}, ε = {eps}")
+    assert_bounded(explanation, biased, eps, f"{number}, ε = {eps}")
+    assert_finite(getattr(model.float(), method)(images.float(), CAPTIONS), f"{number}, {method}")
+
+
+def assert_finite(explanation, place):
+    for field in FIELDS:
+        value = getattr(explanation, field)
+        assert value is None or value.isfinite().all(), f"{place}: {field}"
+
+
+def assert_bounded(explanation, biased, eps, place):
+    """Without biases and ε all relevance arrives; a CNN never adds to it, as its shares are not negative."""
+    features, words = explanation.features.abs().sum((-2, -1)), explanation.words.abs().sum(-1)
+    total = features + words + explanation.targets.abs()
+    if not biased and eps == 0:
+        assert (explanation.rest.abs() <= 1e-6 * total).all(), place
+    if eps == 1e30:
+        assert (features + words <= 1e-9).all(), place
+    if explanation.pixels is not None:
+        pixels = explanation.pixels.abs().sum((-3, -2, -1))
+        assert (pixels <= (1 + 1e-9) * features).all(), place
