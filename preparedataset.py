@@ -51,6 +51,8 @@ def get_args_parser():
         "opening any image, those of a CNN, or those of regions")
     add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="cnn: encoder")
     add("--encoder_weights", metavar="FILE", help="cnn: weights of the encoder (default: ImageNet weights, downloaded)")
+    add("--feature_type", choices=["float16", "uint8"], default="float16", help="cnn: number format of the stored "
+        "features; uint8 takes half the space, with a scale per image")
     add("--bottom_up", metavar="FOLDER_OR_TSV", help="bottom_up: features computed by other software")
     add("--detector", choices=detector.DETECTORS, help="bottom_up: detector that computes the features, instead of "
         "--bottom_up")
@@ -94,6 +96,8 @@ def check(args):
     if args.features == "bottom_up" and bool(args.bottom_up) == bool(args.detector):
         raise InputError("--features bottom_up needs either --bottom_up FOLDER_OR_TSV, features computed by other "
                          "software, or --detector")
+    if args.features == "bottom_up" and args.feature_type == "uint8":
+        raise InputError("--feature_type uint8 needs --features cnn, whose features are non-negative")
     if args.bottom_up and not os.path.exists(args.bottom_up):
         raise InputError(f"--bottom_up {args.bottom_up} does not exist: give a folder or a tsv file")
     if args.karpathy_json and args.dataset in ("demo", "coco2017"):
@@ -158,7 +162,7 @@ def store_features(args, split, records, image_folder, network, device):
                                  args.encoder if args.features == "cnn" else "bottom_up")
     if args.features == "cnn":
         store_cnn(path, records, image_folder, network, args.encoder, encoders.IMAGE_SIZE[args.encoder],
-                  args.batch_size, args.workers, device, args.amp)
+                  args.batch_size, args.workers, device, args.amp, args.feature_type)
     elif args.features == "bottom_up" and args.detector:
         detector.store(path, records, image_folder, network, args.detector, args.regions, args.batch_size,
                        args.workers, device)

@@ -102,7 +102,8 @@ def main(args):
     rows += compare(rewards, args.repeats, device)
     write("finetune", args, device, [Table(
         f"A step of {B} images; half of the predicted words are stop words unless stated otherwise", COMPARISON, rows,
-        f"`--lrp_tune` without stop words, time by operation: {'; '.join(notes)}.")])
+        f"`--lrp_tune` without stop words, time by operation: {'; '.join(notes)}. The loss of p̃ needs all V logits "
+        "of each word that is not a stop word, hence a second product with W_o, and two for its derivative.")])
 
 
 if __name__ == "__main__":

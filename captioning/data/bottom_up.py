@@ -47,8 +47,8 @@ def store(path, records, source, regions=36):
         for name, features, boxes in tqdm(entries if missing else (), desc=Path(path).name, unit="image"):
             _check(source, name, features, boxes, C)
             i = index(name)
-            store.write(i, *(_padded(values, regions)[None] for values in (features, boxes)),
-                        [min(len(features), regions)])
+            store.write(i, _padded(features, regions)[None], boxes=_padded(boxes, regions)[None],
+                        counts=[min(len(features), regions)])
             missing.remove(i)
             if not missing:
                 break

@@ -23,13 +23,15 @@ class ImageBatches:
         return images.normalise(torch.stack(batch))
 
 
-def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device, amp=False):
-    """Stores the features (N, K, C) float16 of the records' images in the HDF5 file `path`; resumes an interrupted run.
+def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device, amp=False,
+              dtype="float16"):
+    """Stores the features (N, K, C) of the records' images in the HDF5 file `path`; resumes an interrupted run.
 
     Args:
         encoder: module from images (B, 3, size, size) to features (B, C, h, w); K = h·w, row by row.
         name: the encoder's name, stored with the features.
         amp: compute in mixed precision, where the device supports it.
+        dtype: "float16", or "uint8" for `quantised` features.
     """
     attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
                   "names": fingerprint([record.name for record in records]),
@@ -43,6 +45,14 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
     def encode(pixels):
         with torch.inference_mode(), autocast(device, amp):
             features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)           # (B, K, C)
-        return (features.half().cpu().numpy(),)
-    with Store(path, marks, (h * w, C), attributes) as store:
+            arrays = quantised(features) if dtype == "uint8" else {"features": features.half()}
+        return {name: values.cpu().numpy() for name, values in arrays.items()}
+    with Store(path, marks, (h * w, C), attributes, dtype=dtype) as store:
         store.fill(encode, data, batch_size, workers, device)
+
+
+def quantised(features):
+    """Non-negative features (B, K, C) -> {"features": uint8 (B, K, C), "scales": (B,)}: rounded to multiples of a scale
+    per image, 1/255 of its largest feature."""
+    scales = features.float().amax((1, 2)).clamp(min=torch.finfo(torch.float).tiny) / 255
+    return {"features": (features / scales[:, None, None]).round().byte(), "scales": scales}

@@ -136,7 +136,10 @@ class CaptionDataset(Dataset):
             if file.attrs.get("names") != fingerprint(self.names):
                 raise InputError(f"{self.features} belongs to other images than {self.path}: run preparedataset.py "
                                  "with --features again")
-            K = checked_dataset(file, "features", "f", (len(self), None, None)).shape[1]
+            features = checked_dataset(file, "features", "fu", (len(self), None, None))
+            K, self.has_scales = features.shape[1], features.dtype == np.uint8
+            if self.has_scales:
+                checked_dataset(file, "scales", "f", (len(self),))
             self.has_regions = "boxes" in file or "counts" in file
             if self.has_regions:
                 checked_dataset(file, "boxes", "f", (len(self), K, 4))
@@ -176,6 +179,8 @@ class CaptionDataset(Dataset):
     def read_features(self, indices):
         """Stored features (B, K, C) float32 of the images; InputError if they are not finite, or regions are all 0."""
         features = self._read("features", indices)
+        if self.has_scales:
+            features *= self._read("scales", indices)[:, None, None]
         is_valid = features.isfinite().flatten(1).all(1)
         if self.has_regions:
             is_valid &= features.flatten(1).any(1)

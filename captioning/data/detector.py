@@ -59,7 +59,7 @@ def store(path, records, image_folder, detector, name, regions, batch_size, work
         with torch.inference_mode():
             features, boxes, counts = best_regions(detector, [image.to(device) for image in batch], regions)
         features = features.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
-        return [part.cpu().numpy() for part in (features, boxes, counts)]
+        return {"features": features.cpu().numpy(), "boxes": boxes.cpu().numpy(), "counts": counts.cpu().numpy()}
     with Store(path, marks, (regions, C), attributes, with_boxes=True) as store:
         store.fill(encode, data, batch_size, workers, device)
 

@@ -78,7 +78,7 @@ def check_features(data, model):
 class Store:
     """Context manager that writes stored features to `path` and resumes where an earlier run stopped.
 
-    The file contains `features` (N, *shape) float16 and `done` (N,) uint64; it is complete when `done` equals `marks`.
+    The file contains `features` (N, *shape) and `done` (N,) uint64; it is complete when `done` equals `marks`.
     After entering, `done` is the number of leading images that are complete, and `missing` the set of the incomplete
     ones' indices. On success the partial file is renamed to `path`. Under torchrun the first process alone opens it.
 
@@ -86,13 +86,20 @@ class Store:
         marks: (N,) positive integers, one per image, that change when the image is replaced.
         shape: (K, C), regions and channels.
         attributes: HDF5 attributes {name: value}; a file with other attributes is discarded.
+        dtype: of the features, "float16", or "uint8" in units of `scales` (N,) float32, which are stored as well.
         with_boxes: also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions of each image.
     """
 
-    def __init__(self, path, marks, shape, attributes, with_boxes=False):
+    def __init__(self, path, marks, shape, attributes, with_boxes=False, dtype="float16"):
         self.path, self.partial, self.count = Path(path), Path(f"{path}.partial"), len(marks)
         self.marks = np.asarray(marks, np.uint64)
-        self.shape, self.attributes, self.with_boxes = shape, attributes, with_boxes
+        self.attributes = attributes
+        self.datasets = {"features": ((self.count, *shape), dtype)}      # {name: (shape, type)}
+        if with_boxes:
+            self.datasets |= {"boxes": ((self.count, shape[0], 4), "float32"), "counts": ((self.count,), "int32")}
+        if dtype == "uint8":
+            self.datasets["scales"] = (self.count,), "float32"
+        self.datasets["done"] = (self.count,), "uint64"
 
     def __enter__(self):
         self.file, self.missing, self.complete, self.done = None, set(), False, self.count
@@ -115,15 +122,13 @@ class Store:
         return self
 
     def _create(self):
-        need, free = 2 * self.count * int(np.prod(self.shape)), shutil.disk_usage(self.path.parent).free
+        need = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.datasets.values())
+        free = shutil.disk_usage(self.path.parent).free
         if need > free:
             raise OSError(f"{readable(need)} are needed, {readable(free)} are free")
         with h5py.File(self.partial, "w") as file:
-            self._create_dataset(file, "features", (self.count, *self.shape), np.float16)
-            if self.with_boxes:
-                self._create_dataset(file, "boxes", (self.count, self.shape[0], 4), np.float32)
-                self._create_dataset(file, "counts", (self.count,), np.int32)
-            self._create_dataset(file, "done", (self.count,), np.uint64)
+            for name, form in self.datasets.items():
+                self._create_dataset(file, name, *form)
             file.attrs.update(self.attributes)
         try:
             self._reserve()
@@ -150,11 +155,9 @@ class Store:
             return False
         try:
             with open_hdf5(path, ("features", "done")) as file, reading(path):
-                shapes = {"features": (self.count, *self.shape), "done": (self.count,)}
-                if self.with_boxes:
-                    shapes |= {"boxes": (self.count, self.shape[0], 4), "counts": (self.count,)}
                 return (all(np.array_equal(file.attrs.get(key), value) for key, value in self.attributes.items())
-                        and all(name in file and file[name].shape == shape for name, shape in shapes.items())
+                        and all(name in file and (file[name].shape, file[name].dtype) == form
+                                for name, form in self.datasets.items())
                         and (path == self.partial or np.array_equal(file["done"][:], self.marks)))
         except InputError as error:
             if isinstance(error.__cause__, BlockingIOError):
@@ -162,7 +165,7 @@ class Store:
             return False
 
     def fill(self, encode, data, batch_size, workers, device):
-        """Writes encode(batch), a tuple of arrays as in `write`, of all batches that follow the first `done` images.
+        """Writes encode(batch), {name of a dataset: array}, of all batches that follow the first `done` images.
 
         data: the images, indexed by lists of indices. The processes of torchrun encode every n-th batch each, and the
         first writes them all, so that their number does not change the file."""
@@ -173,19 +176,17 @@ class Store:
             for i in range(0, len(batches), processes.count()):
                 parts = processes.gather_to_first(next(encoded, None))
                 for batch, arrays in zip(batches[i:], parts, strict=False):
-                    self.write(batch[0], *arrays)
+                    self.write(batch[0], **arrays)
                     bar.update()
 
-    def write(self, start, features, boxes=None, counts=None):
-        """Writes features (B, K, C), boxes (B, K, 4) and counts (B,) of the images start, …, start + B − 1."""
+    def write(self, start, features, **others):
+        """Writes features (B, K, C), and the other datasets by name, of the images start, …, start + B − 1."""
         rows = slice(start, start + len(features))
         try:
             if self.file is None:   # opened late: workers that inherit the file would keep its lock after a kill
                 self.file = h5py.File(self.partial, "r+")
-            self._write("features", rows, features)
-            if boxes is not None:
-                self._write("boxes", rows, boxes)
-                self._write("counts", rows, counts)
+            for name, values in ({"features": features} | others).items():
+                self._write(name, rows, values)
             self.file.flush()
             self._write("done", rows, self.marks[rows])
             self.file.flush()

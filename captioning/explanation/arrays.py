@@ -57,9 +57,11 @@ def explain_batch(model, vocabulary, images, captions, methods, contrast=None, e
     common = {"methods": np.array(methods), "contrast": np.array(contrast or "")}
     results = [common | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
     options = {"chunk": chunk, "contrast": None if contrast is None else contrast_id(contrast, vocabulary)}
+    explanation = None
     for method in methods:
-        method_options = options | ({"eps": eps} if method in LRP_METHODS else {})
-        explanation = getattr(model, method)(images, captions, **method_options)
+        if method != "attention" or explanation is None:    # every method's explanation has the attention weights
+            method_options = options | ({"eps": eps} if method in LRP_METHODS else {})
+            explanation = getattr(model, method)(images, captions, **method_options)
         arrays = _arrays(explanation, method, images, captions, options["contrast"])
         if method == "lrp" and calibration and contrast is None:
             arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)

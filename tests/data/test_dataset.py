@@ -106,6 +106,17 @@ def test_batches_of_features(prepared):
     assert torch.equal(data.__getitems__([1])["captions"], data.captions[[1]].long())
 
 
+def test_features_of_8_bits(copied):
+    path = dataset.features_path(copied, "x", "train", "stub")
+    with h5py.File(path, "r+") as file:
+        del file["features"]
+        file["features"] = np.arange(COUNT * 12, dtype=np.uint8).reshape(COUNT, 4, 3)
+        file["scales"] = np.arange(COUNT, dtype=np.float32) / 8
+    features = CaptionDataset(copied, "x", "train", features=path).read_features([4, 1])
+    assert features.dtype == torch.float32
+    assert torch.equal(features, torch.stack([torch.arange(48.0, 60) / 2, torch.arange(12.0, 24) / 8]).view(2, 4, 3))
+
+
 def test_captions_are_trimmed_to_the_longest_in_the_batch(tmp_path):
     words = vocabulary.build(CAPTIONS, 1)
     records = [Record(name, name, "val", [tokens], ["x"]) for name, tokens in (("a", ["cat"]), ("b", ["a", "bird"]))]

@@ -103,6 +103,16 @@ def test_features_in_mixed_precision(tmp_path, records, monkeypatch):
     assert np.allclose(mixed["features"], single["features"], rtol=0.02, atol=0.02)
 
 
+def test_features_of_8_bits(tmp_path, records):
+    """They differ by half a step of 1/255 of the image's largest feature, and take the place of a file of float16."""
+    single = read_file(store_stub(tmp_path, records))["features"].astype(np.float32)
+    store_cnn(tmp_path / "out.hdf5", records, tmp_path, stub(), "stub", SIZE, 2, 0, torch.device("cpu"), dtype="uint8")
+    file = read_file(tmp_path / "out.hdf5")
+    assert file["features"].dtype == np.uint8 and file["features"].max() == 255
+    error = np.abs(file["features"] * file["scales"][:, None, None] - single)
+    assert (error <= 0.502 * single.max((1, 2), keepdims=True) / 255 + 1e-3).all() and error.max() > 0
+
+
 def test_interrupted_run_resumes(tmp_path, records):
     whole = store_stub(tmp_path, records, name="whole.hdf5").read_bytes()
     with pytest.raises(KeyboardInterrupt):
@@ -117,7 +127,7 @@ def store_and_kill(folder, records, moment, workers):
     """`store_stub` in a forked process, which kills itself at the third batch -> its exit status."""
     write = Store.write
 
-    def killed_write(self, start, values, boxes=None):
+    def killed_write(self, start, features):
         if start == 4:
             if moment == "between features and flags":
                 self.file["features"][start:start + 1] = 7
@@ -125,7 +135,7 @@ def store_and_kill(folder, records, moment, workers):
             if moment == "after the flags, not flushed":
                 self.file["done"][0:1] = self.marks[0:1]
             os.kill(os.getpid(), signal.SIGKILL)
-        write(self, start, values, boxes)
+        write(self, start, features)
     child = os.fork()
     if child == 0:
         try:
