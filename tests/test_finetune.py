@@ -1,15 +1,14 @@
 """Fine-tuning from end to end: all modes, interruption and resuming, and refused settings."""
 import csv
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
+from fuzz import workspace
 from helpers import same, train_run, write_region_features
 
 import finetune
@@ -67,15 +66,9 @@ def test_every_mode_trains(bases, tmp_path, model_type, mode):
                                                ("gridtd", ("--erase_tune", "--amp"))])
 def test_killed_run_ends_like_an_uninterrupted_one(bases, tmp_path, model_type, extra):
     whole = run(bases[model_type], tmp_path / "whole", *extra)
-    killed = flags(bases[model_type], tmp_path / "killed", *extra)
-    process = subprocess.Popen([sys.executable, "finetune.py", *killed, "--save_every", "1e-9"], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
     last = tmp_path / "killed" / "checkpoint_last.pth"
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    killed = flags(bases[model_type], tmp_path / "killed", *extra, "--save_every", "1e-9")
+    assert workspace.kill_once_exists(last, ["finetune", *killed]) == -signal.SIGKILL
     assert checkpoint.read(last)["training"]["state"]["epoch"] < 2
     resumed = run(bases[model_type], tmp_path / "killed", *extra)
     assert same(whole["state_dict"], resumed["state_dict"])

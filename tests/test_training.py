@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fuzz import workspace
 from helpers import same, train_flags, train_run
 
 import train
@@ -24,30 +25,16 @@ from gridTDmodel import GridTDModel
 ROOT = Path(__file__).parents[1]
 
 
-def stopped_run(data, save_path, number, *extra):
-    """Runs train.py in a process group of its own and sends it the signal after its first steps; every step is saved.
-
-    Like the tests, it uses one thread, as the number of threads changes the rounding of sums."""
-    command = [sys.executable, "train.py", *train_flags(data, save_path, "--save_every", "1e-9", *extra)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    last = Path(save_path) / "checkpoint_last.pth"
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=120)
-    return process.returncode, errors
-
-
 @pytest.mark.parametrize("model_type, extra", [
     ("gridtd", ("--ss_prob", "0.3", "--region_loss", "0.1", "--region_epochs", "1")),
     ("aoa", ("--amp", "--captions_per_step", "2", "--lr_schedule", "cosine"))])
 def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_type, extra):
     extra = ("--model_type", model_type, *extra)
     whole = train_run(demo_data, tmp_path / "whole", *extra)
-    status, _ = stopped_run(demo_data, tmp_path / "killed", signal.SIGKILL, *extra)
-    assert status == -signal.SIGKILL
-    before = checkpoint.read(tmp_path / "killed" / "checkpoint_last.pth")["training"]["state"]
+    last = tmp_path / "killed" / "checkpoint_last.pth"
+    killed = train_flags(demo_data, tmp_path / "killed", "--save_every", "1e-9", *extra)
+    assert workspace.kill_once_exists(last, ["train", *killed]) == -signal.SIGKILL
+    before = checkpoint.read(last)["training"]["state"]
     assert (before["epoch"], before["step"]) != (2, 0)
     resumed = train_run(demo_data, tmp_path / "killed", *extra)
     assert same(whole["state_dict"], resumed["state_dict"])
@@ -61,8 +48,15 @@ def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_ty
 
 
 def test_interrupt_saves_and_explains_how_to_resume(demo_data, tmp_path):
-    status, errors = stopped_run(demo_data, tmp_path, signal.SIGINT, "--workers", "2")
-    assert status == 130
+    """Every step is saved; the signal reaches the workers as well, as in a terminal."""
+    command = [sys.executable, "train.py", *train_flags(demo_data, tmp_path, "--save_every", "1e-9", "--workers", "2")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "checkpoint_last.pth").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
     assert "run the same command again" in errors.strip().split("\n")[-1]
     assert "Traceback" not in errors
     assert checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["state"]["step"] > 0

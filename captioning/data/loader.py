@@ -11,10 +11,24 @@ def collate(batch):
     return batch
 
 
+class Loader(DataLoader):
+    """A DataLoader whose workers start while signals wait: a KeyboardInterrupt that is raised while a process is forked
+    is lost, as Python ignores exceptions there."""
+
+    def __iter__(self):
+        if not hasattr(signal, "pthread_sigmask"):
+            return super().__iter__()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def make_loader(data, batches, workers, device):
     """A DataLoader over the CaptionDataset `data`; batches: list of lists of indices, one list per batch."""
-    return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)),
-                      pin_memory=device.type == "cuda", worker_init_fn=ignore_signals)
+    return Loader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)),
+                  pin_memory=device.type == "cuda", worker_init_fn=ignore_signals)
 
 
 def ignore_signals(_):

@@ -18,7 +18,7 @@ import pytest
 from fuzz import workspace
 from helpers import same
 
-from captioning import checkpoint
+from captioning import checkpoint, runs
 
 TRAIN = workspace.TRAIN.replace("--workers 0", "--workers 1") + " out --save_every 1e-9"       # saves every step
 SCRIPTS = {
@@ -137,6 +137,17 @@ def test_stopped_at_any_moment(fresh, undisturbed, stop):
         assert errors.splitlines()[-1].split("\r")[-1].startswith(("interrupted", "terminated")), errors
         assert not list(folder.rglob("*.tmp"))
     assert_ends_like(expected, script, folder)
+
+
+def test_stopped_while_workers_start(fresh, undisturbed):
+    """Python ignores a KeyboardInterrupt that is raised while a process is forked."""
+    def stop_at_every_fork():
+        os.register_at_fork(before=functools.partial(os.kill, os.getpid(), signal.SIGINT))
+        runs.git_commit = lambda: None      # starts a process, too
+    expected, folder = undisturbed("preparedataset")[-1], fresh()
+    status, errors = workspace.run(SCRIPTS["preparedataset"], folder, stop_at_every_fork)
+    assert status == 130 and errors.endswith("interrupted\n"), errors
+    assert_ends_like(expected, "preparedataset", folder)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,7 @@
 import base64
 import fcntl
 import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 from types import SimpleNamespace
 
 import h5py
@@ -17,6 +15,7 @@ from torch import nn
 from captioning.data import bottom_up, dataset, feature_store, images, vocabulary
 from captioning.data.annotations import Record
 from captioning.data.cnn_features import store_cnn
+from captioning.data.feature_store import Store
 from captioning.errors import InputError
 from captioning.files import write_json
 from gridTDmodel import GridTDModel
@@ -124,38 +123,34 @@ def test_interrupted_run_resumes(tmp_path, records):
     assert encoder.images == COUNT - 4
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-sys.path[:0] = [{root!r}, {tests!r}]
-import test_feature_store as t
-from captioning.data.feature_store import Store
-folder, moment = Path(sys.argv[1]), sys.argv[2]
-records = [t.Record(f"{{i}}.png", f"{{i}}.png", "train", [["a"]], ["a"]) for i in range(t.COUNT)]
-write = Store.write
-def killed_write(self, start, features):
-    if start == 4:
-        if moment == "between features and flags":
-            self.file["features"][start:start + 1] = 7
-            self.file.flush()
-        if moment == "after the flags, not flushed":
-            self.file["done"][0:1] = self.marks[0:1]
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, start, features)
-Store.write = killed_write
-t.store_stub(folder, records, workers=int(sys.argv[3]))
-"""
+def store_and_kill(folder, records, moment, workers):
+    """`store_stub` in a forked process, which kills itself at the third batch -> its exit status."""
+    write = Store.write
+
+    def killed_write(self, start, features):
+        if start == 4:
+            if moment == "between features and flags":
+                self.file["features"][start:start + 1] = 7
+                self.file.flush()
+            if moment == "after the flags, not flushed":
+                self.file["done"][0:1] = self.marks[0:1]
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, start, features)
+    child = os.fork()
+    if child == 0:
+        try:
+            Store.write = killed_write
+            store_stub(folder, records, workers=workers)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize(("moment", "workers"), [("before", 2), ("between features and flags", 0),
                                                ("after the flags, not flushed", 0)])
 def test_killed_run_resumes(tmp_path, records, moment, workers):
     whole = store_stub(tmp_path, records, name="whole.hdf5").read_bytes()
-    script = KILLED.format(root=str(Path(__file__).parents[2]), tests=str(Path(__file__).parent))
-    process = subprocess.run([sys.executable, "-c", script, str(tmp_path), moment, str(workers)],
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
-    assert process.returncode == -9
+    assert store_and_kill(tmp_path, records, moment, workers) == -signal.SIGKILL
     assert (tmp_path / "out.hdf5.partial").exists() and not (tmp_path / "out.hdf5").exists()
     encoder = Counting()
     assert store_stub(tmp_path, records, encoder).read_bytes() == whole

@@ -9,12 +9,14 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import evaluation
 import explain
@@ -156,6 +158,7 @@ def _run_child(command, folder, before, signals):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module("captioning.interrupt")
     os.fsync = lambda handle: None      # nothing here tests a power failure
+    tqdm.set_lock(threading.RLock())    # instead of one that all processes share and a killed one would never release
     before()
     status = 0
     try:
@@ -188,6 +191,17 @@ def finish(child, folder, time_limit=TIME_LIMIT):
             os.waitpid(child, 0)
             return "hang", errors_of(folder).read_text(errors="replace")
         time.sleep(0.01)
+
+
+def kill_once_exists(path, command):
+    """Runs a command in a forked process, which is killed once the file `path` exists -> its exit status."""
+    folder = Path(path).parents[1]
+    child = start(command, folder)
+    deadline = time.monotonic() + TIME_LIMIT
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    return finish(child, folder)[0]
 
 
 def run(command, folder, before=lambda: None):
