@@ -21,6 +21,7 @@ from captioning.errors import InputError
 from captioning.experiments.batch import METHODS, Batch
 from captioning.experiments.registry import EXPERIMENTS, NEED_PIXELS
 from captioning.files import atomic_path, fingerprint, make_folder, remove_leftovers, write_text
+from captioning.metrics.score_table import align
 
 COLUMNS = ("image", "step", "word", "method", "measure", "value")
 TABLE = ("method", "measure", "mean", "standard_error", "count")
@@ -149,11 +150,10 @@ def method_order(method):
 
 def show(name, table, measures):
     """Prints a row for each method and a column for each of the measures."""
-    print(f"\n{name:18}" + "".join(f"{measure_name:>18}" for measure_name in measures))
+    rows = [[name, *measures]]
     for method in dict.fromkeys(method for method, _ in table):
-        cells = [f"{table[key].mean:.3f} ± {table[key].error:.3f}" if (key := (method, measure_name)) in table else ""
-                 for measure_name in measures]
-        print(f"{method:18}" + "".join(f"{cell:>18}" for cell in cells))
-    counts = [max((score.count for (_, name), score in table.items() if name == measure_name), default="")
-              for measure_name in measures]
-    print(f"{'words':18}" + "".join(f"{count:>18}" for count in counts), flush=True)
+        rows.append([method] + [f"{table[key].mean:.3f} ± {table[key].error:.3f}" if (key := (method, measure)) in table
+                                else "" for measure in measures])
+    rows.append(["words"] + [str(max((score.count for (_, other), score in table.items() if other == measure),
+                                     default="")) for measure in measures])
+    print(f"\n{align(rows)}", flush=True)

@@ -30,6 +30,11 @@ def format_table(runs):
     """A text table of {run: {metric: number}}: one row per metric, one column per run."""
     names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     rows = [["", *runs]] + [[name, *(_cell(metrics.get(name)) for metrics in runs.values())] for name in names]
+    return align(rows)
+
+
+def align(rows):
+    """The text of rows of cells: the first column aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
