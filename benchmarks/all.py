@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes their tables into docs/benchmarks.md: python benchmarks/all.py
 
-About ten minutes on one core. The text of docs/benchmarks.md outside the two comments that enclose the tables is kept.
+About half an hour on one core. The text of docs/benchmarks.md outside the two comments that enclose the tables is kept.
 """
 import re
 import subprocess
