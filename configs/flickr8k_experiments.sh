@@ -2,9 +2,9 @@
 # The paper's experiments on Flickr8k, after configs/train_gridtd_flickr8k.sh and configs/train_aoa_flickr8k.sh:
 # fine-tunes both models in every mode with three random seeds, scores the captions and measures the explanations. If
 # interrupted, run it again: it resumes. Settings (defaults shown):
-#     MODELS="gridtd aoa" MODES="ce lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh
+#     MODELS="gridtd aoa" MODES="ce erase lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh
 . "$(dirname "$0")/environment.sh"
-export OUT=${OUT:-output/flickr8k} DATA=${DATA:-data} MODES=${MODES:-ce lrp cider lrp_cider} EPOCHS=${EPOCHS:-1}
+export OUT=${OUT:-output/flickr8k} DATA=${DATA:-data} MODES=${MODES:-ce erase lrp cider lrp_cider} EPOCHS=${EPOCHS:-1}
 
 evaluate() {    # arguments: checkpoint, folder of results
     [ -f "$2/metrics_test.json" ] || python evaluation.py \
