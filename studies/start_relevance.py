@@ -1,7 +1,7 @@
 """Where the relevance of <start> comes from in Ada-LSTM (docs/experiments.md): relevance is stopped on one recurrent
 path at a time, and regions are removed and restored in the resulting order of relevance.
 
-    python studies/start_relevance.py output/gridtd_flickr8k/checkpoint_best.pth --dataset flickr8k
+    python studies/start_relevance.py models/flickr8k.pth --dataset flickr8k
 """
 import argparse
 import math

@@ -45,7 +45,7 @@ class ErasureLoss:
                                       total=count_words(all_captions))
         whole = choose(all_captions, self.categories, part.generator)
         choice = Choice(*(x[part.images] for x in whole))
-        relevance = self.relevance(model, features, whole, part)                       # (B, S, K)
+        relevance = self.relevance(model, features, choice, part)                      # (B, S, K)
         regions = (features != 0).any(-1).sum(1, keepdim=True)                         # (B, 1) without padding
         count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
         mask = own_evidence(relevance, choice.categories if self.own else choice.categories[:, :1], count)
@@ -54,13 +54,11 @@ class ErasureLoss:
         return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
 
     def relevance(self, model, features, choice, part):
-        """(B, S, K) the relevance of the part's regions for the words of the Choice of the whole batch."""
+        """(B, S, K) the relevance of the part's regions for the words of its Choice."""
         if self.evidence == "random":
-            shape = (*choice.steps.shape, features.shape[1])
-            return torch.rand(shape, generator=part.generator, device=features.device)[part.images]
+            return part.exponential(features.new_empty(*choice.steps.shape, features.shape[1]))
         with torch.autocast(features.device.type, enabled=False):
-            explain = getattr(model, self.evidence)
-            explanation = explain(features, choice.caption[part.images], steps=choice.steps[part.images])
+            explanation = getattr(model, self.evidence)(features, choice.caption, steps=choice.steps)
         return region_relevance(explanation, self.evidence)
 
     def erased_loss(self, model, hidden, choice, part):
