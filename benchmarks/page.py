@@ -2,9 +2,15 @@
 
     python benchmarks/page.py output/explanations --images 5000
 
-The explanations that explain.py wrote to the folder are repeated until there are as many as wanted.
+The explanations that explain.py wrote to the folder are repeated until there are as many as wanted. If Chromium is
+installed, it opens the page, and the memory of its processes is measured after 10 and after 200 images were shown.
 """
+import os
+import re
 import resource
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +23,16 @@ from captioning.errors import InputError, run_script
 from captioning.report.explanations import stored_folders, write_index
 
 MB = 2 ** 20
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SHOWN = (10, 200)       # images after which the memory of the browser is measured
+WALK = """<script>
+addEventListener("load", async () => {
+  for (let i = 0; i < COUNT; i++) {
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }))
+    await new Promise(resolve => setTimeout(resolve, 200))
+  }
+})
+</script>"""
 
 
 def get_args_parser():
@@ -31,6 +47,32 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def browser_memory(page, count):
+    """MB that the processes of Chromium hold after showing `count` images of `page`, one after the other, on Linux."""
+    walk = page.with_name("walk.html")
+    script = WALK.replace("COUNT", str(count))
+    walk.write_text(page.read_text(encoding="utf-8").replace("<header>", script + "<header>", 1), encoding="utf-8")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = subprocess.Popen(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}",
+             "--remote-debugging-port=0", walk.as_uri()], start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(10 + 0.3 * count)
+        total = sum(memory_in_session(process, browser.pid) for process in Path("/proc").glob("[0-9]*"))
+        os.killpg(browser.pid, signal.SIGKILL)
+        browser.wait()
+    return total
+
+
+def memory_in_session(process, session):
+    """MB of a process (its folder in /proc; pages shared by n processes count 1/n) of this session; 0 for others."""
+    try:
+        if int((process / "stat").read_text().rpartition(")")[2].split()[3]) != session:
+            return 0
+        return int(re.search(r"^Pss: +(\d+)", (process / "smaps_rollup").read_text(), re.M)[1]) / 1024
+    except OSError:     # it has ended
+        return 0
+
+
 def main(args):
     folders = stored_folders(args.folder)
     if not folders:
@@ -43,11 +85,14 @@ def main(args):
         write_index(copies, [])
         seconds = time.perf_counter() - started
         page = Path(copies, "index.html").stat().st_size / MB
+        browser = [browser_memory(Path(copies, "index.html"), count) for count in SHOWN] if CHROMIUM else []
     sizes = {name: sum(path.stat().st_size for folder in folders for path in folder.glob(pattern)) / len(folders) / MB
              for name, pattern in (("all files", "*"), ("explanation.npz", "*.npz"), ("PNGs", "*.png"),
                                    ("page.js", "page.js"))}
     print(f"index.html of {args.images} images: {page:.2f} MB, written in {seconds:.1f} s; peak memory "
           f"{peak_memory():.0f} MB, {before:.0f} MB before")
+    for count, memory in zip(SHOWN, browser, strict=False):
+        print(f"Chromium after showing {count} of {args.images} images: {memory:.0f} MB")
     print("MB per image: " + ", ".join(f"{name} {size:.3f}" for name, size in sizes.items()))
 
 

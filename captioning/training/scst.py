@@ -6,11 +6,12 @@ from captioning import decoding, processes
 from captioning.errors import InputError
 from captioning.explanation.lrp_inference import weighted_hidden
 from captioning.recurrence import word_rows
+from captioning.training.losses import count_words
 from captioning.training.parts import WHOLE
 
 
 class SCST:
-    """The loss −(reward − baseline) · log-probability of sampled captions, averaged over each caption's tokens.
+    """The loss −(reward − baseline) · log-probability of sampled captions, per token of the mean reference.
 
     reward(captions, references) -> (B, S): a reward.CiderD. max_len: maximum number of tokens per caption, <end>
     included. samples: sampled captions per image. baseline: "greedy", the reward of the greedy caption, decoded from p;
@@ -36,8 +37,8 @@ class SCST:
             advantage = (rewards - rewards.mean(1, keepdim=True)) * self.samples / (self.samples - 1)
         self.check(advantage, epoch, part.passes)
         log_p = self.log_probabilities(model, features, tokens, context)               # (B, N, T), 0 at padding
-        per_caption = log_p.sum(-1) / (tokens != 0).sum(-1)
-        loss = -(advantage.to(features.device) * per_caption).sum() / (len(captions) * self.samples)
+        length = count_words(captions) / (captions[..., 1] != 0).sum()      # the same for all parts and samples
+        loss = -(advantage.to(features.device) * log_p.sum(-1)).sum() / (length * len(captions) * self.samples)
         return loss, rewards.sum().to(features.device), torch.tensor(rewards.numel(), device=features.device)
 
     def sample_captions(self, model, context, part=WHOLE):

@@ -80,7 +80,7 @@ def test_loss_equals_its_equation(model_type, baseline, samples):
             logits = model(random_regions()[b:b + 1], torch.tensor([ids]))[0]
             logits[:, [0, V - 3, V - 2]] = -torch.inf
             log_p = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
-            expected = expected - advantage * log_p.mean() / (3 * samples)
+            expected = expected - advantage * log_p.sum() / (3.5 * 3 * samples)     # 3.5 tokens per reference
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     assert count == 3 * samples
     torch.testing.assert_close(total.double(), rewards[:, 1:].sum() if baseline == "greedy" else rewards.sum(),
