@@ -48,11 +48,13 @@ def object_words(captions, vocabulary, objects):
     return is_object
 
 
-def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, flag=flags, **options):
+def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, flag=flags, replace=True,
+                    **options):
     """Captions (B, T) of features (B, K, C), as by captioning.decoding.decode, that avoid flagged object words.
 
     Where a caption has flagged words, all words that name their categories are banned for this image and it is
-    captioned again, up to `rounds` times. flag: `flags`, or a function like it. options: those of `decode`.
+    captioned again, up to `rounds` times. flag: `flags`, or a function like it. replace: whether the new caption may
+    name another object instead; otherwise only the objects without a flag are allowed. options: those of `decode`.
     """
     def caption(rows, **bans):
         tokens = decode(model, features[rows], vocabulary, max_len=max_len, **options, **bans)
@@ -67,7 +69,12 @@ def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=
         flagged = flag(explanation, captions, vocabulary, calibration)
         flagged_rows, steps = flagged.nonzero(as_tuple=True)
         words = captions[flagged_rows, steps + 1]                                      # (n,)
-        names = (category == category[words, None]) & (category >= 0)                  # (n, V)
+        if replace:
+            names = (category == category[words, None]) & (category >= 0)              # (n, V)
+        else:
+            unflagged = category[captions[:, 1:]].masked_fill(flagged, -1)             # (rows, T)
+            named = (category == unflagged[..., None]).any(1)                          # (rows, V)
+            names = (category >= 0) & ~named[flagged_rows]
         names |= F.one_hot(words, len(vocabulary)).bool()
         banned.index_put_((rows[flagged_rows],), names, accumulate=True)
         rows = rows[flagged.any(1)]

@@ -1,5 +1,6 @@
-"""Hallucination against CIDEr of grounded decoding, for thresholds that keep different shares of correct words, and of
-banning random object words as often (docs/experiments.md):
+"""Flags with one threshold and with one per category, and hallucination against CIDEr of grounded decoding, for
+thresholds that keep different shares of correct words, and of banning random object words as often
+(docs/experiments.md):
 
     python evaluation.py --weight output/demo/checkpoint_best.pth --calibrate --save_path output/demo/grounding
     python studies/grounded_decoding.py output/demo/checkpoint_best.pth output/demo/grounding
@@ -37,6 +38,36 @@ def random_flags(rate):
     return flag
 
 
+def category_thresholds(shares, reference, kept, prior=10):
+    """{category: threshold} that keeps the share `kept` of its correct words; categories with few words are drawn
+    towards the threshold of all words, which counts as `prior` words."""
+    shares, category = torch.tensor(shares, dtype=torch.float64), torch.tensor(reference["category"])
+    correct = torch.tensor(reference["present"]) > 0
+    overall = shares[correct].quantile(1 - kept)
+    thresholds = {}
+    for c in category[correct].unique().tolist():
+        of_category = shares[correct & (category == c)]
+        weight = len(of_category) / (len(of_category) + prior)
+        thresholds[c] = (weight * of_category.quantile(1 - kept) + (1 - weight) * overall).item()
+    return thresholds, overall.item()
+
+
+def report_flags(values):
+    """Prints precision and recall of flags on the test words, for one threshold and for one per category."""
+    shares = {split: v["lrp", "absolute_share"] for split, v in values.items()}
+    reference = {split: {name: v["reference", name] for name in ("present", "category")} for split, v in values.items()}
+    score, present = torch.tensor(shares["test"]), torch.tensor(reference["test"]["present"]) > 0
+    print("| flags | precision | recall | correct words kept |\n|---|---|---|---|")
+    for kept in KEPT:
+        thresholds, overall = category_thresholds(shares["val"], reference["val"], kept)
+        of_words = torch.tensor([thresholds.get(c, overall) for c in reference["test"]["category"]])
+        for name, threshold in (("one threshold", overall), ("one per category", of_words)):
+            flagged = score < threshold
+            numbers = (~present)[flagged], flagged[~present], ~flagged[present]
+            print(f"| {name}, {kept:.0%} kept | " + " | ".join(f"{n.double().mean():.2f}" for n in numbers) + " |")
+    print(flush=True)
+
+
 def main(args):
     torch.set_num_threads(1)
     model, vocabulary = checkpoint.load(args.weight, "cpu")
@@ -44,6 +75,7 @@ def main(args):
     boxes = load_boxes(folder / "boxes_demo.json")
     objects = load_objects(args.data_folder, "demo", boxes)
     values = {split: read_values(Path(args.scores, f"grounding_words_{split}.csv")) for split in ("val", "test")}
+    report_flags(values)
     data = CaptionDataset(args.data_folder, "demo", "test", image_size=checkpoint.image_size(model))
     indices = list(range(len(data)))[:args.max_images]
     batches = [indices[i:i + 50] for i in range(0, len(indices), 50)]
@@ -65,6 +97,7 @@ def main(args):
         calibration = grounding.Calibration(grounding.fit_threshold(*shares, kept), objects)
         grounded = partial(grounding.decode_grounded, calibration=calibration)
         report(f"grounded, {kept:.0%} kept", grounded)
+        report(f"grounded without other objects, {kept:.0%} kept", partial(grounded, replace=False))
         rate = (tested < calibration.threshold).double().mean().item()
         report(f"random, {rate:.0%} of object words", partial(grounded, flag=random_flags(rate)))
 

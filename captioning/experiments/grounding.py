@@ -23,12 +23,14 @@ def grounding(batch, rows, steps):
     log-probability after the same words without the image, that is, with features of zero) and, for Ada-LSTM, 1-beta.
 
     rows, steps (n,) -> {(method, score): (n,)}; as method reference: present, biased (the object is the second of a
-    biased pair), image (its index) and, if the study has a calibration, flagged.
+    biased pair), category (its number in the alphabetical order of all), image (its index) and, if the study has a
+    calibration, flagged.
     """
     study, features = batch.study, batch.features
     entries = [study.boxes.get(name) for name in batch.names]
     present = [study.objects.present(*pair) for pair in zip(entries, batch.references, strict=True)]
     categories = [(b, batch.categories[b][t]) for b, t in zip(rows.tolist(), steps.tolist(), strict=True)]
+    numbers = {name: number for number, name in enumerate(sorted(set(study.objects.words.values())))}
     explanation = batch.explanation("lrp")
     log_p = batch.log_p[rows, steps]
     # regions of zeros would count as padding; the smallest positive number does not, and changes no sum
@@ -37,6 +39,7 @@ def grounding(batch, rows, steps):
     image, logit = explanation.image[rows, steps], explanation.targets[rows, steps]
     values = {("reference", "present"): log_p.new_tensor([category in present[b] for b, category in categories]),
               ("reference", "biased"): log_p.new_tensor([name in study.objects.biased for _, name in categories]),
+              ("reference", "category"): log_p.new_tensor([numbers[name] for _, name in categories]),
               ("reference", "image"): log_p.new_tensor(batch.indices)[rows],
               ("lrp", "image"): image, ("lrp", "share"): image / logit,
               ("lrp", "absolute_share"): flagging.image_share(explanation)[rows, steps],

@@ -10,7 +10,7 @@ from captioning.explanation.methods import region_relevance
 from captioning.training.losses import count_words, cross_entropy
 from captioning.training.parts import WHOLE
 
-EVIDENCE = ("lrp", "gradient", "attention", "random")
+EVIDENCE = ("lrp", "gradient", "grad_cam", "attention", "random")
 
 
 class Choice(NamedTuple):
@@ -59,6 +59,8 @@ class ErasureLoss:
             return part.exponential(features.new_empty(*choice.steps.shape, features.shape[1]))
         with torch.autocast(features.device.type, enabled=False):
             explanation = getattr(model, self.evidence)(features, choice.caption, steps=choice.steps)
+        if self.evidence == "grad_cam":     # its map before it is upsampled to pixels
+            return torch.einsum("bsc,bkc->bsk", explanation.features.mean(2), features)
         return region_relevance(explanation, self.evidence)
 
     def erased_loss(self, model, hidden, choice, part):

@@ -130,6 +130,8 @@ def test_evidence_of_controls(evidence, monkeypatch):
         return
     explanation = getattr(model, evidence)(features, CAPTIONS[:, 0])
     expected = explanation.attention.mean(2) if evidence == "attention" else explanation.features.sum(-1)
+    if evidence == "grad_cam":
+        expected = (explanation.features.mean(2, keepdim=True) * features[:, None]).sum(-1)
     expected = expected.take_along_dim(choice.steps[..., None], dim=1)
     torch.testing.assert_close(got[0][0], expected)
 
