@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from captioning import processes
@@ -45,6 +46,7 @@ def _earlier(path):
         return {}
 
 
+@cache
 def git_commit():
     """Hash of the repository's commit, followed by + if files were changed since; None without git."""
     def git(*arguments):
@@ -56,6 +58,7 @@ def git_commit():
         return None
 
 
+@cache
 def versions():
     """{package: version} of Python and of the packages that results depend on."""
     result = {"python": platform.python_version()}

@@ -195,7 +195,7 @@ class Store:
 
     def _write(self, name, rows, values):
         dataset = self.file[name]
-        dataset[rows] = values
+        dataset[rows] = np.asarray(values, dataset.dtype)    # HDF5 1.14.2 itself rounds 15.9998 to a float16 of 8
         dataset.flush()     # raises errors, which h5py would only print when it closes the dataset
 
     def _write_error(self, error):

@@ -107,7 +107,13 @@ def _import(module):
 
 @cache
 def _inflect_engine():
-    return _import("inflect").engine()
+    typeguard = _import("typeguard")        # a requirement of inflect
+    typechecked = typeguard.typechecked
+    typeguard.typechecked = lambda target: target       # the run-time checks of inflect's types take seconds to compile
+    try:
+        return _import("inflect").engine()
+    finally:
+        typeguard.typechecked = typechecked
 
 
 @cache

@@ -1,6 +1,8 @@
 """Options of the training loop."""
 from dataclasses import dataclass, fields
 
+from captioning.errors import InputError
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -31,7 +33,11 @@ class TrainingOptions:
 
     @classmethod
     def from_settings(cls, settings, **additional_flags):
-        """Options for `settings`, a namespace of the flags of train.py or finetune.py, all of them known."""
+        """Options for `settings`, a namespace of the flags of train.py or finetune.py, all of them known; InputError if
+        batches have fewer images than parts."""
+        if settings.accumulate > settings.batch_size:
+            raise InputError(f"--accumulate {settings.accumulate} must be at most --batch_size {settings.batch_size}, "
+                             "as each part needs an image")
         values = vars(settings)
         names = {field.name for field in fields(cls)} - {"from_features", "flags"}
         flags = {name: value for name, value in (values | additional_flags).items()

@@ -1,6 +1,5 @@
 """Every command with damaged files and unusual flags ends well: with valid output, or with one sentence."""
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,16 @@ FLAG_VALUES = ["", "0", "-1", "1", "2", "nan", "inf", "1e400", "1e-320", "1" + "
                "$\\frac{$", "x" * 300]
 
 
-@pytest.fixture
-def copies(small_files, tmp_path):
-    """A function that returns a new copy of small_files and removes the one before."""
+@pytest.fixture(scope="module")
+def copies(small_files, tmp_path_factory):
+    """A function that returns a copy of small_files, always in the same folder."""
+    folder = workspace.copy_of(small_files, tmp_path_factory.mktemp("fuzz") / "copy")
+    intact = workspace.states(folder)
+
     def copy():
-        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
-        return workspace.copy_of(small_files, tmp_path / "copy")
+        nonlocal intact
+        intact = workspace.restore(folder, small_files, intact)
+        return folder
     return copy
 
 
@@ -50,8 +53,13 @@ def test_damaged_files(copies, pytestconfig, number):
         paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
         path = data.draw(st.sampled_from(paths), label="file")
         damage.tamper(data.draw, path)
-        workspace.check(command, folder)
+        workspace.check(command, folder, with_plots=has_plots(data))
     test()
+
+
+def has_plots(data):
+    """Whether the case draws plots: one in eight."""
+    return data.draw(st.integers(0, 7), label="plots if 0") == 0
 
 
 def flags_of(script):
@@ -65,9 +73,9 @@ def test_unusual_flags(copies, pytestconfig, number):
     flags = [flag for flag in flags_of(command[0]) if flag not in DOWNLOADS]
 
     @cases(pytestconfig, 0.3 / len(WEIGHTS))
-    @given(st.sampled_from(flags), st.sampled_from(FLAG_VALUES))
-    def test(flag, value):
-        workspace.check([*command, flag, value], copies())
+    @given(st.data(), st.sampled_from(flags), st.sampled_from(FLAG_VALUES))
+    def test(data, flag, value):
+        workspace.check([*command, flag, value], copies(), with_plots=has_plots(data))
     test()
 
 

@@ -1,5 +1,7 @@
 """A folder with one small file of every format, commands that read them, and running a command in a forked process."""
 import base64
+import functools
+import gc
 import hashlib
 import importlib
 import json
@@ -8,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import sys
 import threading
 import time
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
@@ -124,10 +128,26 @@ def encoded(values):
     return base64.b64encode(values.astype(np.float32).tobytes()).decode()
 
 
+def states(folder):
+    """{path: numbers that change whenever a file is written or replaced} of all that a folder contains."""
+    result = {}
+    for parent, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = os.path.join(parent, name)
+            info = os.lstat(path)
+            times = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            result[path] = (info.st_mode, *(() if stat.S_ISDIR(info.st_mode) else times))
+    return result
+
+
 def snapshot(folder):
     """{path: hash} of all regular files in a folder."""
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).rglob("*")
-            if path.is_file()}
+    return {path: _hash(path, state) for path, state in states(folder).items() if stat.S_ISREG(state[0])}
+
+
+@functools.cache
+def _hash(path, _):     # reads a file again only if its state is another one
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def start(command, folder, before=lambda: None):
@@ -158,6 +178,7 @@ def _run_child(command, folder, before, signals):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module("captioning.interrupt")
     os.fsync = lambda handle: None      # nothing here tests a power failure
+    gc.disable()        # it writes to every object, whose memory would have to be copied
     tqdm.set_lock(threading.RLock())    # instead of one that all processes share and a killed one would never release
     before()
     status = 0
@@ -190,7 +211,7 @@ def finish(child, folder, time_limit=TIME_LIMIT):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return "hang", errors_of(folder).read_text(errors="replace")
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def kill_once_exists(path, command):
@@ -209,13 +230,14 @@ def run(command, folder, before=lambda: None):
     return finish(start(command, folder, before), folder)
 
 
-def check(command, folder, place=None):
+def check(command, folder, place=None, with_plots=True):
     """Runs a command in `folder`, some of whose files or flags are unusual; AssertionError unless it ends well.
 
     That is with status 0 and valid output, or with status 2 and one sentence, which names the `place`, and without
-    changes of existing files. Returns the status."""
+    changes of existing files. with_plots=False: plots of matplotlib, most of the time of many commands, are empty
+    files. Returns the status."""
     before = snapshot(folder)
-    status, errors = run(command, folder)
+    status, errors = run(command, folder, (lambda: None) if with_plots else _without_plots)
     assert status in (0, 2), f"status {status}: {command}\n{errors}"
     after = snapshot(folder)
     leftovers = [name for name in after if name.endswith(".tmp")]
@@ -228,15 +250,17 @@ def check(command, folder, place=None):
         assert not changed, f"{lines[0]} changed {changed}"
         assert place is None or any(part in lines[0] for part in place), f"{lines[0]} does not name {place}"
     else:
-        for path in Path(folder).rglob("*"):
-            check_output(path, before)
+        for path in after.keys() - before.keys():
+            check_output(Path(path))
     return status
 
 
-def check_output(path, before):
+def _without_plots():
+    Figure.savefig = lambda self, path, **_: Path(path).touch()
+
+
+def check_output(path):
     """AssertionError if a file that a command wrote is invalid."""
-    if not path.is_file() or str(path) in before:
-        return
     try:
         if path.name == "explanation.npz":
             read_explanation(path.parent)
@@ -251,3 +275,25 @@ def check_output(path, before):
 def copy_of(base, folder):
     """A copy of the base folder, in which files may be damaged."""
     return shutil.copytree(base, folder, symlinks=True)
+
+
+def restore(folder, base, intact):
+    """Makes `folder`, which a command changed, a copy of `base` again, whose `states` were `intact` -> its states.
+
+    Only what differs is removed and copied."""
+    for path, state in states(folder).items():
+        if state != intact.get(path):
+            remove(Path(path))
+    for path in intact:
+        if not os.path.lexists(path):
+            original = base / Path(path).relative_to(folder)
+            shutil.copytree(original, path) if original.is_dir() else shutil.copy2(original, path)
+    return states(folder)
+
+
+def remove(path):
+    """Removes a file, or a folder with all that it contains, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
