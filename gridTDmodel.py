@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from captioning import published
 from captioning.explanation import attribution, encoders, lrp_inference
 from captioning.explanation.rules import PLAIN, lstm_cell
-from captioning.recurrence import AdditiveScores, Steps, StepWeight
+from captioning.recurrence import AdditiveScores, StepRegions, Steps, StepWeight
 
 
 class Weights(NamedTuple):
@@ -95,18 +95,18 @@ class GridTDModel(nn.Module):
         """h1, c1, h2, c2, zeros (B, N, d), for N hypotheses per image."""
         return (self.W_h.weight.new_zeros(B, N, self.config["hidden_dim"]),) * 4
 
-    def recur(self, gates1, gates2, state, context, linear1, linear2, rule=PLAIN):
+    def recur(self, gates1, gates2, state, context, linear1, linear2, average, rule=PLAIN):
         """One step for (B, N) hypotheses -> ĉ (B, N, d), state, α (B, N, K), β (B, N, 1); `output` takes ĉ + h2.
 
         gates1 (B, N, 5d), gates2 (4d,) or (B, N, 4d): the gates' terms that do not depend on the state; linear1,
-        linear2: the products with Weights.first and Weights.second; state: four tensors (B, N, d)."""
+        linear2, average: the products with Weights.first, Weights.second and v; state: four tensors (B, N, d)."""
         h1, c1, h2, c2 = state
         d = h1.shape[-1]
         gates, sentinel_gate = (gates1 + linear1(torch.cat([h2, h1], -1))).split((4 * d, d), -1)
         h1, c1 = lstm_cell(gates, c1, rule)
         s = rule.constant(sentinel_gate.sigmoid()) * rule.tanh(c1)
         alpha, beta = self.attend(rule.constant(h1), rule.constant(s), context)
-        c = rule.stabilise(rule.constant(alpha) @ context.v)                               # (B, N, d)
+        c = rule.stabilise(average(rule.constant(alpha)))                                  # (B, N, d)
         c_hat = rule.stabilise(rule.constant(beta) * s + rule.constant(1 - beta) * c)
         h2, c2 = lstm_cell(gates2 + linear2(torch.cat([c_hat, h1, h2], -1)), c2, rule)
         return c_hat, (h1, c1, h2, c2), alpha, beta
@@ -135,7 +135,8 @@ class GridTDModel(nn.Module):
         weights = context.weights
         gates = F.linear(self.embedding(words), weights.word) + context.gates[:, None]
         c_hat, state, alpha, _ = self.recur(gates, weights.bias, state, context,
-                                            *(partial(F.linear, weight=w) for w in (weights.first, weights.second)))
+                                            *(partial(F.linear, weight=w) for w in (weights.first, weights.second)),
+                                            lambda alpha: alpha @ context.v)
         return predict(c_hat, state[2]) if predict else self.output(c_hat + state[2]), state, alpha
 
     def teacher_force(self, features, captions, rule=PLAIN, context=None, skip_padding=False):
@@ -148,10 +149,12 @@ class GridTDModel(nn.Module):
         embeddings = rule.leaf(self.embedding(captions[..., :-1]))                     # (B, N, T, e)
         gates1 = rule.lstm_linear(steps.pack(embeddings), weights.word, d) + context.gates[steps.image_of_row]
         gates1, gates2 = first.connect(gates1), second.connect(weights.bias.expand(len(gates1), -1))
+        regions = StepRegions(context.v, steps)
         context, state, parts = context.select(steps.images), self.initial_state(*captions.shape[:2]), []
         for (b, n), step1, step2 in zip(steps.sizes, steps.split(gates1), steps.split(gates2), strict=True):
             state = tuple(part[:b, :n] for part in state)
-            c_hat, state, alpha, beta = self.recur(step1, step2, state, context.select(slice(b)), first, second, rule)
+            c_hat, state, alpha, beta = self.recur(step1, step2, state, context.select(slice(b)), first, second,
+                                                   regions, rule)
             parts.append((c_hat, state[2], alpha, beta))
         c_hat, h, alpha, beta = (steps.unpack(torch.cat([part.flatten(0, 1) for part in column]))
                                  for column in zip(*parts, strict=True))

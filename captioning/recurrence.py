@@ -49,8 +49,8 @@ class Steps:
     def by_image(self, packed):
         """(S, ...) -> (B, Q, ...), the rows of each image together, zero-padded to the largest number Q of them;
         `from_images` is the inverse."""
-        B, Q = self.shape[0], self.rows_per_image
-        return packed.new_zeros(B * Q, *packed.shape[1:]).index_copy(0, self.slots, packed).unflatten(0, (B, Q))
+        B, Q, sizes = self.shape[0], self.rows_per_image, packed.shape[1:]
+        return packed.new_zeros(B * Q, *sizes).index_copy(0, self.slots, packed).view(B, Q, *sizes)
 
     def from_images(self, x):
         """(B, Q, ...) -> (S, ...)."""
@@ -82,7 +82,8 @@ class StepWeight:
 
     def connect(self, z):
         """z (S, m), the other terms of z_t of all steps, packed -> z, which then also sends the weight its gradient."""
-        return _SumOverSteps.apply(z, self.weight, self.inputs)
+        inputs = self.inputs
+        return _SumOverSteps.apply(z, self.weight, lambda g: g.T @ torch.cat(inputs).to(g.dtype))
 
     def __call__(self, x):
         """x_t (..., n) -> W x_t (..., m), under the rule."""
@@ -90,18 +91,37 @@ class StepWeight:
         return self.rule.lstm_linear(x, self.weight.detach(), self.d)
 
 
+class StepRegions:
+    """Regions v (B, K, d) that attention weights at every step t: c_t = α_t v, called once per step, in order.
+
+    As in `StepWeight`, the gradient of v is one product over all steps, Σ_t α_tᵀ g_t with g_t the gradient at c_t.
+    """
+
+    def __init__(self, v, steps):
+        self.v, self.weights = v.detach()[steps.images], []
+        weights, zeros = self.weights, v.new_zeros(len(steps.rows), v.shape[-1])
+
+        def gradient(g):
+            return torch.bmm(steps.by_image(torch.cat(weights).to(g.dtype)).mT, steps.by_image(g))
+        self.connected = iter(steps.split(_SumOverSteps.apply(zeros, v, gradient)))
+
+    def __call__(self, alpha):
+        """α_t (b_t, n_t, K) -> c_t (b_t, n_t, d)."""
+        self.weights.append(alpha.detach().flatten(0, 1))
+        return next(self.connected) + alpha @ self.v[:len(alpha)]
+
+
 class _SumOverSteps(Function):
-    """See `StepWeight`."""
+    """z unchanged; `gradient` maps the gradient at z, of all steps, to that of a weight which all steps share."""
 
     @staticmethod
-    def forward(ctx, z, weight, inputs):
-        ctx.inputs = inputs
+    def forward(ctx, z, weight, gradient):
+        ctx.gradient = gradient
         return z.view_as(z)
 
     @staticmethod
     def backward(ctx, g):
-        gradient = g.T @ torch.cat(ctx.inputs).to(g.dtype) if ctx.needs_input_grad[1] else None
-        return g, gradient, None
+        return g, ctx.gradient(g) if ctx.needs_input_grad[1] else None, None
 
 
 class AdditiveScores(Function):

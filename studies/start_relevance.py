@@ -39,7 +39,7 @@ class Stopped(GridTDModel):
         self.position = 0
         return super().teacher_force(*args, **options)
 
-    def recur(self, gates1, gates2, state, context, linear1, linear2, rule=PLAIN):
+    def recur(self, gates1, gates2, state, context, linear1, linear2, average, rule=PLAIN):
         stopped = self.stopped if not self.at_start or self.position == 1 else ()
         self.position += 1
 
@@ -49,7 +49,7 @@ class Stopped(GridTDModel):
         h1, c1, h2, c2 = state
         c1, c2 = (part.detach() if name in stopped else part for name, part in (("c1", c1), ("c2", c2)))
         return super().recur(gates1, gates2, (h1, c1, h2, c2), context, stop(linear1, ("h2", "h1")),
-                             stop(linear2, ("c_hat", "h1_2", "h2_2")), rule)
+                             stop(linear2, ("c_hat", "h1_2", "h2_2")), average, rule)
 
 
 def areas(model, features, captions, rows, steps, relevance):

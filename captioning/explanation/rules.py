@@ -69,7 +69,9 @@ class _CandidateLinear(Function):
     @staticmethod
     def backward(ctx, r):
         weight, = ctx.saved_tensors
-        return r[..., ctx.candidate] @ weight, None, None
+        r = r[..., ctx.candidate]
+        # of two dimensions, as batched derivatives would compute a product of more for one word after the other
+        return torch.mm(r.reshape(-1, r.shape[-1]), weight).view(*r.shape[:-1], -1), None, None
 
 
 class _ZPlusConv(Function):
