@@ -3,7 +3,7 @@
     python benchmarks/page.py output/explanations --images 5000
 
 The explanations that explain.py wrote to the folder are repeated until there are as many as wanted. If Chromium is
-installed, it opens the page, and the memory of its processes is measured after 10 and after 200 images were shown.
+installed, it opens the page, and the memory of its processes is measured after it has shown some of the images.
 """
 import os
 import re
@@ -24,7 +24,6 @@ from captioning.report.explanations import stored_folders, write_index
 
 MB = 2 ** 20
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SHOWN = (10, 200)       # images after which the memory of the browser is measured
 WALK = """<script>
 addEventListener("load", async () => {
   for (let i = 0; i < COUNT; i++) {
@@ -39,6 +38,8 @@ def get_args_parser():
     parser = Parser(__doc__)
     parser.add_argument("folder", help="the --save_path of explain.py")
     parser.add_argument("--images", type=positive_int, default=100, help="number of images in the page")
+    parser.add_argument("--shown", type=positive_int, nargs="+", default=[10, 200], help="numbers of images that the "
+                        "browser shows, one after the other, before its memory is measured")
     return parser
 
 
@@ -85,13 +86,13 @@ def main(args):
         write_index(copies, [])
         seconds = time.perf_counter() - started
         page = Path(copies, "index.html").stat().st_size / MB
-        browser = [browser_memory(Path(copies, "index.html"), count) for count in SHOWN] if CHROMIUM else []
+        browser = [browser_memory(Path(copies, "index.html"), count) for count in args.shown] if CHROMIUM else []
     sizes = {name: sum(path.stat().st_size for folder in folders for path in folder.glob(pattern)) / len(folders) / MB
              for name, pattern in (("all files", "*"), ("explanation.npz", "*.npz"), ("PNGs", "*.png"),
                                    ("page.js", "page.js"))}
     print(f"index.html of {args.images} images: {page:.2f} MB, written in {seconds:.1f} s; peak memory "
           f"{peak_memory():.0f} MB, {before:.0f} MB before")
-    for count, memory in zip(SHOWN, browser, strict=False):
+    for count, memory in zip(args.shown, browser, strict=False):
         print(f"Chromium after showing {count} of {args.images} images: {memory:.0f} MB")
     print("MB per image: " + ", ".join(f"{name} {size:.3f}" for name, size in sizes.items()))
 
