@@ -25,7 +25,7 @@ finetune() {    # arguments: model type, random seed
     evaluate "$base/checkpoint_best.pth" "$run/base"
     for mode in $MODES; do
         local lr=1e-4
-        [[ $mode == *cider ]] && lr=2e-5
+        [[ $mode == *cider ]] && lr=5e-5
         python finetune.py \
             --weight "$base/checkpoint_best.pth" \
             --${mode}_tune \
