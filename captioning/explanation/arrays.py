@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 from captioning import decoding, grounding
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.explanation.methods import LRP_METHODS, SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
+from captioning.explanation.methods import LRP_METHODS, METHODS, SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
 
 
 def encode_caption(text, vocabulary, flag="--caption"):
@@ -57,10 +57,10 @@ def explain_batch(model, vocabulary, images, captions, methods, contrast=None, e
     common = {"methods": np.array(methods), "contrast": np.array(contrast or "")}
     results = [common | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
     options = {"chunk": chunk, "contrast": None if contrast is None else contrast_id(contrast, vocabulary)}
-    explanation = None
-    for method in methods:
+    explanation, shared = None, {}
+    for method in sorted(methods, key=METHODS.index):       # those that have passes in common are consecutive
         if method != "attention" or explanation is None:    # every method's explanation has the attention weights
-            method_options = options | ({"eps": eps} if method in LRP_METHODS else {})
+            method_options = options | {"shared": shared} | ({"eps": eps} if method in LRP_METHODS else {})
             explanation = getattr(model, method)(images, captions, **method_options)
         arrays = _arrays(explanation, method, images, captions, options["contrast"])
         if method == "lrp" and calibration and contrast is None:

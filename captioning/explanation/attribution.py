@@ -78,6 +78,8 @@ def region_mean(features, mask):
 # steps:    (B, S) explains the words at these steps alone
 # chunk:    words that pass through the encoder at once; by default 1 on a CPU, whose caches hold no more, else all
 # pixels:   False stops at the encoder's output
+# shared:   a dict, empty at first, that is passed to several methods of the same inputs and options, without steps:
+#           consecutive methods do not repeat the passes that they have in common
 
 
 def lrp(model, images, captions, eps=0.01, head=None, **options):
@@ -168,10 +170,28 @@ def _specific(captions, dtype):
     return _own(captions, dtype) - is_other / is_other.sum(-1, keepdim=True).clamp(min=1).to(dtype)
 
 
-def _explain(model, images, captions, rule, contrast=None, steps=None, chunk=None, pixels=True, weights_of=_own):
+def _explain(model, images, captions, rule, weights_of=_own, pixels=True, shared=None, **options):
     """(Explanation of derivatives under `rule`, with words (B, T, T, e); the _Inputs that they are taken at).
 
-    weights_of: `_own`, or a function like it."""
+    weights_of: `_own`, or a function like it. shared: keeps the derivatives of the last rule alone."""
+    if shared is None:
+        return _derivatives(model, images, captions, rule, weights_of, pixels, **options)
+    key = type(rule), *vars(rule).values()
+    kept = shared.get((key, True)) or shared.get((key, pixels))
+    if not kept:
+        shared.clear()
+        kept = shared[key, pixels] = _derivatives(model, images, captions, rule, _own, pixels, **options)
+    result, inputs = kept
+    if weights_of is not _own:      # derivatives are linear in the targets
+        weights = weights_of(captions, result.targets.dtype)                           # (B, T, T)
+        parts = {name: getattr(result, name) for name in ("targets", "words", "features", "pixels")}
+        result = replace(result, **{name: part if part is None else torch.einsum("bst,bt...->bs...", weights, part)
+                                    for name, part in parts.items()})
+    return result, inputs
+
+
+def _derivatives(model, images, captions, rule, weights_of, pixels, contrast=None, steps=None, chunk=None):
+    """What `_explain` returns."""
     images, captions = _ordinary(model, images, captions)
     with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
         images.requires_grad_(pixels and images.dim() == 4)

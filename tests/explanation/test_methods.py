@@ -47,6 +47,25 @@ def test_every_method_takes_every_option(model_type, method):
 
 
 @MODELS
+@pytest.mark.parametrize("order", [METHODS, METHODS[::-1]])
+def test_shared_passes_change_nothing(model_type, order, monkeypatch):
+    """Of seven methods, three rules need derivatives with respect to pixels: LRP, gradient and guided backpropagation.
+    """
+    model, images, shared, passes = make(model_type, max_pooled), random_images(), {}, []
+    expected = {method: getattr(model, method)(images, CAPTIONS, contrast=4) for method in order}
+    through_encoder = attribution.through_encoder
+    monkeypatch.setattr(attribution, "through_encoder", lambda *args: passes.append(0) or through_encoder(*args))
+    for method in order:
+        actual = getattr(model, method)(images, CAPTIONS, contrast=4, shared=shared)
+        for field in FIELDS:
+            one, other = getattr(actual, field), getattr(expected[method], field)
+            assert (one is None) == (other is None), (method, field)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-12, msg=f"{method}, {field}")
+    assert len(passes) == 3 or order != METHODS
+
+
+@MODELS
 def test_attention_needs_no_backward_pass(model_type, monkeypatch):
     def fail(*args, **options):
         raise AssertionError("attention took a derivative")
