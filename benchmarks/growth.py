@@ -31,6 +31,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "growth.png"
 def get_args_parser():
     parser = get_parser(__doc__, repeats=1)
     parser.add_argument("--figure", default=str(FIGURE), help="image file of the figure")
+    parser.add_argument("--vary", nargs="+", choices=list(VALUES), default=list(VALUES), help="sizes to vary")
     return parser
 
 
@@ -87,7 +88,8 @@ def main(args):
     base = {size: numbers[-1] for size, numbers in values.items()} if args.quick else BASE
     points, rows = {}, []
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for size, numbers in values.items():
+        for size in args.vary:
+            numbers = values[size]
             for name in MODELS:
                 for task in TASKS:
                     measured = [(value, *pool.apply(point, (task, name, base | {size: value}, args.repeats)))
