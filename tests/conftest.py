@@ -18,7 +18,6 @@ def pytest_addoption(parser):
                      "tests/test_device.py; the others need a CPU")
     group = parser.getgroup("reliability", "longer tests of reliability (docs/reliability.md)")
     group.addoption("--fuzz_cases", type=int, default=150, help="damaged inputs that the fuzz tests generate")
-    group.addoption("--fuzz_seed", type=int, help="random seed of the fuzz tests (default: always the same cases)")
     group.addoption("--fuzz_shrink", action="store_true", help="simplify a failing case")
     group.addoption("--crash_runs", type=int, default=4, help="how often the crash tests stop a script")
     group.addoption("--models", type=int, default=48, help="random models that the numerical tests explain")

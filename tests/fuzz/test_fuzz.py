@@ -30,9 +30,9 @@ def copies(small_files, tmp_path_factory):
 
 
 def cases(config, share):
-    """Settings of hypothesis for this share of all cases, the same ones in every run unless --fuzz_seed is given."""
+    """Settings of hypothesis for this share of all cases, always the same ones unless --hypothesis-seed is given."""
     return settings(max_examples=max(1, round(share * config.getoption("fuzz_cases"))), deadline=None, database=None,
-                    derandomize=config.getoption("fuzz_seed") is None, print_blob=True,
+                    derandomize=config.getoption("--hypothesis-seed") is None, print_blob=True,
                     phases=[Phase.generate, Phase.shrink] if config.getoption("fuzz_shrink") else [Phase.generate],
                     suppress_health_check=list(HealthCheck))
 
