@@ -6,7 +6,6 @@ The explanations that explain.py wrote to the folder are repeated until there ar
 installed, it opens the page, and the memory of its processes is measured after it has shown some of the images.
 """
 import os
-import re
 import resource
 import shutil
 import signal
@@ -15,12 +14,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from captioning.cli import Parser, positive_int
 from captioning.errors import InputError, run_script
 from captioning.report.explanations import stored_folders, write_index
+from studies.memory import use
 
 MB = 2 ** 20
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -28,8 +29,9 @@ WALK = """<script>
 addEventListener("load", async () => {
   for (let i = 0; i < COUNT; i++) {
     document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }))
-    await new Promise(resolve => setTimeout(resolve, 200))
+    do await new Promise(resolve => setTimeout(resolve, 50)); while (!current().methods)
   }
+  document.title = "finished"
 })
 </script>"""
 
@@ -57,21 +59,19 @@ def browser_memory(page, count):
         browser = subprocess.Popen(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}",
              "--remote-debugging-port=0", walk.as_uri()], start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(10 + 0.3 * count)
-        total = sum(memory_in_session(process, browser.pid) for process in Path("/proc").glob("[0-9]*"))
+        port = Path(profile, "DevToolsActivePort")
+        while browser.poll() is None and not (port.exists() and '"finished"' in pages(port)):
+            time.sleep(1)
+        megabytes, _ = use(browser.pid)
         os.killpg(browser.pid, signal.SIGKILL)
         browser.wait()
-    return total
+    return megabytes
 
 
-def memory_in_session(process, session):
-    """MB of a process (its folder in /proc; pages shared by n processes count 1/n) of this session; 0 for others."""
-    try:
-        if int((process / "stat").read_text().rpartition(")")[2].split()[3]) != session:
-            return 0
-        return int(re.search(r"^Pss: +(\d+)", (process / "smaps_rollup").read_text(), re.M)[1]) / 1024
-    except OSError:     # it has ended
-        return 0
+def pages(port):
+    """JSON of Chromium's open pages and their titles; port: the file in which it states its port."""
+    with urlopen(f"http://127.0.0.1:{port.read_text().split()[0]}/json") as answer:
+        return answer.read().decode()
 
 
 def main(args):

@@ -6,22 +6,15 @@ predicted from (1 + α) log p(word | image) − α log p(word | no image), as in
 """
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from captioning import checkpoint  # noqa: E402
-from captioning.data.boxes import load_boxes  # noqa: E402
-from captioning.data.dataset import CaptionDataset  # noqa: E402
 from captioning.decoding import decode  # noqa: E402
-from captioning.metrics.object_metrics import chair_scores  # noqa: E402
-from captioning.metrics.object_words import load_objects  # noqa: E402
-from pycocoevalcap.caption_metrics import SCORERS  # noqa: E402
-
-COLUMNS = ("cider", "companions_invented", "companions_named", "chair_i")
+from studies.grounded_decoding import make_report  # noqa: E402
 
 
 class Contrasted:
@@ -46,32 +39,20 @@ class Contrasted:
         return log_p, (*own, *blank), None
 
 
+def contrasted(model, *inputs, alpha, **options):
+    """As captioning.decoding.decode."""
+    return decode(Contrasted(model, alpha), *inputs, **options)
+
+
 def main(args):
-    torch.set_num_threads(1)
-    folder = Path(args.data_folder, "demo")
-    boxes = load_boxes(folder / "boxes_demo.json")
-    objects = load_objects(args.data_folder, "demo", boxes)
-    print("| checkpoint | α | " + " | ".join(COLUMNS) + " |\n|---|---|" + "---|" * len(COLUMNS))
-    for weight in args.weights:
-        model, vocabulary = checkpoint.load(weight, "cpu")
-        data = CaptionDataset(args.data_folder, "demo", "test", image_size=checkpoint.image_size(model))
-        names = data.names[:args.max_images]
-        references, entries = data.references[:len(names)], [boxes.get(name) for name in names]
-        for alpha in args.alpha:
-            captions = []
-            for i in tqdm(range(0, len(names), 50), desc=f"α = {alpha:g}", leave=False):
-                images = data.__getitems__(list(range(i, min(i + 50, len(names)))))["images"]
-                with torch.no_grad():
-                    tokens = decode(Contrasted(model, alpha), model.encode(images), vocabulary, max_len=30)
-                captions += [" ".join(vocabulary.decode(ids)) for ids in tokens.tolist()]
-            scores = chair_scores(captions, references, entries, objects) | SCORERS["cider"](captions, references)[0]
-            numbers = [weight, f"{alpha:g}", *(f"{scores[key]:.3f}" for key in COLUMNS)]
-            print("| " + " | ".join(numbers) + " |", flush=True)
+    _, report = make_report(args.weight, args.data_folder, args.max_images)
+    for alpha in args.alpha:
+        report(f"α = {alpha:g}", partial(contrasted, alpha=alpha))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="+", help="checkpoints of models of the demo data")
+    parser.add_argument("weight", help="checkpoint of a model of the demo data")
     parser.add_argument("--data_folder", default="data", help="folder of prepared data sets")
     parser.add_argument("--alpha", type=float, nargs="+", default=[0, 0.5, 1], help="strengths α; 0: ordinary decoding")
     parser.add_argument("--max_images", type=int, help="use only the first test images (default: all)")

@@ -25,7 +25,7 @@ from captioning.metrics.object_words import load_objects  # noqa: E402
 from pycocoevalcap.caption_metrics import SCORERS  # noqa: E402
 
 KEPT = (0.98, 0.95, 0.9)       # shares of correct words that a threshold keeps
-COLUMNS = ("cider", "companions_invented", "companions_named", "object_precision")
+COLUMNS = ("cider", "companions_invented", "companions_named", "object_precision", "chair_i")
 
 
 def random_flags(rate):
@@ -68,16 +68,17 @@ def report_flags(values):
     print(flush=True)
 
 
-def main(args):
+def make_report(weight, data_folder, max_images=None):
+    """Prints the head of a table -> (objects of the demo data, report).
+
+    report(name, function) prints a row of COLUMNS for the captions of the test images by a function like
+    captioning.decoding.decode. weight: a checkpoint."""
     torch.set_num_threads(1)
-    model, vocabulary = checkpoint.load(args.weight, "cpu")
-    folder = Path(args.data_folder, "demo")
-    boxes = load_boxes(folder / "boxes_demo.json")
-    objects = load_objects(args.data_folder, "demo", boxes)
-    values = {split: read_values(Path(args.scores, f"grounding_words_{split}.csv")) for split in ("val", "test")}
-    report_flags(values)
-    data = CaptionDataset(args.data_folder, "demo", "test", image_size=checkpoint.image_size(model))
-    indices = list(range(len(data)))[:args.max_images]
+    model, vocabulary = checkpoint.load(weight, "cpu")
+    boxes = load_boxes(Path(data_folder, "demo", "boxes_demo.json"))
+    objects = load_objects(data_folder, "demo", boxes)
+    data = CaptionDataset(data_folder, "demo", "test", image_size=checkpoint.image_size(model))
+    indices = list(range(len(data)))[:max_images]
     batches = [indices[i:i + 50] for i in range(0, len(indices), 50)]
     with torch.no_grad():
         features = [model.encode(data.__getitems__(batch)["images"]) for batch in batches]
@@ -90,6 +91,13 @@ def main(args):
         print(f"| {name} | " + " | ".join(f"{scores[key]:.3f}" for key in COLUMNS) + " |", flush=True)
 
     print("| | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
+    return objects, report
+
+
+def main(args):
+    values = {split: read_values(Path(args.scores, f"grounding_words_{split}.csv")) for split in ("val", "test")}
+    report_flags(values)
+    objects, report = make_report(args.weight, args.data_folder, args.max_images)
     report("beam search", decode)
     shares = values["val"]["lrp", "absolute_share"], values["val"]["reference", "present"]
     tested = torch.tensor(values["test"]["lrp", "absolute_share"])

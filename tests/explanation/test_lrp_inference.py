@@ -12,6 +12,7 @@ from aoamodel import AOAModel
 from captioning.explanation import lrp_inference
 from captioning.explanation.rules import LRP, ratio
 from gridTDmodel import GridTDModel
+from studies.weighted_words import at_temperature
 
 MODELS = [GridTDModel, AOAModel]
 SPECIAL = {0, 1, 2}
@@ -166,3 +167,16 @@ def test_both_logits_have_the_same_dropout_mask(model_type):
     torch.testing.assert_close(logits, weighted)
     assert not torch.allclose(logits, model(random_regions(), CAPTIONS))
     assert math.isfinite(logits.sum().item())
+
+
+def test_temperature_at_which_words_have_a_given_mean_probability():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 9, generator=generator, dtype=torch.float64)
+    ids = logits.argmax(-1)
+    p = at_temperature(logits, ids, 0.8)
+    assert p.mean() == pytest.approx(0.8, abs=1e-9)
+    two = logits[:, :2]         # of two words, log(p / (1 − p)) is the difference of their logits divided by T
+    p = at_temperature(two, two.argmax(-1), 0.8)
+    margin = (two[:, 0] - two[:, 1]).abs()
+    factor = (p / (1 - p)).log() / margin
+    torch.testing.assert_close(factor, factor[:1].expand(40), rtol=1e-6, atol=0)
