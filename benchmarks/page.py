@@ -3,8 +3,9 @@
     python benchmarks/page.py output/explanations --images 5000
 
 The explanations that explain.py wrote to the folder are repeated until there are as many as wanted. If Chromium is
-installed, it opens the page, and the memory of its processes is measured after it has shown some of the images.
+installed, it shows the images one after the other, and the memory of its processes is measured.
 """
+import json
 import os
 import resource
 import shutil
@@ -27,11 +28,11 @@ MB = 2 ** 20
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WALK = """<script>
 addEventListener("load", async () => {
-  for (let i = 0; i < COUNT; i++) {
+  for (let i = 0; i <= COUNT; i++) {
+    document.title = i
     document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }))
-    do await new Promise(resolve => setTimeout(resolve, 50)); while (!current().methods)
+    do await new Promise(resolve => setTimeout(resolve, 20)); while (!current().methods)
   }
-  document.title = "finished"
 })
 </script>"""
 
@@ -40,8 +41,8 @@ def get_args_parser():
     parser = Parser(__doc__)
     parser.add_argument("folder", help="the --save_path of explain.py")
     parser.add_argument("--images", type=positive_int, default=100, help="number of images in the page")
-    parser.add_argument("--shown", type=positive_int, nargs="+", default=[10, 200], help="numbers of images that the "
-                        "browser shows, one after the other, before its memory is measured")
+    parser.add_argument("--shown", type=positive_int, nargs="+", default=[10, 200, 1000], help="the browser shows the "
+                        "images one after the other; its largest memory is printed for each of these stages")
     return parser
 
 
@@ -50,28 +51,33 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def browser_memory(page, count):
-    """MB that the processes of Chromium hold after showing `count` images of `page`, one after the other, on Linux."""
+def browser_memory(page, counts):
+    """Shows images of `page` in Chromium, one after the other -> the largest number of MB that its processes hold
+    until it has shown counts[0] images, then until counts[1], and so on; measured each second, on Linux."""
     walk = page.with_name("walk.html")
-    script = WALK.replace("COUNT", str(count))
+    script = WALK.replace("COUNT", str(counts[-1]))
     walk.write_text(page.read_text(encoding="utf-8").replace("<header>", script + "<header>", 1), encoding="utf-8")
+    largest = [0] * len(counts)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}",
              "--remote-debugging-port=0", walk.as_uri()], start_new_session=True, stderr=subprocess.DEVNULL)
-        port = Path(profile, "DevToolsActivePort")
-        while browser.poll() is None and not (port.exists() and '"finished"' in pages(port)):
+        port, shown = Path(profile, "DevToolsActivePort"), 0
+        while browser.poll() is None and shown < counts[-1]:
             time.sleep(1)
-        megabytes, _ = use(browser.pid)
+            stage = next(i for i, count in enumerate(counts) if shown < count)
+            shown = images_shown(port) if port.exists() else 0
+            largest[stage] = max(largest[stage], use(browser.pid)[0])
         os.killpg(browser.pid, signal.SIGKILL)
         browser.wait()
-    return megabytes
+    return largest
 
 
-def pages(port):
-    """JSON of Chromium's open pages and their titles; port: the file in which it states its port."""
+def images_shown(port):
+    """The number in the title of Chromium's page, or 0; port: the file in which Chromium states its port."""
     with urlopen(f"http://127.0.0.1:{port.read_text().split()[0]}/json") as answer:
-        return answer.read().decode()
+        title = json.load(answer)[0]["title"]
+    return int(title) if title.isdecimal() else 0
 
 
 def main(args):
@@ -86,14 +92,15 @@ def main(args):
         write_index(copies, [])
         seconds = time.perf_counter() - started
         page = Path(copies, "index.html").stat().st_size / MB
-        browser = [browser_memory(Path(copies, "index.html"), count) for count in args.shown] if CHROMIUM else []
+        counts = sorted(args.shown)
+        browser = browser_memory(Path(copies, "index.html"), counts) if CHROMIUM else []
     sizes = {name: sum(path.stat().st_size for folder in folders for path in folder.glob(pattern)) / len(folders) / MB
              for name, pattern in (("all files", "*"), ("explanation.npz", "*.npz"), ("PNGs", "*.png"),
-                                   ("page.js", "page.js"))}
+                                   ("entry.html", "entry.html"))}
     print(f"index.html of {args.images} images: {page:.2f} MB, written in {seconds:.1f} s; peak memory "
           f"{peak_memory():.0f} MB, {before:.0f} MB before")
-    for count, memory in zip(args.shown, browser, strict=False):
-        print(f"Chromium after showing {count} of {args.images} images: {memory:.0f} MB")
+    for first, last, memory in zip([0, *counts], counts, browser, strict=False):
+        print(f"Chromium, showing images {first + 1} to {last} of {args.images}: at most {memory:.0f} MB")
     print("MB per image: " + ", ".join(f"{name} {size:.3f}" for name, size in sizes.items()))
 
 

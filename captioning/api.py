@@ -114,7 +114,7 @@ class ImageExplanation:
         write_text(path, self._page())
 
     def save(self, folder):
-        """Writes what explain.py writes for an image: PNGs, explanation.npz, page.js; and index.html."""
+        """Writes what explain.py writes for an image: PNGs, explanation.npz, entry.html; and index.html."""
         folder = make_folder(folder)
         write_files(folder, self.name, self._pixels(), self.arrays)
         self.to_html(folder / "index.html")

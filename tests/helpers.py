@@ -1,5 +1,4 @@
 """Models, inputs and reference implementations that several test modules share."""
-import shutil
 from pathlib import Path
 
 import h5py
@@ -117,9 +116,6 @@ def literal_of_regions(relevance, regions, boxes, tau):
                 inside += value * width * height / ((x1 - x0) * (y1 - y0))
         best = max(best, inside / sum(remaining))
     return best
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def write_region_features(demo_data):

@@ -69,7 +69,7 @@ def test_files(weight, photograph, tmp_path):
     explanation = explain(photograph, weight, "a dog", ("lrp", "grad_cam"), contrast="runs", device="cpu")
     explanation.save(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"lrp.png", "words_lrp.png", "grad_cam.png", "words_grad_cam.png", "explanation.npz", "page.js",
+    assert names == {"lrp.png", "words_lrp.png", "grad_cam.png", "words_grad_cam.png", "explanation.npz", "entry.html",
                      "thumbnail.webp", "index.html"}
     explanation.to_html(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == (tmp_path / "out" / "index.html").read_text()

@@ -118,7 +118,7 @@ def test_files_of_an_image(weights, tmp_path, monkeypatch):
     run(weights / "gridtd.pth", [make_image(tmp_path / "a.png")], tmp_path / "out", "--methods", *explain.METHODS,
         "--caption", "a dog")
     names = {path.name for path in (tmp_path / "out" / "a").iterdir()}
-    others = {"explanation.npz", "page.js", "thumbnail.webp"}
+    others = {"explanation.npz", "entry.html", "thumbnail.webp"}
     assert names == others | {f"{method}.png" for method in explain.METHODS} | {
         f"words_{method}.png" for method in explain.METHODS if method != "attention"}
     for path in (tmp_path / "out" / "a").glob("*.png"):
@@ -337,7 +337,7 @@ def test_explanations_that_cannot_be_shown_are_omitted_from_the_page(weights, tm
     run(weights / "gridtd.pth", paths.values(), tmp_path / "out", *flags)
     paths["a"].unlink()         # which the page does not need
     (tmp_path / "out" / "b" / "explanation.npz").write_bytes(b"cut short")
-    (tmp_path / "out" / "c" / "page.js").unlink()       # as written by earlier versions
+    (tmp_path / "out" / "c" / "entry.html").unlink()       # as written by earlier versions
     killed = tmp_path / "out" / "e.elsewhere.123.tmp"
     (tmp_path / "out" / "e").rename(killed)
     capsys.readouterr()
@@ -345,7 +345,7 @@ def test_explanations_that_cannot_be_shown_are_omitted_from_the_page(weights, tm
     assert page_names(tmp_path / "out") == ["d", "a"]
     (sentence,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("omitted from "))
     assert "b (its explanation.npz cannot be read)" in sentence
-    assert "c (its page.js or thumbnail.webp is missing" in sentence
+    assert "c (its entry.html or thumbnail.webp is missing" in sentence
     run(weights / "gridtd.pth", list(paths.values())[1:4], tmp_path / "out", *flags)
     assert page_names(tmp_path / "out") == ["b", "c", "d", "a"]
 
@@ -367,7 +367,7 @@ def test_other_settings_replace_an_explanation_but_no_other_files(weights, tmp_p
     (tmp_path / "out" / "a" / "mine.txt").write_text("notes")
     run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "attention", "--caption", "a")
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"attention.png", "explanation.npz", "mine.txt",
-                                                                    "page.js", "thumbnail.webp"}
+                                                                    "entry.html", "thumbnail.webp"}
     assert list(stored(tmp_path / "out" / "a")["words"]) == ["<start>", "a", "<end>"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "index.html", "log.txt", "settings.json"]
 

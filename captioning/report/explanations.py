@@ -1,4 +1,4 @@
-"""Folders of explanations: each image has one, with plots, explanation.npz and its part of the page, page.js."""
+"""Folders of explanations: each image has one, with plots, explanation.npz and its part of the page, entry.html."""
 import os
 import shutil
 from collections import Counter
@@ -114,7 +114,7 @@ def _is_complete_png(path):
 
 
 def write_explanation(folder, image, arrays):
-    """Writes explanation.npz, the plots and page.js of one image, which replace those of an earlier explanation.
+    """Writes explanation.npz, the plots and entry.html of one image, which replace those of an earlier explanation.
 
     A new folder appears only once it is complete. image: uint8 (3, H, W). arrays: those of explanation.npz; with a true
     `shared_scale` all words of the caption are drawn on one colour scale. Raises InputError if writing fails.

@@ -284,23 +284,33 @@ function openEntry(i, word = entry => entry.first) {
   show()
 }
 
-// loads an image's page.js, which calls receive; only the last LOADED ones are kept
-let arrived = null
-const receive = entry => arrived = entry
+// loads an image's entry.html, which sends its entry; only the last LOADED ones are kept
 function load(i, word) {
-  const script = make("script", { src: `${encodeURIComponent(entries[i].name)}/page.js` })
-  script.onload = () => {
-    script.remove()
-    entries[i] = arrived
-    loaded.push(i)
+  const frame = make("iframe", { src: `${encodeURIComponent(entries[i].name)}/entry.html`, sandbox: "allow-scripts", hidden: true })
+  const receive = event => {
+    if (event.source !== frame.contentWindow) return
+    finish()
+    if (!entries[i].methods) loaded.push(i)
+    entries[i] = JSON.parse(event.data)
     if (loaded.length > LOADED) {
-      const { name, caption } = entries[loaded[0]]
-      entries[loaded.shift()] = { name, caption }
+      const [oldest] = loaded.splice(loaded.findIndex(j => j !== at.entry), 1), { name, caption } = entries[oldest]
+      entries[oldest] = { name, caption }
     }
     if (at.entry === i) openEntry(i, word)
   }
-  script.onerror = () => $("detail").replaceChildren(make("h2", {}, `${script.getAttribute("src")} cannot be loaded.`))
-  document.head.append(script)
+  const finish = () => {
+    removeEventListener("message", receive)
+    frame.remove()
+  }
+  addEventListener("message", receive)
+  frame.onload = () => setTimeout(() => {      // browsers do not report that a frame's file is missing
+    if (!frame.isConnected) return
+    finish()
+    if (at.entry !== i) return
+    for (const id of ["figures", "caption", "parts"]) $(id).replaceChildren()
+    $("detail").replaceChildren(make("h2", {}, `${frame.getAttribute("src")} cannot be loaded.`))
+  }, 1000)
+  document.body.append(frame)
 }
 
 function openWord(t) {
@@ -440,7 +450,8 @@ addEventListener("hashchange", openHash)
 
 document.addEventListener("keydown", event => {
   const typing = event.target.matches?.("select, input:not([type=checkbox])")
-  if (event.ctrlKey || event.metaKey || event.altKey || typing || !current().methods) return
+  if (event.ctrlKey || event.metaKey || event.altKey || typing) return
+  if (!current().methods && !["ArrowDown", "ArrowUp"].includes(event.key)) return
   const act = {
     ArrowRight: () => stepWord(at.word === null ? 0 : at.word + 1),
     ArrowLeft: () => stepWord(at.word === null ? 0 : at.word - 1),

@@ -1,8 +1,9 @@
 """index.html, the page that shows explanations interactively, from the parts page.html, page.css and page.js.
 
-Each image's folder contains its part of the page's data: page.js, and a thumbnail. Up to EMBEDDED images the page
-contains all of them and is one file. Above that it loads an image's page.js when the image is chosen, as a script,
+Each image's folder contains its part of the page's data: entry.html, and a thumbnail. Up to EMBEDDED images the page
+contains all of them and is one file. Above that it loads an image's entry.html when the image is chosen, in a frame,
 which browsers allow for local files too; neither Python nor the browser holds more than a few images at a time.
+(Chromium keeps the source of every script that it has loaded, so the data must not be one.)
 """
 import base64
 import io
@@ -25,7 +26,11 @@ from captioning.report.colours import (
 )
 from captioning.report.heatmaps import grey_background, thumbnail
 
-ENTRY, THUMBNAIL = "page.js", "thumbnail.webp"      # in each image's folder
+ENTRY, THUMBNAIL = "entry.html", "thumbnail.webp"   # in each image's folder
+FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title><script type="application/json">
+%s
+</script><script>parent.postMessage(document.scripts[0].textContent, "*")</script>
+"""
 EMBEDDED = 30
 IMAGE_SIDE, PRINTED_SIDE, HEATMAP_SIDE, THUMBNAIL_SIDE = 720, 280, 128, 96     # pixels; heatmaps are stretched
 DESCRIPTIONS = {
@@ -143,12 +148,12 @@ def _json(value):
 
 def write_entry(folder, entry, image):
     """Writes an image's part of the page, `page_entry`, and its thumbnail. image: uint8 (H, W, 3)."""
-    Path(folder, ENTRY).write_text(f"receive(\n{_json(entry)}\n)\n", encoding="utf-8")
+    Path(folder, ENTRY).write_text(FRAME % _json(entry), encoding="utf-8")
     Image.fromarray(thumbnail(image, THUMBNAIL_SIDE)).save(Path(folder, THUMBNAIL), quality=70)
 
 
 def read_entry(folder):
-    """The JSON text of the entry in the folder's page.js."""
+    """The JSON text of the entry in the folder's entry.html."""
     return Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[1]
 
 

@@ -1,16 +1,14 @@
 """The page in a browser: words respond, images change, nothing is fetched and no error occurs."""
-import html
 import json
 import re
-import subprocess
 
 import numpy as np
 import pytest
-from helpers import CHROMIUM
+from browser import CHROMIUM, Browser
 
 from captioning.explanation.methods import METHODS
 from captioning.report import page
-from captioning.report.page import page_entry, page_of, write_entry, write_page
+from captioning.report.page import ENTRY, page_entry, page_of, write_entry, write_page
 
 SHOWN = ["lrp", "attention"]
 BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
@@ -18,6 +16,7 @@ BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: inst
 OBSERVE = """
 <script>
 const log = [], errors = []
+let finished = ""
 addEventListener("error", event => errors.push(String(event.message)))
 console.error = (...parts) => errors.push(parts.join(" "))
 const key = (name, target = document.activeElement) =>
@@ -44,27 +43,25 @@ function note(action, more = {}) {
 }
 addEventListener("load", async () => {
   try { await walk() } catch (error) { errors.push(String(error.stack)) }
-  document.body.append(make("pre", { id: "log", textContent: JSON.stringify({ log, errors }) }))
+  finished = JSON.stringify({ log, errors })
 })
 </script>
 """
 
 
-def browse(path, tmp_path, walk, *, width=900, address="", dark=False):
-    """{action: what the page shows} after each `note` of the script `walk`, in Chromium."""
-    text = path.read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+def browse(browser, path, walk, *, address="", **window):
+    """{action: what the page shows} after each `note` of the script `walk`."""
     tested = path.with_name(f"test_{path.name}")
     script = f"{OBSERVE}<script>async function walk() {{ {walk} }}</script>"
-    tested.write_text(text.replace("<header>", script + "<header>", 1), encoding="utf-8")
-    process = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={width},800",
-         "--virtual-time-budget=60000", "--dump-dom", tested.as_uri() + address],
-        capture_output=True, text=True, timeout=120)
-    match = re.search(r'<pre id="log">(.*?)</pre>', process.stdout, re.S)
-    assert match, process.stderr[-2000:]
-    result = json.loads(html.unescape(match[1]))
+    tested.write_text(path.read_text(encoding="utf-8").replace("<header>", script + "<header>", 1), encoding="utf-8")
+    result = json.loads(browser.result(tested.as_uri() + address, "finished", **window))
     assert result["errors"] == []
     return {entry["action"]: entry for entry in result["log"]}
 
@@ -161,9 +158,9 @@ WALK = """
 
 
 @BROWSER
-@pytest.mark.parametrize("width", [500, 900, 1600])     # 500: the narrowest headless window
-def test_in_a_browser(index, tmp_path, width):
-    seen = browse(index, tmp_path, WALK, width=width)
+@pytest.mark.parametrize("width", [360, 900, 1600])
+def test_in_a_browser(browser, index, width):
+    seen = browse(browser, index, WALK, width=width)
     start, hover = seen["start"], seen["hover"]
     assert start["words"] == CAPTION and start["chosen"] == 3      # "a" is a stop word
     assert start["flagged"] == [False, False, True, False, False, False] and "comes from language" in start["parts"]
@@ -202,9 +199,9 @@ def test_in_a_browser(index, tmp_path, width):
 
 
 @BROWSER
-def test_the_address_leads_to_a_word(index, tmp_path):
+def test_the_address_leads_to_a_word(browser, index):
     for address, chosen in (("#image%200/a~2", 4), ("#image%200/dog", 2), ("#image_1%23/two", 1), ("#nowhere/x", 3)):
-        assert browse(index, tmp_path, 'note("start")', address=address)["start"]["chosen"] == chosen
+        assert browse(browser, index, 'note("start")', address=address)["start"]["chosen"] == chosen
 
 
 CONTRAST = """
@@ -231,15 +228,15 @@ CONTRAST = """
 
 
 @BROWSER
-def test_text_is_legible_in_both_themes(index, tmp_path):
-    light, dark = (browse(index, tmp_path, CONTRAST, dark=dark)["end"] for dark in (False, True))
+def test_text_is_legible_in_both_themes(browser, index):
+    light, dark = (browse(browser, index, CONTRAST, dark=dark)["end"] for dark in (False, True))
     assert light["poor"] == dark["poor"] == [] and light["paper"] != dark["paper"]
 
 
 @BROWSER
-def test_regions_are_one_tab_stop(tmp_path):
+def test_regions_are_one_tab_stop(browser, tmp_path):
     write_page(tmp_path / "index.html", write_folders(tmp_path, {"a": region_arrays(["<start>", "a", "dog", "<end>"])}))
-    seen = browse(tmp_path / "index.html", tmp_path, """
+    seen = browse(browser, tmp_path / "index.html", """
       const svg = document.querySelector(".regions"), chosen = () => svg.getAttribute("aria-activedescendant")
       const state = () => ({ stops: document.querySelectorAll(".stage [tabindex]").length, chosen: chosen(),
                              role: svg.getAttribute("role"), options: svg.querySelectorAll("[role=option]").length,
@@ -260,12 +257,13 @@ def test_regions_are_one_tab_stop(tmp_path):
 
 
 @BROWSER
-def test_many_images_are_loaded_on_demand(tmp_path):
+def test_many_images_are_loaded_on_demand(browser, tmp_path):
     names = [f"photo {i}" for i in range(40)]
     content = arrays(["<start>", "a", "dog", "<end>"])
     write_page(tmp_path / "index.html", write_folders(tmp_path, dict.fromkeys(names, content)))
+    (tmp_path / names[39] / ENTRY).unlink()
     assert (tmp_path / "index.html").stat().st_size < 50_000
-    seen = browse(tmp_path / "index.html", tmp_path, """
+    seen = browse(browser, tmp_path / "index.html", """
       await until(() => current().methods); note("start")
       for (let i = 0; i < 20; i++) { key("ArrowDown"); await until(() => current().methods) }
       note("walked")
@@ -273,9 +271,13 @@ def test_many_images_are_loaded_on_demand(tmp_path):
       $("images").open = true; showList(); await until(() => seen() >= 5)
       note("list", { thumbnails: seen() })
       const blob = await savePng(); note("png", { size: blob.size })
+      openEntry(39); await until(() => $("detail").innerText.includes("photo%2039")); note("missing")
+      key("ArrowUp"); await until(() => current().methods); note("up")
     """, address="#photo%207/dog")
     assert seen["start"]["hash"] == "#photo 7/dog" and seen["start"]["memory"] == 1 and seen["start"]["chosen"] == 2
     assert seen["walked"]["hash"].startswith("#photo 27/") and seen["walked"]["memory"] == 12
+    assert seen["missing"]["detail"] == "photo%2039/entry.html cannot be loaded." and not seen["missing"]["heats"]
+    assert seen["up"]["hash"].startswith("#photo 38/") and seen["up"]["heats"] and seen["up"]["memory"] == 12
     assert seen["list"]["thumbnails"] >= 5 and seen["png"]["size"] > 5000
 
 
