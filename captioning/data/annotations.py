@@ -50,25 +50,28 @@ def read_karpathy(path):
 def read_coco(annotation_folder, year):
     """Returns the Records of COCO's captions_train<year>.json and captions_val<year>.json.
 
-    Splits follow docs/method.md, section 8: of the training images, sorted by id, the first 110,000 form the training
-    split and the next 5,000 the validation split (with fewer than 115,000 images: the first 110/115 of them, and the
-    rest up to 5,000); the validation images form the test split.
+    The training images form the training and the validation split (see `splits_of`), the validation images the test
+    split.
     """
     records = []
     for part in ("train", "val"):
         path = Path(annotation_folder) / f"captions_{part}{year}.json"
         images, captions = coco_captions(path)
-        if part == "train":
-            size = 110_000 if len(images) >= 115_000 else round(len(images) * 110 / 115)
-            splits = ["train"] * size + ["val"] * min(len(images) - size, 5_000)
-        else:
-            splits = ["test"] * len(images)
+        splits = splits_of(len(images)) if part == "train" else ["test"] * len(images)
         for image, split in zip(images, splits, strict=False):
             raw = captions[image["id"]]
             tokens = [interned_tokens(text) for text in raw]
             relative = f"{part}{year}/{image['file_name']}"
             records.append(make_record(image["file_name"], relative, split, tokens, raw, path))
     return checked_records(records, annotation_folder)
+
+
+def splits_of(count):
+    """The splits of COCO's `count` training images, sorted by id (docs/method.md, section 8): the first 110,000 form
+    the training split, the next 5,000 the validation split; if there are fewer, the first 110/115 of them and the rest.
+    """
+    size = 110_000 if count >= 115_000 else round(count * 110 / 115)
+    return ["train"] * size + ["val"] * min(count - size, 5_000)
 
 
 def coco_captions(path):

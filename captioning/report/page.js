@@ -291,7 +291,7 @@ function load(i, word) {
     if (event.source !== frame.contentWindow) return
     finish()
     if (!entries[i].methods) loaded.push(i)
-    entries[i] = JSON.parse(event.data)
+    entries[i] = { ...JSON.parse(event.data), name: entries[i].name }     // its folder may have been renamed
     if (loaded.length > LOADED) {
       const [oldest] = loaded.splice(loaded.findIndex(j => j !== at.entry), 1), { name, caption } = entries[oldest]
       entries[oldest] = { name, caption }

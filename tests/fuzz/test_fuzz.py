@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 CORPUS = Path(__file__).with_name("corpus.txt")
 # share of the cases for each command: fast ones get most
-WEIGHTS = [3 if command.startswith(("preparedataset", "evaluation --device")) else 1 for command in workspace.COMMANDS]
+WEIGHTS = [4 if command.startswith(("preparedataset", "evaluation --device")) else 1 for command in workspace.COMMANDS]
 DOWNLOADS = ("--workers", "--detector", "--corenlp", "--bert_model")     # they start processes or use the network
 FLAG_VALUES = ["", "0", "-1", "1", "2", "nan", "inf", "1e400", "1e-320", "1" + "0" * 20, "9" * 5000, "1000000000",
                "none", ".", "missing", "missing/missing", "images", "words.txt", "/dev/null", "\udcff", "a\nb",
