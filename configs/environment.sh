@@ -32,6 +32,6 @@ else
     [ -n "$python" ] || { echo "error: Python 3.10 or newer is required: install it" >&2; exit 2; }
     echo "installing the packages in $requirements into .venv (once; takes a few minutes)"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r "$requirements"
     PATH="$PWD/.venv/bin:$PATH"
 fi

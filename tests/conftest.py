@@ -17,9 +17,9 @@ def pytest_addoption(parser):
     parser.addoption("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="device of the tests in "
                      "tests/test_device.py; the others need a CPU")
     group = parser.getgroup("reliability", "longer tests of reliability (docs/reliability.md)")
-    group.addoption("--fuzz_cases", type=int, default=150, help="damaged inputs that the fuzz tests generate")
+    group.addoption("--fuzz_cases", type=int, default=1000, help="damaged inputs that the fuzz tests generate")
     group.addoption("--fuzz_shrink", action="store_true", help="simplify a failing case")
-    group.addoption("--crash_runs", type=int, default=4, help="how often the crash tests stop a script")
+    group.addoption("--crash_runs", type=int, default=12, help="how often the crash tests stop a script")
     group.addoption("--models", type=int, default=48, help="random models that the numerical tests explain")
 
 

@@ -1,5 +1,6 @@
 """Models, inputs and reference implementations that several test modules share."""
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -12,6 +13,7 @@ from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.data.dataset import features_path, split_path
 from captioning.files import fingerprint
+from captioning.training import log
 from gridTDmodel import GridTDModel
 
 V, T = 12, 5
@@ -87,8 +89,15 @@ def train_flags(data, save_path, *extra):
             "--device", "cpu", "--save_path", str(save_path), *extra]
 
 
-def train_run(data, save_path, *extra):
-    train.main(train.get_args_parser().parse_args(train_flags(data, save_path, *extra)))
+def train_run(data, save_path, *extra, curves=False):
+    """`run_training` of train.py."""
+    return run_training(train, train_flags(data, save_path, *extra), save_path, curves)
+
+
+def run_training(script, flags, save_path, curves=False):
+    """Runs train.py or finetune.py -> its last checkpoint. curves: draw curves.png, which takes long."""
+    with mock.patch.object(log, "draw_training_curves", log.draw_training_curves if curves else lambda *_: None):
+        script.main(script.get_args_parser().parse_args(flags))
     return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
 
 

@@ -1,15 +1,13 @@
 """Fine-tuning from end to end: all modes, interruption and resuming, and refused settings."""
 import csv
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
 from fuzz import workspace
-from helpers import same, train_run, write_region_features
+from helpers import run_training, same, train_run, write_region_features
 
 import finetune
 import preparedataset
@@ -17,7 +15,7 @@ from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.data.dataset import split_path
 from captioning.data.vocabulary import read
-from captioning.errors import InputError
+from captioning.errors import InputError, run_script
 from captioning.training.reward import frequencies_path
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +37,7 @@ def flags(base, save_path, *extra):
 
 
 def run(base, save_path, *extra):
-    finetune.main(finetune.get_args_parser().parse_args(flags(base, save_path, *extra)))
-    return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
+    return run_training(finetune, flags(base, save_path, *extra), save_path)
 
 
 @pytest.mark.parametrize("model_type", ["gridtd", "aoa"])
@@ -100,13 +97,6 @@ def test_self_critical_training_has_no_dropout_and_all_references(bases, tmp_pat
     assert vars(args) == before
 
 
-def command_error(*arguments):
-    """(exit status, last line of standard error) of finetune.py."""
-    done = subprocess.run([sys.executable, "finetune.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr.strip().split("\n")[-1]
-
-
 @pytest.mark.parametrize("arguments, message", [
     (["--lrp_tune"], "required: --weight"),
     (["--weight", "x.pth"], "one of the arguments --erase_tune --lrp_tune --cider_tune --lrp_cider_tune --ce_tune is "
@@ -114,9 +104,11 @@ def command_error(*arguments):
     (["--weight", "x.pth", "--lrp_tune", "--cider_tune"], "--cider_tune: not allowed with argument --lrp_tune"),
     (["--weight", "x.pth", "--lrp_tune"], "x.pth cannot be read"),
 ])
-def test_command_line_errors(arguments, message):
-    status, line = command_error(*arguments)
-    assert status == 2 and message in line
+def test_command_line_errors(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run_script(finetune.main, finetune.get_args_parser().parse_args(arguments))
+    assert end.value.code == 2 and message in capsys.readouterr().err.strip().split("\n")[-1]
 
 
 @pytest.mark.parametrize("extra, message", [

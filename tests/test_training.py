@@ -36,7 +36,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_ty
     assert workspace.kill_once_exists(last, ["train", *killed]) == -signal.SIGKILL
     before = checkpoint.read(last)["training"]["state"]
     assert (before["epoch"], before["step"]) != (2, 0)
-    resumed = train_run(demo_data, tmp_path / "killed", *extra)
+    resumed = train_run(demo_data, tmp_path / "killed", *extra, curves=True)
     assert same(whole["state_dict"], resumed["state_dict"])
     assert same(whole["training"]["optimizer"], resumed["training"]["optimizer"])
     logs = []

@@ -289,7 +289,8 @@ function load(i, word) {
   const frame = make("iframe", { src: `${encodeURIComponent(entries[i].name)}/entry.html`, sandbox: "allow-scripts", hidden: true })
   const receive = event => {
     if (event.source !== frame.contentWindow) return
-    finish()
+    removeEventListener("message", receive)
+    frame.remove()
     if (!entries[i].methods) loaded.push(i)
     entries[i] = { ...JSON.parse(event.data), name: entries[i].name }     // its folder may have been renamed
     if (loaded.length > LOADED) {
@@ -298,15 +299,9 @@ function load(i, word) {
     }
     if (at.entry === i) openEntry(i, word)
   }
-  const finish = () => {
-    removeEventListener("message", receive)
-    frame.remove()
-  }
   addEventListener("message", receive)
   frame.onload = () => setTimeout(() => {      // browsers do not report that a frame's file is missing
-    if (!frame.isConnected) return
-    finish()
-    if (at.entry !== i) return
+    if (at.entry !== i || current().methods) return
     for (const id of ["figures", "caption", "parts"]) $(id).replaceChildren()
     $("detail").replaceChildren(make("h2", {}, `${frame.getAttribute("src")} cannot be loaded.`))
   }, 1000)
