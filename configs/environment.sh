@@ -33,5 +33,6 @@ else
     echo "installing the packages in $requirements into .venv (once; takes a few minutes)"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r "$requirements"
+    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true      # pip would use one core; some files are templates
     PATH="$PWD/.venv/bin:$PATH"
 fi

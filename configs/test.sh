@@ -3,4 +3,5 @@
 REQUIREMENTS=tests/requirements.txt
 . "$(dirname "$0")/environment.sh"
 python -m ruff check .
-python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+# one process more than cores, as some tests wait
+python -m pytest -q --numprocesses $(($(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist worksteal "$@"

@@ -1,9 +1,9 @@
 """Images: reading, the preprocessing of torchvision's ImageNet encoders, and augmentation."""
 from multiprocessing.pool import ThreadPool
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms.v2 import functional as T
 from tqdm import tqdm
 
 from captioning.errors import InputError
@@ -27,19 +27,26 @@ def read_image(path, upright=False):
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16") or image.mode == "I":      # 16-bit grey scale, which PIL would clip
                 image = image.point(lambda value: value / 256).convert("L")
-            return T.pil_to_tensor(image.convert("RGB"))
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise many exception types for damaged files
         raise InputError(f"the image {path} cannot be read ({shortened(error)}): replace it, or omit unreadable images "
                          "with --skip_broken") from error
 
 
+def _functional():
+    """torchvision's functions, imported once they are needed, as that takes as long as importing PyTorch."""
+    from torchvision.transforms.v2 import functional
+    return functional
+
+
 def resize(image, size):
     """uint8 (3, H, W) -> uint8 (3, size, size), without keeping the aspect ratio."""
-    return T.resize(image, [size, size], antialias=True)
+    return _functional().resize(image, [size, size], antialias=True)
 
 
 def normalise(image):
     """uint8 (..., 3, H, W) -> float32, normalised with ImageNet's mean and standard deviation."""
+    T = _functional()
     return T.normalize(T.to_dtype(image, torch.float32, scale=True), MEAN, STD)
 
 
@@ -58,7 +65,7 @@ def augment(images, seeds):
     flipped = draws[:, 0] < 0.5
     brightness, contrast, saturation = (0.8 + 0.4 * draws[:, 1:]).T[..., None, None, None]     # each (B, 1, 1, 1)
     x = images.float() * brightness
-    grey = T.rgb_to_grayscale(x)                                                       # (B, 1, H, W)
+    grey = _functional().rgb_to_grayscale(x)                                           # (B, 1, H, W)
     x = grey + (x - grey) * saturation
     mean = grey.mean((2, 3), keepdim=True)
     x = mean + (x - mean) * contrast
