@@ -30,6 +30,11 @@ def pytest_configure(config):
         raise pytest.UsageError(str(error)) from error
 
 
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that no process has to wait for them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_distributed.py")
+
+
 @pytest.fixture(scope="session")
 def device(pytestconfig):
     """torch.device of --device."""
