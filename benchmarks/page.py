@@ -74,10 +74,10 @@ def browser_memory(page, counts):
 
 
 def images_shown(port):
-    """The number in the title of Chromium's page, or 0; port: the file in which Chromium states its port."""
+    """The number in the title of Chromium's page, 0 without one; port: the file in which Chromium states its port."""
     with urlopen(f"http://127.0.0.1:{port.read_text().split()[0]}/json") as answer:
-        title = json.load(answer)[0]["title"]
-    return int(title) if title.isdecimal() else 0
+        titles = [page["title"] for page in json.load(answer)]      # Chromium has pages of its own
+    return max((int(title) for title in titles if title.isdecimal()), default=0)
 
 
 def main(args):
