@@ -97,8 +97,10 @@ def write_text(path, text):
 
 
 def write_json(path, value):
-    """Writes `value` as JSON, completely or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
+    """Writes `value` as JSON that `read_json` accepts, completely or not at all: halves of surrogate pairs, which file
+    names that are not Unicode contain, become text such as \\udcff."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    write_text(path, re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text))
 
 
 def read_json(path, keys=()):

@@ -70,3 +70,8 @@ def test_shortened_texts_end_with_a_sentence_or_word():
     assert files.shortened("One sentence. Another one that is long", 20) == "One sentence"
     assert files.shortened("several words without an end", 20) == "several words…"
     assert files.shortened("two\nlines") == "two lines"
+
+
+def test_json_with_file_names_that_are_not_unicode_can_be_read(tmp_path):
+    files.write_json(tmp_path / "x.json", {"é \udcff 😀": ["\ud800"]})
+    assert files.read_json(tmp_path / "x.json") == {"é \\udcff 😀": ["\\ud800"]}

@@ -63,12 +63,13 @@ def load_boxes(path):
     from COCO's instances_*.json; raises InputError for anything else. Boxes without area are left out as by
     `coco_boxes`."""
     boxes = read_json(path)
-    if isinstance(boxes, dict) and {"images", "annotations", "categories"} <= boxes.keys():
-        return coco_boxes(path, boxes)
     if not isinstance(boxes, dict):
         raise InputError(f"{path} must contain an object {{file name: boxes}}")
-    if not boxes:
+    is_coco = {"images", "annotations", "categories"} <= boxes.keys()
+    if not boxes or is_coco and not boxes["images"]:
         raise InputError(f"{path} contains no boxes: give another file")
+    if is_coco:
+        return coco_boxes(path, boxes)
     for name, entry in boxes.items():
         if not _is_valid_entry(entry):
             raise InputError(f"{path} has no valid boxes for {name!r}: it needs 'categories', {{name: id}}, 'bbox', "

@@ -37,7 +37,8 @@ def fit(options, model, vocabulary, train_data, val_data, loss_function, device,
     optimizer = make_optimizer(model, device, options.decoder_lr, options.encoder_lr if options.finetune_encoder
                                else None, options.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=options.amp and amp_dtype(device) == torch.float16)
-    state = resume(options, model, vocabulary, optimizer, scaler, measure) or new_state()
+    batches = math.ceil(len(train_data) / options.batch_size)
+    state = resume(options, model, vocabulary, optimizer, scaler, measure, batches) or new_state()
     loss = Loss(model, loss_function)
     if processes.count() > 1:   # some parameters are unused: those of the LSTMs where the region loss trains alone
         loss = DistributedDataParallel(loss, find_unused_parameters=True, broadcast_buffers=False)

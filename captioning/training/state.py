@@ -12,11 +12,11 @@ from captioning.weights import check_finite
 
 # flags that must not change when a run is resumed
 FIXED_FLAGS = ("weight", "ce_tune", "erase_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "lrp_weight", "samples",
-               "baseline", "erase_weight", "keep_weight", "erase_share", "synonyms",
-               "dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head",
-               "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
+               "baseline", "dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim",
+               "num_head", "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
                "label_smoothing", "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr",
                "lr_schedule", "grad_clip")
+ERASE_FLAGS = ("erase_weight", "keep_weight", "erase_share", "erase_fill", "evidence", "own_evidence", "synonyms")
 
 
 def new_state():
@@ -63,11 +63,11 @@ class Saver:
                                     f"checkpoint_last.pth; run the same command again{resume_flag} to resume")
 
 
-def resume(options, model, vocabulary, optimizer, scaler, measure):
+def resume(options, model, vocabulary, optimizer, scaler, measure, batches):
     """Loads the checkpoint that --resume selects into model, optimizer and scaler, and returns its training state.
 
-    Returns None if there is no checkpoint to resume from; InputError if the checkpoint belongs to a run with other
-    settings, another model or another vocabulary.
+    batches: number of batches of an epoch. Returns None if there is no checkpoint to resume from; InputError if the
+    checkpoint belongs to a run with other settings, another model or another vocabulary.
     """
     last = Path(options.save_path) / "checkpoint_last.pth"
     if options.resume == "never" or (options.resume == "auto" and not last.exists()):
@@ -76,7 +76,7 @@ def resume(options, model, vocabulary, optimizer, scaler, measure):
     content = checkpoint.read(path)
     if not content.get("training"):
         raise InputError(f"{path} contains no training state to resume from: use --resume never")
-    training = checked_training(content["training"], path)
+    training = checked_training(content["training"], path, batches)
     check_flags(path, training["flags"], options.flags)
     if content["config"] != model.config or content["wordmap"] != vocabulary.wordmap:
         raise InputError(f"{path} contains a model of other sizes or another vocabulary: choose another --save_path, "
@@ -97,8 +97,9 @@ def resume(options, model, vocabulary, optimizer, scaler, measure):
     return state
 
 
-def checked_training(training, path):
-    """Returns `training`, the entry of the checkpoint `path`; InputError unless it is what `Saver.save` writes.
+def checked_training(training, path, batches):
+    """Returns `training`, the entry of the checkpoint `path`; InputError unless it is what `Saver.save` writes in
+    epochs of this many batches.
 
     The optimizer's state is checked by `checked_optimizer`, since it depends on the model."""
     kinds = {"state": dict, "optimizer": dict, "scaler": dict, "flags": dict}
@@ -112,7 +113,8 @@ def checked_training(training, path):
     state, new = training["state"], new_state()
     if not (state.keys() == new.keys() and all(type(state[key]) is type(value) for key, value in new.items())
             and min(state["epoch"], state["step"], state["bad_epochs"], state["seconds"]) >= 0
-            and _are_numbers(state["sums"], 3) and _are_numbers([state["best"], state["seconds"]], 2)
+            and state["step"] <= batches and _are_numbers(state["sums"], 3)
+            and (state["step"] == 0 or state["sums"][2] > 0) and _are_numbers([state["best"], state["seconds"]], 2)
             and all(isinstance(row, list) and len(columns()) - len(row) in (0, 1) and _are_numbers(row, len(row))
                     for row in state["log"])):      # rows of earlier versions lack the last column
         raise damaged(path, "progress of the training or its log")
@@ -167,7 +169,8 @@ def checked_optimizer(recorded, optimizer, path):
 
 def check_flags(path, recorded, current):
     """InputError if flags that must not change differ between a checkpoint (recorded) and this run (current)."""
-    differences = [f"--{flag} {recorded.get(flag)}, not {current.get(flag)}" for flag in FIXED_FLAGS
+    fixed = FIXED_FLAGS + (ERASE_FLAGS if current.get("erase_tune") else ())
+    differences = [f"--{flag} {recorded.get(flag)}, not {current.get(flag)}" for flag in fixed
                    if recorded.get(flag) != current.get(flag)]
     # checkpoints of earlier versions have no fingerprint
     if recorded.get("stop_words_fingerprint") not in (None, current.get("stop_words_fingerprint")):

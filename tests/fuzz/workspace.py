@@ -269,7 +269,7 @@ def check_output(path):
         elif path.suffix == ".pth":
             checkpoint.load(path)
     except InputError as error:
-        raise AssertionError(f"invalid output: {error}") from error
+        raise AssertionError(f"invalid output: {error!r}") from error      # paths need not be Unicode
 
 
 def copy_of(base, folder):

@@ -12,6 +12,7 @@ from captioning.training import state
 from gridTDmodel import GridTDModel
 
 WORDS = build([["a", "dog"]], 1)
+BATCHES = 3     # of an epoch
 LOG = [[1, 3, 2.5, 0.3, 0.1, 0.2, 5e-4, 1.5]]
 
 
@@ -36,14 +37,15 @@ def run(tmp_path):
 
 
 def test_an_intact_state_is_restored(run, tmp_path):
-    restored = state.resume(*make_run(tmp_path), "accuracy")
+    restored = state.resume(*make_run(tmp_path), "accuracy", BATCHES)
     assert restored["epoch"] == 1 and restored["log"] == LOG and (tmp_path / "log.csv").exists()
 
 
 FIRST = ("optimizer", "state", 0)
 CHANGES = [
     ((), 3), ((), []), (("state",), None), (("state",), {}), (("state",), [1]), (("state", "epoch"), "1"),
-    (("state", "epoch"), -1), (("state", "step"), 1.5), (("state", "sums"), [0.0]), (("state", "sums"), [None] * 3),
+    (("state", "epoch"), -1), (("state", "step"), 1.5), (("state", "step"), BATCHES + 1), (("state", "step"), 1),
+    (("state", "sums"), [0.0]), (("state", "sums"), [None] * 3),
     (("state", "best"), float("nan")), (("state", "log"), None), (("state", "log"), [[1, 2]]),
     (("state", "log"), [["x"] * 8]), (("state", "log"), [[float("inf")] * 8]), (("optimizer",), None),
     (("optimizer",), {}), (("optimizer", "state"), []), (("optimizer", "param_groups"), None),
@@ -69,7 +71,7 @@ def test_a_damaged_state_is_refused_and_nothing_is_written(run, tmp_path, path, 
     arguments = make_run(tmp_path)
     before = {name: value.clone() for name, value in arguments[1].state_dict().items()}
     with pytest.raises(InputError, match="checkpoint_last.pth") as raised:
-        state.resume(*arguments, "accuracy")
+        state.resume(*arguments, "accuracy", BATCHES)
     assert "\n" not in str(raised.value) and (tmp_path / "log.csv").read_text() == "earlier"
     assert all(torch.equal(before[name], value) for name, value in arguments[1].state_dict().items())
 
@@ -83,5 +85,5 @@ def test_another_encoder_than_that_of_the_features_is_refused(tmp_path):
     options, model, _, optimizer, scaler = arguments(0)
     state.Saver(options, model, WORDS, optimizer, scaler, state.new_state(), []).save()
     with pytest.raises(InputError, match="other weights of the encoder"):
-        state.resume(*arguments(1), "accuracy")
-    assert state.resume(*arguments(0), "accuracy")["epoch"] == 0
+        state.resume(*arguments(1), "accuracy", BATCHES)
+    assert state.resume(*arguments(0), "accuracy", BATCHES)["epoch"] == 0
