@@ -11,6 +11,7 @@ from captioning.training.losses import count_words, cross_entropy
 from captioning.training.parts import WHOLE
 
 EVIDENCE = ("lrp", "gradient", "grad_cam", "attention", "random")
+FILL = ("background", "mean", "zero")
 
 
 class Choice(NamedTuple):
@@ -21,21 +22,21 @@ class Choice(NamedTuple):
 
 
 class ErasureLoss:
-    """CE(p, y) + μ [−log(1 − p'(w)) − κ log p'(o)], with p' the prediction for erased features (section 7).
+    """CE(p, y) + μ [−log(1 − p'(W)) − κ log p'(o)], with p' the prediction for erased features (section 7).
 
     For each image one of its captions and one object word w of it are chosen at random; the features of the regions
-    that are w's own evidence are set to zero, which is padding where regions are detected. w must not be predicted from
-    the erased features, the caption's other object words o must. Words of the same category count as one word, and
-    captions that name only one category have no erased image. No gradient flows through the choice of the regions.
+    that are w's own evidence are replaced. From the erased features none of the words W of w's category must be
+    predicted in the place of w, and the caption's other object words o must. Captions that name only one category
+    have no erased image. No gradient flows through the choice of the regions.
 
     categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this share of the regions is
     erased. evidence: the relevance of a region, one of EVIDENCE; with own False also that of other words is erased.
-    The last two are controls.
+    fill: what replaces regions, one of FILL. The last three are controls.
     """
 
-    def __init__(self, categories, weight, keep, share, evidence="lrp", own=True):
+    def __init__(self, categories, weight, keep, share, evidence="lrp", own=True, fill="background"):
         self.categories, self.weight, self.keep, self.share = categories, weight, keep, share
-        self.evidence, self.own = evidence, own
+        self.evidence, self.own, self.fill = evidence, own, fill
 
     def __call__(self, model, features, all_captions, epoch, part=WHOLE):
         """features (B, K, C) of the part, captions (B, N, T+1) of the whole batch -> (loss, correct words, words);
@@ -46,10 +47,12 @@ class ErasureLoss:
         whole = choose(all_captions, self.categories, part.generator)
         choice = Choice(*(x[part.images] for x in whole))
         relevance = self.relevance(model, features, choice, part)                      # (B, S, K)
-        regions = (features != 0).any(-1).sum(1, keepdim=True)                         # (B, 1) without padding
+        is_region = (features != 0).any(-1)                                            # (B, K) without padding
+        regions = is_region.sum(1, keepdim=True)
         count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
         mask = own_evidence(relevance, choice.categories if self.own else choice.categories[:, :1], count)
-        erased = features.masked_fill(mask[..., None], 0)
+        filling = self.filling(features, relevance, choice, is_region & ~mask, part)
+        erased = torch.where(mask[..., None], filling, features)
         hidden = model.teacher_force(erased, choice.caption[:, None], skip_padding=True).hidden[:, 0]   # (B, T, d)
         return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
 
@@ -63,17 +66,35 @@ class ErasureLoss:
             return torch.einsum("bsc,bkc->bsk", explanation.features.mean(2), features)
         return region_relevance(explanation, self.evidence)
 
+    def filling(self, features, relevance, choice, remains, part):
+        """(B, K, C) what replaces erased regions: for each, a random one of the half of the remaining regions that is
+        least relevant for the object words, the mean of the remaining regions, or zero, which is padding where regions
+        are detected. remains (B, K): the regions that are not erased; relevance (B, S, K): of the words of a Choice."""
+        if self.fill == "zero":
+            return torch.zeros_like(features)
+        number = remains.sum(1, keepdim=True)
+        if self.fill == "mean":
+            return (features * remains[..., None]).sum(1, keepdim=True) / number[..., None].clamp(min=1)
+        is_object = (choice.categories >= 0)[..., None]
+        largest = (fractions(relevance) * is_object).amax(1).masked_fill(~remains, torch.inf)      # (B, K)
+        half = (number + 1).div(2, rounding_mode="floor").clamp(min=1)
+        uniform = -torch.expm1(-part.exponential(largest))
+        rank = torch.minimum((uniform * half).long(), half - 1)
+        chosen = largest.argsort(dim=1).gather(1, rank)
+        return features.gather(1, chosen[..., None].expand_as(features))
+
     def erased_loss(self, model, hidden, choice, part):
         """The terms in brackets, for the predictor's input (B, T, d) on the part's erased features and the Choice of
         the whole batch; 0 if no caption names objects of two categories."""
         targets = choice.caption[:, 1:]
         named = self.categories[targets]
         is_used = (named >= 0) & is_other(choice.categories).any(1, keepdim=True)
-        logits, index = model.output(hidden).float(), targets[part.images][..., None]  # (B, T, V), (B, T, 1)
-        total = logits.logsumexp(-1)
-        log_p = logits.gather(-1, index).squeeze(-1) - total
-        log_not_p = logits.scatter(-1, index, -torch.inf).logsumexp(-1) - total        # log(1 − p), exact as p nears 1
-        is_erased = named == choice.categories[:, :1]
+        logits = model.output(hidden).float()                                          # (B, T, V)
+        total, category = logits.logsumexp(-1), choice.categories[:, :1]
+        log_p = logits.gather(-1, targets[part.images][..., None]).squeeze(-1) - total
+        synonyms = ((self.categories == category) & (category >= 0))[part.images, None]            # (B, 1, V)
+        log_not_p = logits.masked_fill(synonyms, -torch.inf).logsumexp(-1) - total     # log(1 − p), exact as p nears 1
+        is_erased = named == category
         return (-_mean(log_not_p, is_used & is_erased, part.images)
                 - self.keep * _mean(log_p, is_used & ~is_erased, part.images))
 
@@ -96,14 +117,19 @@ def is_other(categories):
     return (categories >= 0) & (categories != categories[:, :1]) & (categories[:, :1] >= 0)
 
 
+def fractions(relevance):
+    """Positive relevance (..., K) as a fraction of its maximum over the regions; 0 where none is positive."""
+    positive = relevance.clamp(min=0)
+    return positive / positive.amax(-1, keepdim=True).clamp(min=torch.finfo(positive.dtype).tiny)
+
+
 def own_evidence(relevance, categories, count):
     """(B, K) bool: the regions that are the first word's own, and of these the most relevant ones, at most `count`.
 
     A region is a word's own if its relevance, as a fraction of the word's maximum over all regions, is positive and
     exceeds that of every word of another category. relevance (B, S, K); categories (B, S), −1 for none; count: a
     number, or one per image (B, 1)."""
-    share = relevance.clamp(min=0)
-    share = share / share.amax(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+    share = fractions(relevance)
     largest_other = (share * is_other(categories)[..., None]).amax(1)                  # (B, K)
     own = torch.where(share[:, 0] > largest_other, share[:, 0], 0)
     rank = own.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -60,22 +60,45 @@ def test_words_are_chosen_at_random_among_the_object_words():
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_loss_equals_its_equation(model_type, monkeypatch):
-    """With the erased features given: −log(1 − p) of the erased category, −log p of the others."""
+    """With the erased features given: −log(1 − p) of all words of the erased category, −log p of the others."""
     model, features = make(model_type), random_regions()
     choice = erasure.Choice(CAPTIONS[:, 0], torch.tensor([[3, 0, 4], [0, 2, 1], [0, 1, 2]]),
                             torch.tensor([[1, 0, 2], [0, 0, -1], [-1, -1, -1]]))
+    categories = CATEGORIES.clone()
+    categories[9] = 1                                                                  # a synonym of word 5
     mask = torch.tensor([[1, 0, 0, 1, 0, 0]] * 3).bool()
     monkeypatch.setattr(erasure, "choose", lambda *_: choice)
     monkeypatch.setattr(erasure, "own_evidence", lambda *_: mask)
-    loss, correct, words = erasure.ErasureLoss(CATEGORIES, 0.7, 0.3, 0.5)(model, features, CAPTIONS, 0)
+    loss, correct, words = erasure.ErasureLoss(categories, 0.7, 0.3, 0.5, fill="zero")(model, features, CAPTIONS, 0)
     p = model(features * ~mask[..., None], CAPTIONS[:, 0]).softmax(-1).detach()
     # of the first image alone: the second caption names one category, the third none
     targets = CAPTIONS[0, 0, 1:].tolist()
     kept = [-math.log(p[0, t, w]) for t, w in enumerate(targets) if w in (3, 4, 6)]
-    expected = 0.7 * (-math.log(1 - p[0, 2, 5]) + 0.3 * sum(kept) / len(kept))
+    expected = 0.7 * (-math.log(1 - p[0, 2, 5] - p[0, 2, 9]) + 0.3 * sum(kept) / len(kept))
     ce, *counts = cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)
     assert (loss - ce).item() == pytest.approx(expected, rel=1e-5)
     assert [correct, words] == counts
+
+
+@pytest.mark.parametrize("sizes", [(9, 9, 9), (9, 4, 2)])
+def test_erased_regions_are_filled_with_the_least_relevant_half_of_the_others(sizes):
+    """Images with padding, too; the mean is that of the regions that remain."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 9, 4, generator=generator)
+    relevance = torch.randn(3, 2, 9, generator=generator)
+    choice = erasure.Choice(None, None, torch.tensor([[1, 2], [0, -1], [2, 0]]))
+    remains = torch.arange(9) < torch.tensor(sizes)[:, None]
+    remains[:, 1] = False                                                              # erased
+    filled = {fill: erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 0.5, fill=fill).filling(
+        features, relevance, choice, remains, erasure.WHOLE) for fill in erasure.FILL}
+    assert not filled["zero"].any()
+    for b, rows in enumerate(remains):
+        of_words = erasure.fractions(relevance[b])[choice.categories[b] >= 0].amax(0).tolist()
+        kept = sorted(rows.nonzero().flatten().tolist(), key=of_words.__getitem__)
+        allowed = [features[b, k].tolist() for k in kept[:(len(kept) + 1) // 2]]
+        chosen = filled["background"][b].tolist()
+        assert all(row in allowed for row in chosen) and (len(allowed) == 1 or len(set(map(tuple, chosen))) > 1)
+        torch.testing.assert_close(filled["mean"][b, 0], features[b, rows].mean(0))
 
 
 @pytest.mark.parametrize("model_type", MODELS)
