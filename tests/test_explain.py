@@ -421,7 +421,7 @@ DAMAGES = {"empty": lambda path: path.write_bytes(b""), "deleted": Path.unlink,
            "not finite": lambda path: np.savez(path, **dict(np.load(path)) | {"logits": np.full(3, np.nan)})}
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, "image"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "image", "pipe"])
 def test_a_damaged_explanation_is_replaced(weights, tmp_path, damage):
     path, folder = make_image(tmp_path / "a.png"), tmp_path / "out" / "a"
     flags = ("--methods", "attention", "--caption", "a dog")
@@ -429,6 +429,9 @@ def test_a_damaged_explanation_is_replaced(weights, tmp_path, damage):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     if damage == "image":
         (folder / "attention.png").write_bytes(before["attention.png"][:-100])
+    elif damage == "pipe":
+        (folder / "entry.html").unlink()
+        os.mkfifo(folder / "entry.html")
     else:
         DAMAGES[damage](folder / "explanation.npz")
     identity = str(np.load(io.BytesIO(before["explanation.npz"]))["identity"])

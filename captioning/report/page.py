@@ -160,7 +160,8 @@ def read_entry(folder):
 def has_entry(folder):
     """Whether the folder has a valid entry and a thumbnail."""
     try:
-        return isinstance(json.loads(read_entry(folder)), dict) and Path(folder, THUMBNAIL).is_file()
+        return (all(Path(folder, name).is_file() for name in (ENTRY, THUMBNAIL))       # a pipe could block its reader
+                and isinstance(json.loads(read_entry(folder)), dict))
     except (OSError, ValueError, IndexError, RecursionError):
         return False
 
