@@ -75,10 +75,12 @@ train_and_finetune() {      # arguments: model type, random seed
         --seed "$2" \
         --save_path "$run/base"
     evaluate "$run/base"
+    local mu=0.1        # chosen on random seed 1
+    [[ $1 == aoa ]] && mu=0.3
     for mode in $MODES; do
         local lr=5e-4
         [[ $mode == *cider ]] && lr=1e-4    # a higher rate degrades the captions' grammar
-        tune $mode$NAME --${mode}_tune --decoder_lr $lr $FLAGS
+        tune $mode$NAME --${mode}_tune --erase_weight $mu --decoder_lr $lr $FLAGS
     done
     for weight in $WEIGHTS; do
         tune erase_mu$weight --erase_tune --erase_weight $weight --decoder_lr 5e-4
