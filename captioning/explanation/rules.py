@@ -228,8 +228,8 @@ def stabilised(z, eps):
 
 
 def ratio(z, eps):
-    """z / (z + ε sign z); 0 where both are zero."""
-    return (z != 0).to(z.dtype) if eps == 0 else z / stabilised(z, eps)
+    """z / (z + ε sign z); 0 where both are zero, such as ε below the smallest number of z's type."""
+    return (z != 0).to(z.dtype) if eps < torch.finfo(z.dtype).tiny else z / stabilised(z, eps)
 
 
 PLAIN = Plain()

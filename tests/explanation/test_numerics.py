@@ -6,6 +6,7 @@ from torch import nn
 
 from aoamodel import AOAModel
 from captioning.explanation.methods import METHODS, SPLIT
+from captioning.explanation.rules import ratio
 from gridTDmodel import GridTDModel
 
 LENGTH = 8
@@ -70,3 +71,8 @@ def assert_bounded(explanation, biased, eps, place):
     if explanation.pixels is not None:
         pixels = explanation.pixels.abs().sum((-3, -2, -1))
         assert (pixels <= (1 + 1e-9) * features).all(), place
+
+
+@pytest.mark.parametrize("eps", [0, 1e-320, 1e-30])
+def test_zeros_have_no_relevance_for_any_epsilon(eps):
+    assert ratio(torch.tensor([0.0, 1, -2]), eps).tolist() == [0, 1, 1]
