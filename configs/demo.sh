@@ -53,6 +53,7 @@ python explain.py \
 python finetune.py \
     --weight output/demo/checkpoint_best.pth \
     --erase_tune \
+    --erase_weight 0.1 \
     --epochs 1 \
     --decoder_lr 5e-4 \
     --lr_schedule cosine \

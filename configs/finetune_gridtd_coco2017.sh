@@ -14,7 +14,7 @@ python finetune.py \
     --$mode \
     --weight output/gridtd_coco2017/checkpoint_best.pth \
     --data_folder data \
-    --erase_weight 0.5 \
+    --erase_weight 0.1 \
     --lrp_weight 1 \
     --baseline greedy \
     --samples 1 \

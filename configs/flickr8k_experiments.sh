@@ -23,12 +23,15 @@ finetune() {    # arguments: model type, random seed
     mkdir -p "$run"
     exec >>"$run/output.txt" 2>&1
     evaluate "$base/checkpoint_best.pth" "$run/base"
+    local mu=0.1        # as in configs/hallucination_experiment.sh
+    [[ $1 == aoa ]] && mu=0.3
     for mode in $MODES; do
         local lr=1e-4
         [[ $mode == *cider ]] && lr=5e-5
         python finetune.py \
             --weight "$base/checkpoint_best.pth" \
             --${mode}_tune \
+            --erase_weight $mu \
             --data_folder "$DATA" \
             --captions_per_step 3 \
             --epochs "$EPOCHS" \
