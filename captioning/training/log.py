@@ -13,14 +13,17 @@ def columns(measure="accuracy"):
 
 
 def write_log(folder, rows, measure="accuracy", region_epochs=0):
-    """Writes log.csv and curves.png; rows: one list per epoch, the values of `columns`, of earlier versions without the
-    last."""
+    """Writes curves.png and log.csv, unless they contain these rows already; rows: one list per epoch, the values of
+    `columns`, of earlier versions without the last."""
     names = columns(measure)
     rows = [[*row, *[math.nan] * (len(names) - len(row))] for row in rows]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    write_text(Path(folder) / "log.csv", text.getvalue())
-    draw_training_curves(Path(folder) / "curves.png", rows, measure, region_epochs)
+    path, curves = Path(folder) / "log.csv", Path(folder) / "curves.png"
+    if path.is_file() and path.read_bytes() == text.getvalue().encode() and curves.is_file():
+        return
+    draw_training_curves(curves, rows, measure, region_epochs)
+    write_text(path, text.getvalue())      # last, as it tells that the curves are those of these rows
 
 
 def draw_training_curves(path, rows, measure="accuracy", region_epochs=0):

@@ -35,6 +35,17 @@ def test_log_has_one_row_per_epoch(tmp_path):
     assert float(rows[1]["val_loss"]) == 4.5 and (tmp_path / "curves.png").stat().st_size > 1000
 
 
+def test_files_with_these_rows_are_not_written_again(tmp_path, figures):
+    write_log(tmp_path, ROWS)
+    write_log(tmp_path, ROWS)
+    assert len(figures) == 1
+    (tmp_path / "curves.png").unlink()
+    write_log(tmp_path, ROWS)
+    assert len(figures) == 2 and (tmp_path / "curves.png").exists()
+    write_log(tmp_path, ROWS[:2])
+    assert len(figures) == 3 and (tmp_path / "log.csv").read_text().count("\n") == 3
+
+
 def test_rows_of_earlier_versions_have_no_validation_loss(tmp_path):
     write_log(tmp_path, [ROWS[0][:-1], ROWS[1]])
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
