@@ -39,7 +39,7 @@ from captioning.explanation.arrays import (
     without_padded_regions,
 )
 from captioning.explanation.methods import METHODS, methods_for_regions
-from captioning.files import fingerprint
+from captioning.files import check_file, fingerprint
 from captioning.report.console import describe
 from captioning.report.explanations import choose_folders, is_explained, write_explanation, write_index
 from captioning.runs import record_run
@@ -184,8 +184,9 @@ def identity(path, settings, text):
     """A hash of the settings, the image file and the given caption, if any; "" if the file cannot be read, which
     reading the image reports."""
     try:
+        check_file(path)
         return fingerprint([settings, text, hashlib.sha256(path.read_bytes()).hexdigest()])
-    except OSError:
+    except (OSError, InputError):
         return ""
 
 

@@ -442,6 +442,15 @@ def test_a_damaged_explanation_is_replaced(weights, tmp_path, damage):
     assert explanations.is_explained(folder, identity)
 
 
+def test_a_pipe_in_place_of_an_explained_image_is_refused(weights, tmp_path):
+    path, flags = make_image(tmp_path / "a.png"), ("--methods", "attention", "--caption", "a dog")
+    run(weights / "gridtd.pth", [path], tmp_path / "out", *flags)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="none of the images"):
+        run(weights / "gridtd.pth", [path], tmp_path / "out", *flags)
+
+
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
