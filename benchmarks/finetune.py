@@ -1,6 +1,7 @@
-"""Time of LRP-inference fine-tuning compared with plain fine-tuning, and of its reward: python benchmarks/finetune.py
+"""Time of fine-tuning with explanations, compared with plain fine-tuning: python benchmarks/finetune.py
 
-32 images with one caption of 20 words, stored features of 196 × 512, d = e = 512, V = 9586, random weights.
+32 images with one caption of 20 words, stored features of 196 × 512, d = e = 512, V = 9586, random weights. Evidence
+erasure explains one of two captions of each image, as in configs/, or of five, as by default.
 """
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from benchmarks.measure import (
 from captioning.device import pick_device
 from captioning.errors import run_script
 from captioning.explanation.lrp_inference import lrp_loss
+from captioning.training.erasure import ErasureLoss
 from captioning.training.loop import make_optimizer, train_step
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.parts import WHOLE, Loss
@@ -33,6 +35,8 @@ from captioning.training.reward import CiderD, write_frequencies
 from captioning.training.scst import SCST
 
 B, T, REFERENCES = 32, 20, 5
+CAPTIONS = (2, 5)       # of each image in evidence erasure
+OBJECT_INTERVAL = 7     # every seventh word of the vocabulary names an object: on average three in a caption
 STOP_SHARE = 0.5        # of the predicted words; in COCO's captions 51 % of the words are stop words or <end>
 
 
@@ -55,6 +59,10 @@ def steps(name, args, size, device, words, references, reward):
     losses = {"--lrp_tune": partial(lrp_loss, stop=stop),
               "--lrp_tune without stop words": partial(lrp_loss, stop=torch.zeros_like(stop)), "--ce_tune": None}
     losses = {mode: teacher_forced_loss(words, criterion) for mode, criterion in losses.items()}
+    categories = torch.arange(size.V, device=device)
+    categories[categories % OBJECT_INTERVAL > 0] = -1
+    categories[words.pad] = -1
+    losses["--erase_tune"] = ErasureLoss(categories, 0.2, 0.0, 0.2)
     for mode, mode_stop in (("--lrp_cider_tune", stop), ("--cider_tune", None)):
         losses[mode] = SCST(words, reward, T, stop=mode_stop)
         losses[mode].check = lambda *_: None     # random weights: the advantage is not meaningful
@@ -64,7 +72,10 @@ def steps(name, args, size, device, words, references, reward):
         model.train()
         parts = [(WHOLE, {"images": features, "captions": captions})]
         return lambda: train_step(Loss(model, loss), parts, 0, optimizer, scaler, device, 0.1, args.amp)
-    return {mode: step(loss, references if "cider" in mode else references[:, :1]) for mode, loss in losses.items()}
+    functions = {mode: step(loss, references if "cider" in mode else references[:, :1])
+                 for mode, loss in losses.items()}
+    return functions | {f"{mode}, {count} captions": step(losses[mode], references[:, :count])
+                        for mode in ("--erase_tune", "--ce_tune") for count in CAPTIONS}
 
 
 def reward_functions(reward, samples, references):
@@ -94,7 +105,8 @@ def main(args):
     for name in MODELS:
         functions = steps(name, args, size, device, words, references, reward)
         for tuned, plain in (("--lrp_tune", "--ce_tune"), ("--lrp_tune without stop words", "--ce_tune"),
-                             ("--lrp_cider_tune", "--cider_tune")):
+                             ("--lrp_cider_tune", "--cider_tune"),
+                             *((f"--erase_tune, {n} captions", f"--ce_tune, {n} captions") for n in CAPTIONS)):
             rows += compare({f"{name}, {tuned}": functions[tuned], plain: functions[plain]}, args.repeats, device)
         rows += compare({"the reward alone": next(iter(rewards.values())), f"{name}, --cider_tune":
                          functions["--cider_tune"]}, args.repeats, device)

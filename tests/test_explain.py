@@ -314,7 +314,7 @@ def test_later_commands_do_not_overwrite_other_images_of_the_same_name(weights, 
     after = stored(tmp_path / "out" / "a")
     assert all(np.array_equal(before[name], after[name]) for name in before)
     run(weights / "gridtd.pth", [third, second], tmp_path / "out", *flags)      # `second` keeps its folder
-    images = {folder.name: str(stored(folder)["image"]) for folder in (tmp_path / "out").glob("*/")}
+    images = {folder.name: str(stored(folder)["image"]) for folder in explanations.stored_folders(tmp_path / "out")}
     assert sorted(images.values()) == sorted(map(str, (first, second, third))) and images["a"] == str(first)
     assert page_names(tmp_path / "out") == ["a.png_0", "a_2", "a"]
 

@@ -9,6 +9,7 @@ import evaluation
 import explain
 import preparedataset
 import train
+from captioning.report.explanations import stored_folders
 
 
 def run(module, *flags):
@@ -53,7 +54,7 @@ def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, mo
     assert len(names) == 4
     run(explain, "--weight", tmp_path / "checkpoint_last.pth", "--images",
            *(next((shared_data / "coco_sample").rglob(name)) for name in names[:2]), "--save_path", tmp_path / "out")
-    for folder in (tmp_path / "out").glob("*/"):
+    for folder in stored_folders(tmp_path / "out"):
         arrays = np.load(folder / "explanation.npz")
         assert arrays["lrp_pixels"].shape == (len(arrays["words"]) - 1, 224, 224)
         assert np.abs(arrays["lrp_pixels"]).sum() > 0

@@ -20,6 +20,8 @@ def test_every_mode_becomes_rgb(tmp_path, mode, ending):
     path = tmp_path / f"x.{ending}"
     grey = Image.fromarray(RAMP)
     (grey if mode == "P" else grey.convert("RGB")).convert(mode).save(path)
+    if mode == "YCbCr" and Image.open(path).mode == "RGB":
+        pytest.skip("this version of Pillow stores YCbCr as RGB")
     assert Image.open(path).mode == mode
     image = images.read_image(path)
     assert image.shape == (3, 12, 16) and image.dtype == torch.uint8
