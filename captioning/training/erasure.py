@@ -86,17 +86,19 @@ class ErasureLoss:
     def erased_loss(self, model, hidden, choice, part):
         """The terms in brackets, for the predictor's input (B, T, d) on the part's erased features and the Choice of
         the whole batch; 0 if no caption names objects of two categories."""
-        targets = choice.caption[:, 1:]
-        named = self.categories[targets]
+        targets, category = choice.caption[:, 1:], choice.categories[:, :1]
+        named = self.categories[targets]                                               # (B, T)
         is_used = (named >= 0) & is_other(choice.categories).any(1, keepdim=True)
-        logits = model.output(hidden).float()                                          # (B, T, V)
-        total, category = logits.logsumexp(-1), choice.categories[:, :1]
-        log_p = logits.gather(-1, targets[part.images][..., None]).squeeze(-1) - total
-        synonyms = ((self.categories == category) & (category >= 0))[part.images, None]            # (B, 1, V)
+        erased, kept = is_used & (named == category), is_used & (named != category) & (self.keep > 0)
+        rows = (erased | kept)[part.images]
+        logits = model.output(hidden[rows]).float()                                    # (n, V) of these words alone
+        total = logits.logsumexp(-1)
+        log_p = logits.gather(-1, targets[part.images][rows][:, None]).squeeze(-1) - total
+        synonyms = self.categories == category[part.images].expand_as(rows)[rows][:, None]
         log_not_p = logits.masked_fill(synonyms, -torch.inf).logsumexp(-1) - total     # log(1 − p), exact as p nears 1
-        is_erased = named == category
-        return (-_mean(log_not_p, is_used & is_erased, part.images)
-                - self.keep * _mean(log_p, is_used & ~is_erased, part.images))
+        unlearned, stays = erased[part.images][rows], kept[part.images][rows]
+        return (-(log_not_p * unlearned).sum() / erased.sum().clamp(min=1)             # means over the whole batch
+                - self.keep * (log_p * stays).sum() / kept.sum().clamp(min=1))
 
 
 def choose(captions, categories, generator=None):
@@ -134,9 +136,3 @@ def own_evidence(relevance, categories, count):
     own = torch.where(share[:, 0] > largest_other, share[:, 0], 0)
     rank = own.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (own > 0) & (rank < count)
-
-
-def _mean(values, mask, images):
-    """The share of these images in the mean of the values where the mask, that of the whole batch, is true; 0 if it is
-    nowhere."""
-    return (values * mask[images]).sum() / mask.sum().clamp(min=1)
