@@ -228,7 +228,7 @@ def stabilised(z, eps):
 
 
 def ratio(z, eps):
-    """z / (z + ε sign z); 0 where both are zero, such as ε below the smallest number of z's type."""
+    """z / (z + ε sign z); 0 where both are zero. An ε below the smallest number of z's type counts as zero."""
     return (z != 0).to(z.dtype) if eps < torch.finfo(z.dtype).tiny else z / stabilised(z, eps)
 
 
