@@ -188,7 +188,7 @@ def make_loss(settings, vocabulary, data, stop, device):
                                settings.label_smoothing), "accuracy"
 
 
-def main(args):
+def main(args, make_loss=make_loss):
     processes.start()
     print_settings(args)
     device = pick_device(args.device)

@@ -5,7 +5,9 @@
 # in 15 minutes. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs, one job per core):
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
 # To divide it over machines, give each its own SEEDS, copy the folders of OUT together and run studies/hallucination.py.
-# WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of hallucination and CIDEr.
+# WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of hallucination and CIDEr. CONTROLS
+# lists controls: other evidence (random attention gradient grad_cam shared mask), fillings (mean zero), the whole image
+# (image_swap no_image), and controls of LRP-inference (temperature permuted). BIAS is the training images' bias.
 # A variant of a mode with other flags, beside the existing runs:
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh
 . "$(dirname "$0")/environment.sh"
@@ -13,29 +15,34 @@ export OMP_NUM_THREADS=1    # one job per core instead
 if [ -n "${QUICK:-}" ]; then
     SEEDS=${SEEDS:-1} EPOCHS=${EPOCHS:-1} OUT=${OUT:-output/hallucination_quick}
 fi
-export MODES=${MODES:-ce erase lrp cider lrp_cider} WEIGHTS=${WEIGHTS:-} NAME=${NAME:-} FLAGS=${FLAGS:-} EPOCHS=${EPOCHS:-2}
+export DATA=data/hallucination
+if [ -n "${BIAS:-}" ]; then
+    DATA=${DATA}_bias$BIAS OUT=${OUT:-output/hallucination_bias$BIAS}
+fi
+export MODES=${MODES-ce erase lrp cider lrp_cider} WEIGHTS=${WEIGHTS:-} CONTROLS=${CONTROLS:-} NAME=${NAME:-} FLAGS=${FLAGS:-} EPOCHS=${EPOCHS:-2}
 export OUT=${OUT:-output/hallucination}
 
-[ -f data/hallucination/demo/test_demo.hdf5 ] || python preparedataset.py \
+[ -f "$DATA/demo/test_demo.hdf5" ] || python preparedataset.py \
     --dataset demo \
-    --output_folder data/hallucination \
+    --output_folder "$DATA" \
     --demo_size 4000 300 1500 \
-    --bias 0.95 \
+    --bias "${BIAS:-0.95}" \
     --test_bias 0.5
 
 evaluate() {    # arguments: folder of a run
     [ -f "$1/metrics_test.json" ] || python evaluation.py \
         --weight "$1/checkpoint_last.pth" \
         --dataset demo \
-        --data_folder data/hallucination \
+        --data_folder "$DATA" \
         --split test \
         --workers 0 \
         --save_path "$1"
 }
 
 tune() {        # arguments: name of the run, flags; uses $run and $seed of train_and_finetune
-    local name=$1
-    python finetune.py \
+    local name=$1 script=finetune.py
+    [[ "$*" == *--control* ]] && script=studies/tuning_controls.py
+    python $script \
         --weight "$run/base/checkpoint_last.pth" \
         --epochs "$EPOCHS" \
         --patience "$EPOCHS" \
@@ -53,7 +60,7 @@ train_and_finetune() {      # arguments: model type, random seed
     exec >>"$run/output.txt" 2>&1
     python train.py \
         --dataset demo \
-        --data_folder data/hallucination \
+        --data_folder "$DATA" \
         --model_type "$1" \
         --encoder small \
         --embed_dim 128 \
@@ -84,6 +91,18 @@ train_and_finetune() {      # arguments: model type, random seed
     done
     for weight in $WEIGHTS; do
         tune erase_mu$weight --erase_tune --erase_weight $weight --decoder_lr 5e-4
+    done
+    for control in $CONTROLS; do
+        local name=erase_$control flags="--erase_tune --erase_weight $mu"
+        case $control in
+            random|attention|gradient|grad_cam) flags+=" --evidence $control" ;;
+            shared) flags+=" --no-own_evidence" ;;
+            mean|zero) flags+=" --erase_fill $control" ;;
+            mask|image_swap|no_image) flags+=" --control $control" ;;
+            temperature|permuted) name=lrp_$control flags="--lrp_tune --control $control" ;;
+            *) echo "unknown control $control" >&2; exit 1 ;;
+        esac
+        tune $name $flags --decoder_lr 5e-4
     done
 }
 export -f train_and_finetune tune evaluate

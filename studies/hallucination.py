@@ -50,9 +50,17 @@ def mean_and_error(values):
     return f"{statistics.fmean(values):.3f}{error}"
 
 
+def control(mode, modes):
+    """The control of a mode: ce, or for a variant such as erase_epochs4 the same variant, ce_epochs4, if it was run."""
+    variant = f"{CONTROL}_{mode.partition('_')[2]}"
+    return variant if variant in modes else CONTROL
+
+
 def differences(runs, model, mode, metric):
-    """Differences of a metric between a mode and the control, one per random seed."""
-    return [metrics[metric] - runs[model][CONTROL][seed][metric] for seed, metrics in runs[model][mode].items()]
+    """Differences of a metric between a mode and its control, one per random seed."""
+    of_control = runs[model][control(mode, runs[model])]
+    return [metrics[metric] - of_control[seed][metric] for seed, metrics in runs[model][mode].items()
+            if seed in of_control]
 
 
 def sign_test(values):
@@ -99,8 +107,8 @@ def label(mode, modes):
 
 
 def compared(modes):
-    """The modes that are compared with the control."""
-    return [mode for mode in modes if mode not in ("base", CONTROL)]
+    """The modes that are compared with a control."""
+    return [mode for mode in modes if mode not in ("base", control(mode, modes))]
 
 
 def format_table(runs):
@@ -114,7 +122,7 @@ def format_table(runs):
             lines.append(f"| {label(mode, modes)} | " + " | ".join(cells) + " |")
         for mode in compared(modes):
             cells = [mean_and_error(differences(runs, model, mode, metric)) for metric in METRICS]
-            lines.append(f"| {label(mode, modes)} − {CONTROL} | " + " | ".join(cells) + " |")
+            lines.append(f"| {label(mode, modes)} − {control(mode, modes)} | " + " | ".join(cells) + " |")
     return "\n".join(lines[1:]) + "\n"
 
 

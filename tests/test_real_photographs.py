@@ -45,15 +45,15 @@ def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, mo
     scores = {}
     for split in ("train", "test"):
         run(evaluation, "--weight", tmp_path / "checkpoint_last.pth", "--dataset", "coco2017", "--data_folder",
-               data_folder, "--split", split, "--metrics", "cider", "--explanations", "correctness", "--max_images",
-               "4", "--workers", "0", "--save_path", tmp_path)
+               data_folder, "--split", split, "--metrics", "cider", "--workers", "0", "--save_path", tmp_path,
+               *(("--explanations", "correctness", "--max_images", "2") if split == "train" else ()))
         scores[split] = json.loads((tmp_path / f"metrics_{split}.json").read_text())
     assert scores["train"]["cider"] >= 1.2
     assert 0 < scores["train"]["box_share"] < 1 and 0 < scores["train"]["inside_box_lrp"] <= 1
     names = [item["image"] for item in json.loads((tmp_path / "predictions_test.json").read_text())]
     assert len(names) == 4
     run(explain, "--weight", tmp_path / "checkpoint_last.pth", "--images",
-           *(next((shared_data / "coco_sample").rglob(name)) for name in names[:2]), "--save_path", tmp_path / "out")
+           *(next((shared_data / "coco_sample").rglob(name)) for name in names[:1]), "--save_path", tmp_path / "out")
     for folder in stored_folders(tmp_path / "out"):
         arrays = np.load(folder / "explanation.npz")
         assert arrays["lrp_pixels"].shape == (len(arrays["words"]) - 1, 224, 224)

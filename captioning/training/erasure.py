@@ -46,15 +46,19 @@ class ErasureLoss:
                                       total=count_words(all_captions))
         whole = choose(all_captions, self.categories, part.generator)
         choice = Choice(*(x[part.images] for x in whole))
+        erased = self.erase(model, features, choice, part)
+        hidden = model.teacher_force(erased, choice.caption[:, None], skip_padding=True).hidden[:, 0]   # (B, T, d)
+        return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
+
+    def erase(self, model, features, choice, part):
+        """features (B, K, C) of the part, in which the evidence for the first word of each Choice is replaced."""
         relevance = self.relevance(model, features, choice, part)                      # (B, S, K)
         is_region = (features != 0).any(-1)                                            # (B, K) without padding
         regions = is_region.sum(1, keepdim=True)
         count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
         mask = own_evidence(relevance, choice.categories if self.own else choice.categories[:, :1], count)
         filling = self.filling(features, relevance, choice, is_region & ~mask, part)
-        erased = torch.where(mask[..., None], filling, features)
-        hidden = model.teacher_force(erased, choice.caption[:, None], skip_padding=True).hidden[:, 0]   # (B, T, d)
-        return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
+        return torch.where(mask[..., None], filling, features)
 
     def relevance(self, model, features, choice, part):
         """(B, S, K) the relevance of the part's regions for the words of its Choice."""

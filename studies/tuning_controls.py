@@ -1,0 +1,130 @@
+"""Fine-tuning with a control: finetune.py with a further flag, python studies/tuning_controls.py --control CONTROL …
+
+Controls of --erase_tune, which differ in what the erased image is:
+    mask          evidence is the share of a region that the object covers in the demo's segmentation masks
+    image_swap    the whole image is replaced by another of the batch, whose caption does not name the object
+    no_image      the whole image is replaced by zeros
+Controls of --lrp_tune, which differ in p̃ (docs/method.md, section 7):
+    temperature   softmax(z/T) of the logits z, with the T that gives the words of a batch the mean confidence of p̃
+    permuted      the entries of each ω in random order
+"""
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import finetune
+from captioning.data import images
+from captioning.errors import InputError, run_script
+from captioning.experiments.localisation import Masks
+from captioning.explanation.lrp_inference import weighted_hidden, weights
+from captioning.metrics.object_words import NO_OBJECT, load_objects
+from captioning.recurrence import word_rows
+from captioning.training.losses import teacher_forced_loss, word_loss
+
+CONTROLS = {"mask": "erase_tune", "image_swap": "erase_tune", "no_image": "erase_tune",
+            "temperature": "lrp_tune", "permuted": "lrp_tune"}
+
+
+def get_args_parser():
+    parser = finetune.get_args_parser()
+    parser.add_argument("--control", choices=CONTROLS, required=True, help="see studies/tuning_controls.py")
+    return parser
+
+
+class MaskCoverage:
+    """What replaces `ErasureLoss.relevance`: the share of each region that the objects of a category cover.
+
+    data: the training split of a data set with segmentation masks; objects: its Objects.
+    """
+
+    def __init__(self, data, objects):
+        folder = data.path.parent
+        self.data, self.masks = data, Masks(folder / f"masks_{folder.name}.hdf5", "train", len(data))
+        self.numbers = torch.tensor([self.masks.numbers[name]
+                                     for name in sorted(set(objects.words.values()) - {NO_OBJECT})])
+
+    def __call__(self, model, features, choice, part):
+        """(B, S, K) for the words of a Choice, from 0 to 1."""
+        things = F.pad(self.masks.things[part.index], (1, 0))                          # (B, objects + 1), 0 at first
+        pixels = self.masks.pixels[part.index].long()                                  # (B, H, W)
+        shown = things.gather(1, pixels.flatten(1)).view_as(pixels)                    # the category at each pixel
+        named = self.numbers.to(choice.categories.device)[choice.categories].cpu()     # of −1: any, which is not used
+        inside = (shown[:, None] == named[..., None, None]).float()                    # (B, S, H, W)
+        if self.data.augment and not self.data.features:
+            seeds = [self.data._seed(i, "picture") for i in part.index.tolist()]
+            flipped = images.augment(torch.zeros(len(seeds), 3, 1, 1, dtype=torch.uint8), seeds)[1]
+            inside = torch.where(flipped[:, None, None, None], inside.flip(-1), inside)
+        side = round(features.shape[1] ** 0.5)
+        return F.adaptive_avg_pool2d(inside, side).flatten(2).to(features.device)
+
+
+def image_swap(model, features, choice, part):
+    """What replaces `ErasureLoss.erase`: for each image the features (K, C) of another one of the part, at random among
+    those whose chosen caption does not name the object."""
+    names_it = (choice.categories[:, :1, None] == choice.categories).any(-1)           # (B, B)
+    return features[part.exponential(features.new_empty(names_it.shape)).masked_fill(names_it, torch.inf).argmin(1)]
+
+
+def no_image(model, features, choice, part):
+    """What replaces `ErasureLoss.erase`: zeros (B, K, C)."""
+    return torch.zeros_like(features)
+
+
+def control_loss(model, trace, captions, stop, weight, control, total=None):
+    """CE(p, y) + weight · CE(control, y) in place of `lrp_loss`: stop words have the same probabilities in both."""
+    rows = word_rows(captions)
+    c_hat, h, hidden = (part.flatten(0, -2)[rows] for part in (trace.c_hat, trace.h, trace.hidden))    # (n, d)
+    targets, mask = captions[..., 1:].flatten()[rows], model.dropout(torch.ones_like(hidden))
+    logits = model.W_o(mask * hidden)                                                  # (n, V)
+    words = logits.argmax(-1)
+    if control == "permuted":
+        omega_c, omega_h = (omega.gather(-1, torch.rand_like(omega).argsort(-1))
+                            for omega in weights(model, c_hat, h, words, stop))
+        changed = model.W_o(mask * (omega_c * c_hat + omega_h * h))
+    else:
+        is_weighted = ((targets != 0) & ~stop[words])[:, None]
+        with torch.no_grad():
+            weighted = model.W_o(mask * weighted_hidden(model, c_hat, h, words, stop))
+            scale = inverse_temperature(logits[is_weighted[:, 0]].float(), confidence(weighted[is_weighted[:, 0]]))
+        changed = torch.where(is_weighted, logits * scale, logits)
+    loss, *counts = word_loss(logits, targets, total=total)
+    return loss + weight * word_loss(changed, targets, total=total)[0], *counts
+
+
+def confidence(logits):
+    """Mean probability of the most probable word; logits (n, V)."""
+    return logits.float().softmax(-1).amax(-1).mean()
+
+
+def inverse_temperature(logits, mean):
+    """1/T at which softmax(z/T) of the logits z (n, V) has the confidence `mean`, by bisection: it grows with 1/T."""
+    low, high = torch.zeros_like(mean), torch.full_like(mean, 100.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        is_low = confidence(logits * middle) < mean
+        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+    return low
+
+
+def make_loss(settings, vocabulary, data, stop, device):
+    """`finetune.make_loss` with the control; InputError if it belongs to another mode."""
+    mode = CONTROLS[settings.control]
+    if not getattr(settings, mode):
+        raise InputError(f"--control {settings.control} is a control of --{mode}: give this mode")
+    if mode == "lrp_tune":
+        criterion = partial(control_loss, stop=stop, weight=settings.lrp_weight, control=settings.control)
+        return teacher_forced_loss(vocabulary, criterion), "accuracy"
+    loss, measure = finetune.make_loss(settings, vocabulary, data, stop, device)
+    if settings.control == "mask":
+        loss.relevance = MaskCoverage(data, load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms))
+    else:
+        loss.erase = {"image_swap": image_swap, "no_image": no_image}[settings.control]
+    return loss, measure
+
+
+if __name__ == "__main__":
+    run_script(partial(finetune.main, make_loss=make_loss), get_args_parser().parse_args())

@@ -1,0 +1,90 @@
+"""Controls of fine-tuning: segmentation masks as evidence, other images, and predictions as confident as p̃."""
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import make, random_regions, run_training, train_run
+
+from aoamodel import AOAModel
+from captioning.data.boxes import load_boxes
+from captioning.data.dataset import CaptionDataset
+from captioning.errors import InputError
+from captioning.explanation import lrp_inference
+from captioning.metrics.object_words import load_objects
+from captioning.training.erasure import Choice
+from captioning.training.parts import WHOLE
+from studies import tuning_controls as controls
+
+CAPTIONS = torch.tensor([[[1, 3, 7, 5, 6, 2], [1, 5, 8, 4, 2, 0]], [[1, 3, 7, 4, 2, 0], [1, 3, 7, 4, 2, 0]],
+                         [[1, 7, 8, 2, 0, 0], [1, 9, 2, 0, 0, 0]]])
+
+
+def test_mask_coverage_equals_literal_loops(demo_data):
+    """The share of each of 4×4 regions that an object covers, flipped with the image."""
+    data = CaptionDataset(demo_data, "demo", "train", image_size=64, augment=True)
+    objects = load_objects(demo_data, "demo", {})
+    names, boxes = sorted(set(objects.words.values())), load_boxes(Path(demo_data, "demo", "boxes_demo.json"))
+    index = list(range(8))
+    categories = [names.index(sorted(boxes[data.names[i]]["categories"])[0]) for i in index]
+    coverage = controls.MaskCoverage(data, objects)
+    got = coverage(None, torch.zeros(8, 16, 3), Choice(None, None, torch.tensor([[c, -1] for c in categories])),
+                   WHOLE._replace(index=torch.tensor(index)))[:, 0]
+    captions, flips = data.captions[index].long(), 0
+    augmented = data.read_images(index, captions)
+    data.augment = False
+    plain = data.read_images(index, captions)
+    for b, i in enumerate(index):
+        is_flipped = (augmented[b] - plain[b].flip(-1)).abs().mean() < (augmented[b] - plain[b]).abs().mean()
+        flips += int(is_flipped)
+        mask = coverage.masks.mask(i, names[categories[b]], coverage.masks.pixels.shape[1:]).float()
+        mask, side = mask.flip(-1) if is_flipped else mask, mask.shape[0] // 4
+        expected = [mask[r * side:(r + 1) * side, c * side:(c + 1) * side].mean() for r in range(4) for c in range(4)]
+        torch.testing.assert_close(got[b], torch.stack(expected))
+        assert got[b].any()
+    assert 0 < flips < 8
+
+
+def test_the_other_image_does_not_name_the_object():
+    torch.manual_seed(0)
+    categories = torch.tensor([[1, 2], [2, -1], [3, 1], [1, -1]])
+    features = torch.arange(4.0)[:, None, None].expand(4, 6, 3)
+    seen = [{int(x) for x in column} for column in torch.stack([
+        controls.image_swap(None, features, Choice(None, None, categories), WHOLE)[:, 0, 0] for _ in range(50)]).T]
+    assert seen == [{1}, {2, 3}, {0, 1, 3}, {1}]
+
+
+@pytest.mark.parametrize("control", ["temperature", "permuted"])
+def test_lrp_inference_controls(control, monkeypatch):
+    """Stop words alone leave CE(p, y) twice; else p with T is as confident as p̃, and permuted ω are ω in order."""
+    model = make(AOAModel)
+    trace = model.teacher_force(random_regions(), CAPTIONS)
+    every, none = torch.ones(12).bool(), torch.zeros(12).bool()
+    expected = lrp_inference.lrp_loss(model, trace, CAPTIONS, every, 0.5)
+    got = controls.control_loss(model, trace, CAPTIONS, every, 0.5, control)
+    torch.testing.assert_close(got, expected)
+    other = controls.control_loss(model, trace, CAPTIONS, none, 0.5, control)[0]
+    expected = lrp_inference.lrp_loss(model, trace, CAPTIONS, none, 0.5)[0]
+    assert abs(other - got[0]) > 1e-3 and abs(other - expected) > 1e-3
+    if control == "permuted":
+        monkeypatch.setattr(torch, "rand_like", lambda x: torch.arange(x.shape[-1]).expand_as(x))
+        torch.testing.assert_close(controls.control_loss(model, trace, CAPTIONS, none, 0.5, control)[0], expected)
+    else:
+        logits = trace.hidden.flatten(0, -2) @ model.W_o.weight.T
+        scale = controls.inverse_temperature(logits, torch.tensor(0.7))
+        assert controls.confidence(logits * scale).item() == pytest.approx(0.7, abs=1e-5)
+
+
+def test_controls_train(demo_data, tmp_path):
+    base = tmp_path / "base"
+    train_run(demo_data, base, "--epochs", "1")
+    script = SimpleNamespace(get_args_parser=controls.get_args_parser,
+                             main=partial(controls.finetune.main, make_loss=controls.make_loss))
+    for control, mode in (("mask", "erase_tune"), ("temperature", "lrp_tune")):
+        folder = tmp_path / control
+        arguments = ["--weight", f"{base}/checkpoint_last.pth", "--epochs", "1", "--workers", "0", "--device", "cpu",
+                     "--save_path", str(folder), "--control", control, f"--{mode}"]
+        assert run_training(script, arguments, folder)["training"]["flags"]["control"] == control
+    with pytest.raises(InputError, match="--control temperature is a control of --lrp_tune"):
+        script.main(script.get_args_parser().parse_args([*arguments[:-1], "--ce_tune", "--resume", "never"]))
