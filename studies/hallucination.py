@@ -144,7 +144,8 @@ def draw(path, runs):
                 axes.errorbar([x + 0.08], [statistics.fmean(values)], yerr=[error], color=colour, fmt="_", capsize=3,
                               markersize=12, label=model if k == 0 else None)
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set(title=f"{name}, difference to control", xticks=range(len(drawn)), xticklabels=drawn)
+        axes.set(xticks=range(len(drawn)), xticklabels=drawn, xlim=(-0.5, len(drawn) - 0.5))
+        axes.set_title(f"{name}, difference to control", fontsize=10)
         axes.grid(axis="y", alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:
