@@ -1,7 +1,7 @@
 """Tables and figures of configs/hallucination_experiment.sh: python studies/hallucination.py output/hallucination
 
 Reads <folder>/<model>_<seed>/<mode>/metrics_test.json; writes to <folder> table.md with means, paired differences to
-the control and their significance; differences.png; and trade_off.png, hallucinated companions against CIDEr.
+the control and their significance; differences.png; and trade_off.png, mean differences of companions and CIDEr.
 """
 import math
 import statistics
@@ -153,16 +153,22 @@ def draw(path, runs):
 
 
 def draw_trade_off(path, runs):
-    """Figure of hallucinated companions against CIDEr: the mean of each mode and variant; one panel per model."""
+    """Figure of hallucinated companions against CIDEr: mean differences to the control of each mode and variant, over
+    the random seeds that it was run with; one panel per model."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(5 * len(runs), 4), layout="constrained")
     for axes, (model, modes) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
-        for mode, seeds in modes.items():
-            x, y = (statistics.fmean(metrics[metric] for metrics in seeds.values())
-                    for metric in ("companions_invented", "cider"))
-            axes.plot(x, y, "o", color="C1" if mode.startswith("erase") else "C0")
-            axes.annotate(mode, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-        axes.set(title=model, xlabel="companions hallucinated", ylabel="CIDEr")
+        points = sorted([*(statistics.fmean(differences(runs, model, mode, metric))
+                           for metric in ("companions_invented", "cider")), mode] for mode in compared(modes))
+        for i, (x, y, mode) in enumerate(points):
+            axes.plot(x, y, "o", color="C1" if mode.startswith("erase") else "C0", markersize=4)
+            right, above = i % 2 == 0, i // 2 % 2 == 0      # in turn, as labels of close points would overlap
+            axes.annotate(mode, (x, y), xytext=(4 if right else -4, 3 if above else -9), textcoords="offset points",
+                          ha="left" if right else "right", fontsize=7)
+        axes.plot(0, 0, "k+", label="control")
+        axes.margins(0.25, 0.1)
+        axes.set(title=model, xlabel="companions hallucinated, difference", ylabel="CIDEr, difference")
+        axes.legend()
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
