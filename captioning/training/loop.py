@@ -143,7 +143,7 @@ def train_step(loss_module, parts, epoch, optimizer, scaler, device, grad_clip, 
         is_last = processes.count() == 1 or number == part.passes
         with contextlib.nullcontext() if is_last else loss_module.no_sync():
             with autocast(device, amp):
-                loss, *counts = loss_module(images, captions, epoch, part._replace(index=batch["index"]))
+                loss, *counts = loss_module(images, captions, epoch, part._replace(index=batch.get("index")))
             scaler.scale(loss * processes.count()).backward()
         sums = sums + torch.stack([loss.detach(), *counts])
     scaler.unscale_(optimizer)
