@@ -53,7 +53,7 @@ def mean_and_error(values):
 def control(mode, modes):
     """The control of a mode: ce, or for a variant such as erase_epochs4 the same variant, ce_epochs4, if it was run."""
     variant = f"{CONTROL}_{mode.partition('_')[2]}"
-    return variant if variant in modes else CONTROL
+    return variant if modes.get(variant, {}).keys() & modes[mode].keys() else CONTROL     # with a common seed
 
 
 def differences(runs, model, mode, metric):
