@@ -99,10 +99,12 @@ def profile(function, device, count=5):
     """Sentence on the operations in which `function` spends most of its time."""
     function()
     activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CUDA if device.type == "cuda" else activity.CPU]) as profiler:
+    activities = [activity.CPU] + [activity.CUDA] * (device.type == "cuda")
+    with torch.profiler.profile(activities=activities) as profiler:
         function()
     attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    times = {event.key: getattr(event, attribute) for event in profiler.key_averages()}
+    times = {event.key: getattr(event, attribute) for event in profiler.key_averages()
+             if event.device_type == torch.autograd.DeviceType.CPU}      # operations rather than their kernels
     largest = sorted(times, key=times.get, reverse=True)[:count]
     shares = [f"{name.removeprefix('aten::')} {times[name] / sum(times.values()):.0%}" for name in largest]
     return ", ".join(shares)

@@ -12,9 +12,11 @@ from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioning.decoding import decode
 from captioning.explanation.lrp_inference import lrp_loss
 from captioning.explanation.methods import METHODS
+from captioning.training.erasure import Choice, ErasureLoss, choose
 from captioning.training.loop import make_optimizer, train_step
 from captioning.training.losses import teacher_forced_loss
 from captioning.training.parts import WHOLE, Loss
+from captioning.training.scst import SCST
 from gridTDmodel import GridTDModel
 
 VOCABULARY = Vocabulary({word: i for i, word in enumerate([PAD, START, END, UNK, *(f"w{i}" for i in range(4, V))])})
@@ -48,6 +50,24 @@ def test_decoding(models, device):
         expected = decode(models[0], features, VOCABULARY, max_len=6, **options)
         tokens = decode(models[1], features.float().to(device), VOCABULARY, max_len=6, **options)
         assert tokens.device.type == device.type and torch.equal(tokens.cpu(), expected)
+
+
+def test_fine_tuning(models, device):
+    """Features with erased evidence, the loss of their predictions, and log-probabilities of self-critical training."""
+    categories = torch.tensor([-1, -1, -1, 0, 0, 1, 2, 1, -1, -1, -1, -1])
+    features, results = models[0].encode(random_images()), []
+    words = CAPTIONS.masked_fill(CAPTIONS.eq(VOCABULARY.unk), 4)[:, None]
+    choice = choose(words, categories)
+    for model, place in zip(models, ("cpu", device), strict=True):
+        loss = ErasureLoss(categories.to(place), 0.5, 0.5, 0.5, fill="mean")
+        chosen = Choice(*(part.to(place) for part in choice))
+        erased = loss.erase(model, features.to(model.W_o.weight), chosen, WHOLE)
+        hidden = model.teacher_force(erased, chosen.caption[:, None], skip_padding=True).hidden[:, 0]
+        log_p = SCST(VOCABULARY, None, 5).log_probabilities(model, erased, words[..., 1:].to(place),
+                                                            model.start(erased))
+        results.append((erased, loss.erased_loss(model, hidden, chosen, WHOLE), log_p))
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual, expected.double())
 
 
 def test_training_steps(models, device):

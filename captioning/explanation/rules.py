@@ -237,6 +237,11 @@ PLAIN = Plain()
 
 def lstm_cell(preactivations, c, rule):
     """One LSTM step under a rule: pre-activations (..., 4d) in the order i, f, g, o and c (..., d) -> h, c (..., d)."""
+    if rule.fused and c.is_cuda:        # as nn.LSTMCell does: one kernel instead of nine, and two backward
+        gates = preactivations.flatten(0, -2).to(c.dtype)
+        with torch.autocast("cuda", enabled=False):
+            h, new_c, _ = torch._thnn_fused_lstm_cell(gates, torch.zeros_like(gates), c.flatten(0, -2))
+        return h.view(c.shape), new_c.view(c.shape)
     i, f, g, o = preactivations.chunk(4, dim=-1)
     g = rule.tanh(rule.stabilise(g))
     c = rule.stabilise(rule.constant(f.sigmoid()) * c + rule.constant(i.sigmoid()) * g)

@@ -69,7 +69,9 @@ class SCST:
             hidden = weighted_hidden(model, c_hat, h, words, self.stop)
         logits = decoding.without_special(model.output(hidden).float(), self.vocabulary)
         log_p = -F.cross_entropy(logits, tokens.flatten()[rows], reduction="none", ignore_index=0)
-        return log_p.new_zeros(tokens.numel()).index_put((rows,), log_p).view(tokens.shape)
+        of_tokens = log_p.new_zeros(tokens.numel())
+        of_tokens[rows] = log_p
+        return of_tokens.view(tokens.shape)
 
     def check(self, advantage, epoch, passes):
         """InputError if no caption's reward, in any process, has differed from its baseline for PATIENCE steps of
