@@ -240,7 +240,7 @@ def lstm_cell(preactivations, c, rule):
     if rule.fused and c.is_cuda:        # as nn.LSTMCell does: one kernel instead of nine, and two backward
         gates = preactivations.flatten(0, -2).to(c.dtype)
         with torch.autocast("cuda", enabled=False):
-            h, new_c, _ = torch._thnn_fused_lstm_cell(gates, torch.zeros_like(gates), c.flatten(0, -2))
+            h, new_c, _ = torch.ops.aten._thnn_fused_lstm_cell(gates, torch.zeros_like(gates), c.flatten(0, -2))
         return h.view(c.shape), new_c.view(c.shape)
     i, f, g, o = preactivations.chunk(4, dim=-1)
     g = rule.tanh(rule.stabilise(g))
