@@ -3,8 +3,11 @@
 # fine-tunes both models in every mode with three random seeds, scores the captions and measures the explanations. If
 # interrupted, run it again: it resumes. Settings (defaults shown):
 #     MODELS="gridtd aoa" MODES="ce erase lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh
+# A variant of a mode with other flags, beside the existing runs:
+#     MODES=cider NAME=_mean EPOCHS=5 FLAGS="--baseline mean --samples 5" bash configs/flickr8k_experiments.sh
 . "$(dirname "$0")/environment.sh"
 export OUT=${OUT:-output/flickr8k} DATA=${DATA:-data} MODES=${MODES:-ce erase lrp cider lrp_cider} EPOCHS=${EPOCHS:-1}
+export NAME=${NAME:-} FLAGS=${FLAGS:-}
 
 evaluate() {    # arguments: checkpoint, folder of results
     [ -f "$2/metrics_test.json" ] || python evaluation.py \
@@ -40,8 +43,9 @@ finetune() {    # arguments: model type, random seed
             --lr_schedule cosine \
             --workers 1 \
             --seed "$2" \
-            --save_path "$run/$mode"
-        evaluate "$run/$mode/checkpoint_last.pth" "$run/$mode"
+            --save_path "$run/$mode$NAME" \
+            $FLAGS
+        evaluate "$run/$mode$NAME/checkpoint_last.pth" "$run/$mode$NAME"
     done
 }
 export -f finetune evaluate
