@@ -196,8 +196,8 @@ def memory(args, size, device):
     for chunk in (1, 100):
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             few, many = (pool.apply(peak, ("gridtd", size, words, chunk, str(device))) for words in (10, 20))
-        rows.append(["one word at a time (default on CPUs)" if chunk == 1 else "all words at once (default on GPUs)", few,
-                     many, (many - few) / 10, (many - few) / 10 / largest])
+        name = "one word at a time (default on CPUs)" if chunk == 1 else "all words at once (default on GPUs)"
+        rows.append([name, few, many, (many - few) / 10, (many - few) / 10 / largest])
     columns = ["`--chunk`", "10 words", "20 words", "per word", "relative to the largest feature map"]
     return Table("Peak memory of LRP in MiB, one image", columns, rows, "")
 

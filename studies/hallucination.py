@@ -15,6 +15,7 @@ from captioning.files import atomic_path, read_json, write_text
 
 MODES = ("base", "ce", "erase", "lrp", "cider", "lrp_cider")
 CONTROL = "ce"
+WEIGHT = "erase_mu"     # followed by the value of μ
 METRICS = {"cider": "CIDEr", "bleu_4": "BLEU-4", "map": "precision", "map_recall": "recall", "map_f1": "F1",
            "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "companions_invented": "companions invented",
            "companions_named": "companions named", "companions_named_minus_invented": "named − invented"}
@@ -154,13 +155,16 @@ def draw(path, runs):
 
 def draw_trade_off(path, runs):
     """Figure of hallucinated companions against CIDEr: mean differences to the control of each mode and variant, over
-    the random seeds that it was run with; one panel per model."""
+    the random seeds that it was run with; one panel per model. A line joins the values of μ."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(5 * len(runs), 4), layout="constrained")
     for axes, (model, modes) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
-        points = sorted([*(statistics.fmean(differences(runs, model, mode, metric))
-                           for metric in ("companions_invented", "cider")), mode] for mode in compared(modes))
-        for i, (x, y, mode) in enumerate(points):
+        points = {mode: [statistics.fmean(differences(runs, model, mode, metric))
+                         for metric in ("companions_invented", "cider")] for mode in compared(modes)}
+        curve = sorted((mode for mode in points if mode.startswith(WEIGHT)), key=lambda mode: float(mode[len(WEIGHT):]))
+        if curve:
+            axes.plot(*zip(*map(points.get, curve), strict=True), color="C1", linewidth=0.8)
+        for i, (mode, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
             axes.plot(x, y, "o", color="C1" if mode.startswith("erase") else "C0", markersize=4)
             right, above = i % 2 == 0, i // 2 % 2 == 0      # in turn, as labels of close points would overlap
             axes.annotate(mode, (x, y), xytext=(4 if right else -4, 3 if above else -9), textcoords="offset points",
