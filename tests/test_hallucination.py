@@ -11,6 +11,7 @@ import evaluation
 from captioning.errors import InputError
 from captioning.metrics.object_words import Objects
 from studies import before_after, hallucination
+from studies.cider_by_companion import GROUPS, group
 
 
 def write_runs(folder, models=("gridtd", "aoa"), seeds=(1, 2, 3), modes=hallucination.MODES):
@@ -104,3 +105,11 @@ def test_figure_of_two_models(demo_data, tmp_path, capsys):
     assert "companions_invented" in output and "hallucinated companions: removed, added" in output
     figure = np.asarray(Image.open(tmp_path / "after" / "before_after.png"))
     assert figure.shape[1] == 840 and figure.std() > 10
+
+
+def test_images_are_grouped_by_companion():
+    pairs = {"dog": "ball", "cat": "chair"}
+    expected = [([], 2), (["tree", "ball"], 2), (["dog", "tree", "ball"], 0), (["dog", "chair"], 1),
+                (["dog", "ball", "cat"], 1)]
+    for categories, k in expected:
+        assert group(categories, pairs) == GROUPS[k]
