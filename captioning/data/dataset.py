@@ -181,9 +181,10 @@ class CaptionDataset(Dataset):
         features = self._read("features", indices)
         if self.has_scales:
             features *= self._read("scales", indices)[:, None, None]
-        is_valid = features.isfinite().flatten(1).all(1)
+        low, high = features.flatten(1).amin(1), features.flatten(1).amax(1)     # much faster than isfinite() of all
+        is_valid = low.isfinite() & high.isfinite()
         if self.has_regions:
-            is_valid &= features.flatten(1).any(1)
+            is_valid &= (low != 0) | (high != 0)
         return self._checked(features, is_valid, indices, "features that are not finite numbers")
 
     def read_boxes(self, indices):
@@ -220,7 +221,7 @@ class CaptionDataset(Dataset):
             self._file, self._process = open_hdf5(self.features, ("features",)), os.getpid()
         order, inverse = np.unique(np.asarray(indices), return_inverse=True)
         with reading(self.features):
-            return torch.from_numpy(self._file[name][order][inverse].astype(np.float32))
+            return torch.from_numpy(self._file[name][order][inverse]).float()    # faster than NumPy's conversion
 
     @property
     def feature_dim(self):
