@@ -92,7 +92,7 @@ class AOAModel(nn.Module):
         """h (S, d), packed, of embeddings (B, N, T, e): step by step, or on GPUs one fused call if the rule permits."""
         B, N, T, _ = embeddings.shape
         if rule.fused and embeddings.is_cuda:
-            self.lstm.train()       # one layer has no dropout; cuDNN computes derivatives in this mode alone
+            self.lstm.train(torch.is_grad_enabled())    # cuDNN has derivatives in this mode alone; there is no dropout
             x = torch.cat([embeddings, context.v_mean[:, None, None].expand(B, N, T, -1)], -1)
             return steps.pack(self.lstm(x.flatten(0, 1))[0].unflatten(0, (B, N)))
         d = self.config["hidden_dim"]

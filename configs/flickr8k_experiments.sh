@@ -4,7 +4,7 @@
 # interrupted, run it again: it resumes. Settings (defaults shown):
 #     MODELS="gridtd aoa" MODES="ce erase lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh
 # A variant of a mode with other flags, beside the existing runs:
-#     MODES=cider NAME=_mean EPOCHS=5 FLAGS="--baseline mean --samples 5" bash configs/flickr8k_experiments.sh
+#     SEEDS=1 MODES=cider NAME=_mean EPOCHS=5 FLAGS="--baseline mean --samples 5" bash configs/flickr8k_experiments.sh
 . "$(dirname "$0")/environment.sh"
 export OUT=${OUT:-output/flickr8k} DATA=${DATA:-data} MODES=${MODES:-ce erase lrp cider lrp_cider} EPOCHS=${EPOCHS:-1}
 export NAME=${NAME:-} FLAGS=${FLAGS:-}
@@ -58,6 +58,8 @@ done | xargs -P "${JOBS:-1}" -L 1 bash -c '
     echo "$0, seed $1: started, output in $OUT/$0_$1/output.txt"
     bash -euo pipefail -c "finetune $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
 
+[ -z "$NAME" ] || exit 0     # variants are not in the tables, and explanations are of the models before fine-tuning
+python studies/flickr8k.py "$OUT" --data_folder "$DATA"
 methods="lrp gradient grad_cam guided_backprop guided_grad_cam attention random"
 for model in ${MODELS:-gridtd aoa}; do
     weight=output/${model}_flickr8k/checkpoint_best.pth

@@ -4,6 +4,7 @@ Reads <folder>/<model>_<seed>/<mode>/metrics_test.json; writes to <folder> table
 the control and their significance; differences.png; and trade_off.png, mean differences of companions and CIDEr.
 """
 import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from captioning.files import atomic_path, read_json, write_text
 
 MODES = ("base", "ce", "erase", "lrp", "cider", "lrp_cider")
 CONTROL = "ce"
-WEIGHT = "erase_mu"     # followed by the value of μ
+WEIGHT = re.compile(r"erase_mu(\d*\.?\d+)")      # a value of μ
 METRICS = {"cider": "CIDEr", "bleu_4": "BLEU-4", "map": "precision", "map_recall": "recall", "map_f1": "F1",
            "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "companions_invented": "companions invented",
            "companions_named": "companions named", "companions_named_minus_invented": "named − invented"}
@@ -157,23 +158,26 @@ def draw_trade_off(path, runs):
     """Figure of hallucinated companions against CIDEr: mean differences to the control of each mode and variant, over
     the random seeds that it was run with; one panel per model. A line joins the values of μ."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(5 * len(runs), 4), layout="constrained")
+    names = sorted({mode for modes in runs.values() for mode in compared(modes)})
+    numbers = {mode: number for number, mode in enumerate(names, 1)}
+    figure = Figure(figsize=(4.5 * len(runs) + 2, 4), layout="constrained")
     for axes, (model, modes) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
         points = {mode: [statistics.fmean(differences(runs, model, mode, metric))
                          for metric in ("companions_invented", "cider")] for mode in compared(modes)}
-        curve = sorted((mode for mode in points if mode.startswith(WEIGHT)), key=lambda mode: float(mode[len(WEIGHT):]))
+        curve = sorted(filter(WEIGHT.fullmatch, points), key=lambda mode: float(WEIGHT.fullmatch(mode)[1]))
         if curve:
             axes.plot(*zip(*map(points.get, curve), strict=True), color="C1", linewidth=0.8)
-        for i, (mode, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
+        for mode, (x, y) in points.items():
             axes.plot(x, y, "o", color="C1" if mode.startswith("erase") else "C0", markersize=4)
-            right, above = i % 2 == 0, i // 2 % 2 == 0      # in turn, as labels of close points would overlap
-            axes.annotate(mode, (x, y), xytext=(4 if right else -4, 3 if above else -9), textcoords="offset points",
-                          ha="left" if right else "right", fontsize=7)
-        axes.plot(0, 0, "k+", label="control")
-        axes.margins(0.25, 0.1)
+            axes.annotate(str(numbers[mode]), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=8)
+        axes.plot(0, 0, "k+")
+        axes.margins(0.1)
         axes.set(title=model, xlabel="companions hallucinated, difference", ylabel="CIDEr, difference")
-        axes.legend()
         axes.grid(alpha=0.3)
+    for mode, number in numbers.items():
+        axes.plot([], [], " ", label=f"{number}  {mode}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=0,
+                  title="+  control", title_fontsize=8, alignment="left")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

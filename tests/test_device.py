@@ -53,7 +53,8 @@ def test_decoding(models, device):
 
 
 def test_fine_tuning(models, device):
-    """Features with erased evidence, the loss of their predictions, and log-probabilities of self-critical training."""
+    """Features with erased evidence, the loss of their predictions, log-probabilities of self-critical training, and
+    derivatives, with models in evaluation mode."""
     categories = torch.tensor([-1, -1, -1, 0, 0, 1, 2, 1, -1, -1, -1, -1])
     features, results = models[0].encode(random_images()), []
     words = CAPTIONS.masked_fill(CAPTIONS.eq(VOCABULARY.unk), 4)[:, None]
@@ -65,7 +66,10 @@ def test_fine_tuning(models, device):
         hidden = model.teacher_force(erased, chosen.caption[:, None], skip_padding=True).hidden[:, 0]
         log_p = SCST(VOCABULARY, None, 5).log_probabilities(model, erased, words[..., 1:].to(place),
                                                             model.start(erased))
-        results.append((erased, loss.erased_loss(model, hidden, chosen, WHOLE), log_p))
+        erased_loss = loss.erased_loss(model, hidden, chosen, WHOLE)
+        weights = [model.embedding.weight, model.W_v.weight, model.W_o.weight]
+        derivatives = torch.autograd.grad(erased_loss + log_p.sum(), weights)
+        results.append((erased, erased_loss, log_p, *derivatives))
     for expected, actual in zip(*results, strict=True):
         assert_close(actual, expected.double())
 

@@ -119,7 +119,7 @@ def replace(x, value, scale):
 class Plain:
     """Ordinary derivatives and fused kernels: training and decoding. Its methods are the interface of every rule."""
 
-    fused = True    # whether recurrent layers may run as one fused call, which hides their inner derivatives
+    fused = True    # whether an LSTM may run as one operation, in which the rule's other methods have no effect
 
     def leaf(self, x):
         """x (any shape), at which a backward pass under this rule ends: explaining rules cut the graph here."""
@@ -237,7 +237,7 @@ PLAIN = Plain()
 
 def lstm_cell(preactivations, c, rule):
     """One LSTM step under a rule: pre-activations (..., 4d) in the order i, f, g, o and c (..., d) -> h, c (..., d)."""
-    if rule.fused and c.is_cuda:        # as nn.LSTMCell does: one kernel instead of nine, and two backward
+    if rule.fused and c.is_cuda:        # one operation in place of nine, as in nn.LSTMCell on GPUs
         gates = preactivations.flatten(0, -2).to(c.dtype)
         with torch.autocast("cuda", enabled=False):
             h, new_c, _ = torch.ops.aten._thnn_fused_lstm_cell(gates, torch.zeros_like(gates), c.flatten(0, -2))

@@ -1,0 +1,41 @@
+"""The tables of the experiments on Flickr8k."""
+import json
+
+import numpy as np
+import pytest
+
+from captioning.errors import InputError
+from captioning.metrics.object_words import Objects
+from studies import flickr8k
+
+OBJECTS = Objects({"dog": "dog", "puppy": "dog", "ball": "ball"})
+
+
+def test_absent_object_words_are_counted():
+    captions = ["a dog and a puppy with a ball", "a tree", "a ball"]
+    counts = flickr8k.count_objects(captions, OBJECTS, [{"dog"}, {"dog"}, {"ball"}])
+    assert counts.tolist() == [[3, 1], [0, 0], [1, 0]]
+    assert flickr8k.chair(np.stack([counts, counts])) == 1 / 4
+
+
+def test_interval_contains_the_difference_unless_there_is_none():
+    rng = np.random.default_rng(1)
+    words = np.ones((1, 2000, 1), int)
+    rare, frequent = (np.concatenate([words, rng.random((1, 2000, 1)) < share], 2) for share in (0.1, 0.3))
+    low, high = flickr8k.interval(rare, frequent)
+    assert low < flickr8k.chair(rare) - flickr8k.chair(frequent) < high < -0.1
+    assert 4 * (0.1 * 0.9 + 0.3 * 0.7) ** 0.5 / 2000 ** 0.5 == pytest.approx(high - low, rel=0.15)
+    assert (flickr8k.interval(rare, rare) == 0).all()
+
+
+def test_rows_are_paired_by_seed(tmp_path):
+    values = {("ce", 1): 0.50, ("ce", 2): 0.40, ("lrp", 1): 0.52, ("lrp", 2): 0.44}
+    for (mode, seed), value in values.items():
+        folder = tmp_path / f"aoa_{seed}" / mode
+        folder.mkdir(parents=True)
+        (folder / "metrics_test.json").write_text(json.dumps({"cider": value}))
+    rows = list(flickr8k.score_rows("aoa", flickr8k.read_folders(tmp_path)["aoa"]))
+    assert rows[0] == "| | CIDEr |" and rows[2:] == [
+        "| `aoa`, ce | 45.0 |", "| `aoa`, lrp | 48.0 |", "| `aoa`, lrp − ce | +3.0 ± 1.0 |"]
+    with pytest.raises(InputError, match="no finished runs"):
+        flickr8k.read_folders(tmp_path / "aoa_1")
