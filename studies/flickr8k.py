@@ -58,7 +58,8 @@ def score_rows(model, modes):
     """Rows of the table of scores of one model: means, then differences to the control."""
     scores = {mode: {seed: read_json(path / "metrics_test.json", ["cider"]) for seed, path in seeds.items()}
               for mode, seeds in modes.items()}
-    metrics = [metric for metric in SHOWN if all(metric in each for seeds in scores.values() for each in seeds.values())]
+    every = [each for seeds in scores.values() for each in seeds.values()]
+    metrics = [metric for metric in SHOWN if all(metric in each for each in every)]
     yield "| | " + " | ".join(SHOWN[metric] for metric in metrics) + " |"
     yield "|---" * (len(metrics) + 1) + "|"
     for mode, seeds in scores.items():
@@ -96,7 +97,8 @@ def object_rows(model, modes, data, objects):
     counts = {mode: np.array([count_objects(
         read_predictions(path / "predictions_test.json", data.names, {}).values(), objects, present)
         for path in seeds.values()]) for mode, seeds in modes.items()}
-    yield "| | object words | absent | CHAIR_i | difference to the control, 95 % interval over images |\n|---|---|---|---|---|"
+    yield "| | object words | absent | CHAIR_i | difference to the control, 95 % interval over images |"
+    yield "|---" * 5 + "|"
     for mode, runs in counts.items():
         words, absent = runs.sum(1).mean(0)
         difference = ""
