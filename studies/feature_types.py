@@ -1,7 +1,8 @@
-"""What 8-bit features change: python studies/feature_types.py CHECKPOINT --dataset flickr8k
+"""What features of lower precision change: python studies/feature_types.py CHECKPOINT --dataset flickr8k
 
-Captions, and LRP relevance of the regions for each word of these captions, with stored features of 16 bits and with the
-same rounded to 8 bits as `preparedataset.py --feature_type uint8` does.
+Captions, and LRP relevance of the regions for each word of these captions, with stored features of 16 bits; with these
+rounded to 8 bits, as by `preparedataset.py --feature_type uint8`; and with features that the encoder computes in
+bfloat16, as by --amp: here in float32, with weights, inputs and results of each layer rounded to bfloat16.
 """
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from captioning import checkpoint
 from captioning.cli import Parser, positive_int
 from captioning.data.cnn_features import quantised
+from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features
 from captioning.decoding import decode, trimmed, with_start
 from captioning.errors import run_script
@@ -39,27 +41,48 @@ def correlations(model, features, rounded, captions):
     return torch.cosine_similarity(*maps)
 
 
+@torch.no_grad()
+def in_bfloat16(encoder, images):
+    """Features (B, K, C) of images (B, 3, S, S) by a Sequential whose weights, inputs and results are in bfloat16."""
+    def rounded(x):
+        return x.bfloat16().float()
+    x = rounded(images)
+    for layer in encoder:
+        if isinstance(layer, torch.nn.Conv2d):
+            x = layer._conv_forward(x, rounded(layer.weight), rounded(layer.bias))
+        else:
+            x = layer(x)
+        x = rounded(x)
+    return x.flatten(2).mT
+
+
 def main(args):
     model, vocabulary = checkpoint.load(args.weight)
     data = open_features(args.data_folder, args.dataset, args.split, model)
+    pixels = CaptionDataset(args.data_folder, args.dataset, args.split, image_size=checkpoint.image_size(model))
+    encoder = model.encoder
     model.encode, model.encoder = (lambda images: images), torch.nn.Sequential()       # images are features already
-    captions, values = {"float16": [], "uint8": []}, []
+    captions, values, errors = {}, {}, {}
     count = min(args.images, len(data))
     for batch in tqdm(torch.arange(count).split(args.batch_size), unit="batch"):
         features = data.read_features(batch.tolist())
         parts = quantised(features)
-        rounded = parts["features"] * parts["scales"][:, None, None]
-        tokens = {name: decode(model, x, vocabulary) for name, x in (("float16", features), ("uint8", rounded))}
-        for name, ids in tokens.items():
-            captions[name] += [" ".join(vocabulary.decode(row)) for row in ids.tolist()]
-        values.append(correlations(model, features, rounded, trimmed(with_start(tokens["float16"], vocabulary))))
+        types = {"float16": features, "uint8": parts["features"] * parts["scales"][:, None, None],
+                 "bfloat16": in_bfloat16(encoder, pixels.__getitems__(batch.tolist())["images"])}
+        tokens = {name: decode(model, x, vocabulary) for name, x in types.items()}
+        words = trimmed(with_start(tokens["float16"], vocabulary))
+        for name, x in types.items():
+            captions.setdefault(name, []).extend(" ".join(vocabulary.decode(row)) for row in tokens[name].tolist())
+            values.setdefault(name, []).append(correlations(model, features, x, words))
+            errors.setdefault(name, []).append((x - features).flatten(1).norm(dim=1) / features.flatten(1).norm(dim=1))
     for name, texts in captions.items():
+        same = sum(a == b for a, b in zip(captions["float16"], texts, strict=True))
+        correlation = torch.cat(values[name])
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores(
             texts, data.references[:count], ("cider", "bleu")).items()))
-    same = sum(a == b for a, b in zip(*captions.values(), strict=True))
-    values = torch.cat(values)
-    print(f"{same} of {count} captions are the same; correlation of the relevance of {len(values)} words: mean "
-          f"{values.mean():.5f}, 1 % quantile {values.quantile(0.01):.5f}, smallest {values.min():.5f}")
+        print(f"    relative error of the features {torch.cat(errors[name]).mean():.4f}; {same} of {count} captions as "
+              f"with float16; correlation of the relevance of {len(correlation)} words: mean {correlation.mean():.5f}, "
+              f"1 % quantile {correlation.quantile(0.01):.5f}, smallest {correlation.min():.5f}")
 
 
 if __name__ == "__main__":
