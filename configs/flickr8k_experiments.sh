@@ -59,7 +59,6 @@ done | xargs -P "${JOBS:-1}" -L 1 bash -c '
     bash -euo pipefail -c "finetune $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'
 
 [ -z "$NAME" ] || exit 0     # variants are not in the tables, and explanations are of the models before fine-tuning
-python studies/flickr8k.py "$OUT" --data_folder "$DATA"
 methods="lrp gradient grad_cam guided_backprop guided_grad_cam attention random"
 for model in ${MODELS:-gridtd aoa}; do
     weight=output/${model}_flickr8k/checkpoint_best.pth
@@ -80,3 +79,4 @@ for model in ${MODELS:-gridtd aoa}; do
         --max_images 20 \
         --save_path "$OUT/$model/sanity"
 done
+python studies/flickr8k.py "$OUT" --data_folder "$DATA"
