@@ -46,12 +46,12 @@ def main(args):
     for path in sorted(Path(args.folder).glob(f"*_*/{CONTROL}/predictions_test.json")):
         if not (path.parents[1] / args.mode / path.name).exists():
             continue
+        model = path.parts[-3].rsplit("_", 1)[0]
         for mode in (CONTROL, args.mode):
             captions = read_predictions(path.parents[1] / mode / path.name, data.names, {})
             each = cider(list(captions.values()), data.references)[1]["cider"]
             for name in GROUPS:
                 values = [value for value, other in zip(each, groups, strict=True) if other == name]
-                model = path.parts[-3].rsplit("_", 1)[0]
                 means.setdefault((model, name), {}).setdefault(mode, []).append(statistics.fmean(values))
     if not means:
         raise InputError(f"{args.folder} contains no captions of {CONTROL} and {args.mode}: run "

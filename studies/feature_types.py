@@ -4,6 +4,7 @@ Captions, and LRP relevance of the regions for each word of these captions, with
 rounded to 8 bits, as by `preparedataset.py --feature_type uint8`; and with features that the encoder computes in
 bfloat16, as by --amp: here in float32, with weights, inputs and results of each layer rounded to bfloat16.
 """
+import copy
 import sys
 from pathlib import Path
 
@@ -46,14 +47,10 @@ def in_bfloat16(encoder, images):
     """Features (B, K, C) of images (B, 3, S, S) by a Sequential whose weights, inputs and results are in bfloat16."""
     def rounded(x):
         return x.bfloat16().float()
-    x = rounded(images)
+    encoder = rounded(copy.deepcopy(encoder))
     for layer in encoder:
-        if isinstance(layer, torch.nn.Conv2d):
-            x = layer._conv_forward(x, rounded(layer.weight), rounded(layer.bias))
-        else:
-            x = layer(x)
-        x = rounded(x)
-    return x.flatten(2).mT
+        layer.register_forward_hook(lambda layer, inputs, result: rounded(result))
+    return encoder(rounded(images)).flatten(2).mT
 
 
 def main(args):

@@ -16,6 +16,7 @@ from captioning.data.dataset import CaptionDataset
 from captioning.data.predictions import read_predictions
 from captioning.errors import InputError, run_script
 from captioning.files import read_json
+from captioning.metrics.object_metrics import named_and_present_categories
 from captioning.metrics.object_words import load_objects
 from studies.hallucination import CONTROL, METRICS, MODES
 
@@ -71,11 +72,10 @@ def score_rows(model, modes):
             yield f"| `{model}`, {mode} − {CONTROL} | " + " | ".join(cells) + " |"
 
 
-def count_objects(captions, objects, present):
-    """(images, 2) numbers of object words in each caption, and of those whose category is not in `present`."""
-    named = [[category for _, category in objects.named(caption.split())] for caption in captions]
-    return np.array([[len(categories), sum(category not in there for category in categories)]
-                     for categories, there in zip(named, present, strict=True)])
+def count_objects(captions, references, objects):
+    """(images, 2) numbers of object words in each caption, and of those that no reference of its image names."""
+    return np.array([[len(named), sum(category not in present for category in named)] for named, present in
+                     named_and_present_categories(captions, references, [None] * len(captions), objects)])
 
 
 def chair(counts):
@@ -93,9 +93,8 @@ def interval(counts, of_control):
 
 def object_rows(model, modes, data, objects):
     """Rows of the table of object words of one model."""
-    present = [objects.present(None, references) for references in data.references]
     counts = {mode: np.array([count_objects(
-        read_predictions(path / "predictions_test.json", data.names, {}).values(), objects, present)
+        read_predictions(path / "predictions_test.json", data.names, {}).values(), data.references, objects)
         for path in seeds.values()]) for mode, seeds in modes.items()}
     yield "| | object words | absent | CHAIR_i | difference to the control, 95 % interval over images |"
     yield "|---" * 5 + "|"
