@@ -60,6 +60,8 @@ def get_args_parser():
         "more relevant for the word than for the caption's other object words")
     add("--erase_fill", choices=FILL, default="background", help="erase_tune: what replaces an erased region: a random "
         "one of the image's least relevant regions, the mean of the remaining regions, or zero")
+    add("--erase_every", metavar="N", type=positive_int, default=1, help="erase_tune: erase evidence only in every "
+        "N-th step, with N times the weight: for speed")
     add("--synonyms", metavar="FILE", help="erase_tune: file with one line per object category: its name and its "
         "synonyms, separated by commas (default: the data set's objects or captioning/metrics/coco_objects.txt)")
     add("--lrp_weight", type=non_negative, default=1.0, help="weight λ of the cross-entropy of p̃")
@@ -182,7 +184,8 @@ def make_loss(settings, vocabulary, data, stop, device):
             raise InputError("the vocabulary contains no object word, so that --erase_tune has nothing to erase: give "
                              "the object words with --synonyms")
         return ErasureLoss(categories, settings.erase_weight, settings.keep_weight, settings.erase_share,
-                           settings.evidence, settings.own_evidence, settings.erase_fill), "accuracy"
+                           settings.evidence, settings.own_evidence, settings.erase_fill,
+                           settings.erase_every), "accuracy"
     criterion = partial(lrp_loss, stop=stop, weight=settings.lrp_weight) if settings.lrp_tune else None
     return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss, settings.region_epochs,
                                settings.label_smoothing), "accuracy"

@@ -36,6 +36,7 @@ from captioning.training.scst import SCST
 
 B, T, REFERENCES = 32, 20, 5
 CAPTIONS = (2, 5)       # of each image in evidence erasure
+EVERY = 2               # --erase_every
 OBJECT_INTERVAL = 7     # every seventh word of the vocabulary names an object: on average three in a caption
 STOP_SHARE = 0.5        # of the predicted words; in COCO's captions 51 % of the words are stop words or <end>
 
@@ -63,19 +64,23 @@ def steps(name, args, size, device, words, references, reward):
     categories[categories % OBJECT_INTERVAL > 0] = -1
     categories[words.pad] = -1
     losses["--erase_tune"] = ErasureLoss(categories, 0.2, 0.0, 0.2)
+    losses[f"--erase_every {EVERY}"] = ErasureLoss(categories, 0.2, 0.0, 0.2, every=EVERY)
     for mode, mode_stop in (("--lrp_cider_tune", stop), ("--cider_tune", None)):
         losses[mode] = SCST(words, reward, T, stop=mode_stop)
         losses[mode].check = lambda *_: None     # random weights: the advantage is not meaningful
     optimizer, scaler = make_optimizer(model, device, 1e-12), torch.amp.GradScaler(device.type, enabled=False)
 
-    def step(loss, captions):
+    def step(loss, captions, count=1):
         model.train()
-        parts = [(WHOLE, {"images": features, "captions": captions})]
-        return lambda: train_step(Loss(model, loss), parts, 0, optimizer, scaler, device, 0.1, args.amp)
+        batch = {"images": features, "captions": captions}
+        return lambda: [train_step(Loss(model, loss), [(WHOLE._replace(step=i), batch)], 0, optimizer, scaler, device,
+                                   0.1, args.amp) for i in range(count)]
     functions = {mode: step(loss, references if "cider" in mode else references[:, :1])
                  for mode, loss in losses.items()}
-    return functions | {f"{mode}, {count} captions": step(losses[mode], references[:, :count])
-                        for mode in ("--erase_tune", "--ce_tune") for count in CAPTIONS}
+    functions |= {f"{mode}, {count} captions": step(losses[mode], references[:, :count])
+                  for mode in ("--erase_tune", "--ce_tune") for count in CAPTIONS}
+    return functions | {f"{mode}, {count} captions, {EVERY} steps": step(losses[mode], references[:, :count], EVERY)
+                        for mode in (f"--erase_every {EVERY}", "--ce_tune") for count in CAPTIONS}
 
 
 def reward_functions(reward, samples, references):
@@ -106,7 +111,9 @@ def main(args):
         functions = steps(name, args, size, device, words, references, reward)
         for tuned, plain in (("--lrp_tune", "--ce_tune"), ("--lrp_tune without stop words", "--ce_tune"),
                              ("--lrp_cider_tune", "--cider_tune"),
-                             *((f"--erase_tune, {n} captions", f"--ce_tune, {n} captions") for n in CAPTIONS)):
+                             *((f"--erase_tune, {n} captions", f"--ce_tune, {n} captions") for n in CAPTIONS),
+                             *((f"--erase_every {EVERY}, {n} captions, {EVERY} steps",
+                                f"--ce_tune, {n} captions, {EVERY} steps") for n in CAPTIONS)):
             rows += compare({f"{name}, {tuned}": functions[tuned], plain: functions[plain]}, args.repeats, device)
         rows += compare({"the reward alone": next(iter(rewards.values())), f"{name}, --cider_tune":
                          functions["--cider_tune"]}, args.repeats, device)

@@ -6,8 +6,9 @@
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
 # To divide it over machines, give each its own SEEDS, copy the folders of OUT together and run studies/hallucination.py.
 # WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of hallucination and CIDEr. CONTROLS
-# lists controls: other evidence (random attention gradient grad_cam shared mask), fillings (mean zero), the whole image
-# (image_swap no_image), and controls of LRP-inference (temperature permuted). BIAS is the training images' bias.
+# lists controls: other evidence (random attention gradient grad_cam shared soft mask), fillings (mean zero), what must be
+# predicted besides (keep shortened), the whole image (image_swap no_image), erasure in every second step (every2), and
+# controls of LRP-inference (temperature permuted). BIAS is the training images' bias.
 # A variant of a mode with other flags, beside the existing runs:
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh
 . "$(dirname "$0")/environment.sh"
@@ -98,7 +99,10 @@ train_and_finetune() {      # arguments: model type, random seed
             random|attention|gradient|grad_cam) flags+=" --evidence $control" ;;
             shared) flags+=" --no-own_evidence" ;;
             mean|zero) flags+=" --erase_fill $control" ;;
-            mask|image_swap|no_image) flags+=" --control $control" ;;
+            keep) flags+=" --keep_weight 1" ;;
+            shortened) flags+=" --keep_weight 1 --control shortened" ;;
+            every*) flags+=" --erase_every ${control#every}" ;;
+            soft|mask|image_swap|no_image) flags+=" --control $control" ;;
             temperature|permuted) name=lrp_$control flags="--lrp_tune --control $control" ;;
             *) echo "unknown control $control" >&2; exit 1 ;;
         esac

@@ -10,10 +10,12 @@ from helpers import make, random_regions, run_training, train_run
 from aoamodel import AOAModel
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
+from captioning.data.vocabulary import build
 from captioning.errors import InputError
 from captioning.explanation import lrp_inference
 from captioning.metrics.object_words import load_objects
-from captioning.training.erasure import Choice
+from captioning.training.erasure import Choice, ErasureLoss
+from captioning.training.losses import cross_entropy
 from captioning.training.parts import WHOLE
 from studies import tuning_controls as controls
 
@@ -55,6 +57,50 @@ def test_the_other_image_does_not_name_the_object():
     assert seen == [{1}, {2, 3}, {0, 1, 3}, {1}]
 
 
+def test_soft_evidence_equals_literal_loops():
+    relevance = torch.randn(20, 3, 7, generator=torch.Generator().manual_seed(0))
+    categories = torch.tensor([[0, 1, 2], [0, 1, 0], [0, 1, -1], [0, -1, -1]]).repeat(5, 1)
+    for row, words, ids in zip(controls.soft_evidence(relevance, categories, 3), relevance, categories.tolist(),
+                               strict=True):
+        share = [[max(0.0, x) / max(word) for x in word] for word in words.tolist()]
+        others = [word for word, category in zip(share[1:], ids[1:], strict=True) if category not in (-1, ids[0])]
+        part = [x and x / (x + sum(word[k] for word in others)) for k, x in enumerate(share[0])]
+        largest = sorted(range(7), key=lambda k: -part[k] * share[0][k])[:3]
+        assert row.tolist() == pytest.approx([x if k in largest else 0 for k, x in enumerate(part)], abs=1e-6)
+
+
+@pytest.mark.parametrize("caption, word, expected", [
+    ("a cat with a chair by a lake", "chair", "a cat by a lake"),
+    ("there is a small cat to the left of a chair in the snow", "cat", "there is a chair in the snow"),
+    ("there is a small cat to the left of a chair in the snow", "chair", "there is a small cat in the snow"),
+    ("two birds near a dog and a chair", "dog", "two birds and a chair"), ("cat chair", "cat", "chair")])
+def test_caption_without_a_noun_phrase(caption, word, expected):
+    words = caption.split()
+    vocabulary = build([words, ["unused"]], 1)
+    ids = torch.tensor([vocabulary.encode(words, 20) + [0, 0]])
+    has = [torch.tensor([w in group for w in vocabulary.words])[ids]
+           for group in ({"cat", "chair", "dog", "birds"}, controls.DETERMINERS)]
+    short = controls.without_noun_phrase(ids, torch.tensor([[words.index(word) + 1]]), *has)
+    assert vocabulary.decode(short[0].tolist()) == expected.split()
+    assert short.shape == ids.shape and vocabulary.end in short
+
+
+def test_shortened_captions_are_trained_where_nothing_else_names_the_object():
+    """Unlikelihood, and κ times the cross-entropy of the first caption's rest: the second names its object twice, and
+    the third no other object."""
+    model, features = make(AOAModel), random_regions()
+    categories = torch.tensor([-1, -1, -1, 0, 0, 1, 2, -1, -1, -1, -1, -1])
+    captions = torch.tensor([[1, 3, 7, 5, 8, 2], [1, 3, 5, 4, 2, 0], [1, 7, 5, 2, 0, 0]])
+    choice = Choice(captions, torch.tensor([[2, 0, 1], [0, 1, 2], [1, 0, 2]]),
+                    torch.tensor([[1, 0, -1], [0, 1, 0], [1, -1, -1]]))
+    loss = ErasureLoss(categories, 1.0, 0.0, 0.3)
+    got = controls.shortened_loss(loss, 0.5, torch.zeros(12).bool(), model, features, choice, WHOLE)
+    rest = torch.tensor([[[1, 3, 8, 2]]])
+    expected = loss.erased_loss(model, features, choice, WHOLE) + 0.5 * cross_entropy(
+        model, model.teacher_force(features[:1], rest), rest)[0]
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("control", ["temperature", "permuted"])
 def test_lrp_inference_controls(control, monkeypatch):
     """Stop words alone leave CE(p, y) twice; else p with T is as confident as p̃, and permuted ω are ω in order."""
@@ -81,7 +127,7 @@ def test_controls_train(demo_data, tmp_path):
     train_run(demo_data, base, "--epochs", "1")
     script = SimpleNamespace(get_args_parser=controls.get_args_parser,
                              main=partial(controls.finetune.main, make_loss=controls.make_loss))
-    for control, mode in (("mask", "erase_tune"), ("temperature", "lrp_tune")):
+    for control, mode in (("mask", "erase_tune"), ("shortened", "erase_tune"), ("temperature", "lrp_tune")):
         folder = tmp_path / control
         arguments = ["--weight", f"{base}/checkpoint_last.pth", "--epochs", "1", "--workers", "0", "--device", "cpu",
                      "--save_path", str(folder), "--control", control, f"--{mode}"]

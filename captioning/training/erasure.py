@@ -28,15 +28,17 @@ class ErasureLoss:
     that are w's own evidence are replaced. From the erased features none of the words W of w's category must be
     predicted in the place of w, and the caption's other object words o must. Captions that name only one category
     have no erased image. No gradient flows through the choice of the regions.
+    With every = N, the terms in brackets are computed in every N-th step only, with N times the weight (lazy
+    regularisation, Karras et al. 2020).
 
     categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this share of the regions is
     erased. evidence: the relevance of a region, one of EVIDENCE; with own False also that of other words is erased.
-    fill: what replaces regions, one of FILL. The last three are controls.
+    fill: what replaces regions, one of FILL. These three are controls.
     """
 
-    def __init__(self, categories, weight, keep, share, evidence="lrp", own=True, fill="background"):
+    def __init__(self, categories, weight, keep, share, evidence="lrp", own=True, fill="background", every=1):
         self.categories, self.weight, self.keep, self.share = categories, weight, keep, share
-        self.evidence, self.own, self.fill = evidence, own, fill
+        self.evidence, self.own, self.fill, self.every = evidence, own, fill, every
 
     def __call__(self, model, features, all_captions, epoch, part=WHOLE):
         """features (B, K, C) of the part, captions (B, N, T+1) of the whole batch -> (loss, correct words, words);
@@ -44,11 +46,12 @@ class ErasureLoss:
         captions = all_captions[part.images]
         loss, *counts = cross_entropy(model, model.teacher_force(features, captions, skip_padding=True), captions,
                                       total=count_words(all_captions))
+        if part.step % self.every:
+            return loss, *counts
         whole = choose(all_captions, self.categories, part.generator)
         choice = Choice(*(x[part.images] for x in whole))
         erased = self.erase(model, features, choice, part)
-        hidden = model.teacher_force(erased, choice.caption[:, None], skip_padding=True).hidden[:, 0]   # (B, T, d)
-        return loss + self.weight * self.erased_loss(model, hidden, whole, part), *counts
+        return loss + self.every * self.weight * self.erased_loss(model, erased, whole, part), *counts
 
     def erase(self, model, features, choice, part):
         """features (B, K, C) of the part, in which the evidence for the first word of each Choice is replaced."""
@@ -56,9 +59,13 @@ class ErasureLoss:
         is_region = (features != 0).any(-1)                                            # (B, K) without padding
         regions = is_region.sum(1, keepdim=True)
         count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
-        mask = own_evidence(relevance, choice.categories if self.own else choice.categories[:, :1], count)
-        filling = self.filling(features, relevance, choice, is_region & ~mask, part)
-        return torch.where(mask[..., None], filling, features)
+        amount = self.assign(relevance, choice.categories if self.own else choice.categories[:, :1], count)
+        filling = self.filling(features, relevance, choice, is_region & (amount == 0), part)
+        return torch.lerp(features, filling, amount[..., None].to(features))
+
+    def assign(self, relevance, categories, count):
+        """(B, K) how much of each region is erased, from 0 to 1; arguments and result as of `own_evidence`."""
+        return own_evidence(relevance, categories, count)
 
     def relevance(self, model, features, choice, part):
         """(B, S, K) the relevance of the part's regions for the words of its Choice."""
@@ -87,9 +94,11 @@ class ErasureLoss:
         chosen = largest.argsort(dim=1).gather(1, rank)
         return features.gather(1, chosen[..., None].expand_as(features))
 
-    def erased_loss(self, model, hidden, choice, part):
-        """The terms in brackets, for the predictor's input (B, T, d) on the part's erased features and the Choice of
-        the whole batch; 0 if no caption names objects of two categories."""
+    def erased_loss(self, model, features, choice, part):
+        """The terms in brackets, for the part's erased features (B, K, C) and the Choice of the whole batch; 0 if no
+        caption names objects of two categories."""
+        captions = choice.caption[part.images][:, None]
+        hidden = model.teacher_force(features, captions, skip_padding=True).hidden[:, 0]            # (B, T, d)
         targets, category = choice.caption[:, 1:], choice.categories[:, :1]
         named = self.categories[targets]                                               # (B, T)
         is_used = (named >= 0) & is_other(choice.categories).any(1, keepdim=True)

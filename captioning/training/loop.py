@@ -82,8 +82,9 @@ def train_epoch(options, loss_module, data, device, optimizer, scaler, state, sa
         if options.lr_schedule == "cosine":
             anneal(options, optimizer, epoch + state["step"] / len(batches))
         seed = step_seed(options.seed, epoch, state["step"])
-        results.append(train_step(loss_module, zip(step_parts(len(batch), passes, seed, device), loader, strict=False),
-                                  epoch, optimizer, scaler, device, options.grad_clip, options.amp))
+        own_parts = step_parts(len(batch), passes, seed, device, state["step"])
+        results.append(train_step(loss_module, zip(own_parts, loader, strict=False), epoch, optimizer, scaler, device,
+                                  options.grad_clip, options.amp))
         state["step"] += 1
         save, now = saver.is_due(), time.monotonic()
         if save or state["step"] % STEPS_PER_TRANSFER == 0 or state["step"] == len(batches):
@@ -122,11 +123,12 @@ def anneal(options, optimizer, epochs):
         group["lr"] = lr * factor
 
 
-def step_parts(size, passes, seed, device):
-    """Yields this process's Parts of a batch of `size` images, and seeds PyTorch's random numbers for each of them."""
+def step_parts(size, passes, seed, device, step=0):
+    """Yields this process's Parts of batch number `step`, of `size` images, and seeds PyTorch's random numbers for
+    each of them."""
     for i, (images, share) in enumerate(own_slices(size, passes), start=processes.rank() * passes):
         torch.manual_seed((seed + i * 2**40) % 2**63)                                  # dropout: different in each part
-        yield Part(images, torch.Generator(device).manual_seed((seed + 2**62) % 2**63), size, passes, share)
+        yield Part(images, torch.Generator(device).manual_seed((seed + 2**62) % 2**63), size, passes, share, step)
 
 
 def train_step(loss_module, parts, epoch, optimizer, scaler, device, grad_clip, amp=False):

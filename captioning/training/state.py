@@ -16,7 +16,8 @@ FIXED_FLAGS = ("weight", "ce_tune", "erase_tune", "lrp_tune", "cider_tune", "lrp
                "num_head", "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
                "label_smoothing", "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr",
                "lr_schedule", "grad_clip")
-ERASE_FLAGS = ("erase_weight", "keep_weight", "erase_share", "erase_fill", "evidence", "own_evidence", "synonyms")
+ERASE_FLAGS = ("erase_weight", "keep_weight", "erase_share", "erase_fill", "erase_every", "evidence", "own_evidence",
+               "synonyms")
 
 
 def new_state():

@@ -80,6 +80,15 @@ def test_loss_equals_its_equation(model_type, monkeypatch):
     assert [correct, words] == counts
 
 
+def test_erasure_in_every_second_step_has_twice_the_weight(monkeypatch):
+    model, features = make(AOAModel), random_regions()
+    monkeypatch.setattr(erasure.ErasureLoss, "erased_loss", lambda self, *_: torch.tensor(0.3))
+    loss = erasure.ErasureLoss(CATEGORIES, 0.7, 0.0, 0.3, every=2)
+    ce = cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)[0]
+    more = [(loss(model, features, CAPTIONS, 0, erasure.WHOLE._replace(step=step))[0] - ce).item() for step in range(3)]
+    assert more == pytest.approx([2 * 0.7 * 0.3, 0, 2 * 0.7 * 0.3], abs=1e-6)
+
+
 @pytest.mark.parametrize("sizes", [(9, 9, 9), (9, 4, 2)])
 def test_erased_regions_are_filled_with_the_least_relevant_half_of_the_others(sizes):
     """Images with padding, too; the mean is that of the regions that remain."""
