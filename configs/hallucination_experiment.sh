@@ -4,7 +4,7 @@
 # companion is missing half the time (docs/experiments.md). Takes hours on two cores; QUICK=1 runs one seed and one epoch
 # in 15 minutes. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs, one job per core):
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
-# To divide it over machines, give each its own SEEDS, copy the folders of OUT together and run studies/hallucination.py.
+# To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of OUT together and run studies/hallucination.py.
 # WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of hallucination and CIDEr. CONTROLS
 # lists controls: other evidence (random attention gradient grad_cam shared soft mask), fillings (mean zero), what must be
 # predicted besides (keep shortened), the whole image (image_swap no_image), erasure in every second step (every2), and
@@ -112,7 +112,7 @@ train_and_finetune() {      # arguments: model type, random seed
 export -f train_and_finetune tune evaluate
 
 for seed in ${SEEDS:-1 2 3 4 5}; do
-    printf '%s %s\n' gridtd "$seed" aoa "$seed"
+    printf "%s $seed\n" ${MODELS:-gridtd aoa}
 done | xargs -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -L 1 bash -c '
     echo "$0, seed $1: started, output in $OUT/$0_$1/output.txt"
     bash -euo pipefail -c "train_and_finetune $0 $1" || { echo "error: $0, seed $1 failed: see $OUT/$0_$1/output.txt" >&2; exit 1; }'

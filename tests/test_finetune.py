@@ -60,7 +60,7 @@ def test_every_mode_trains(bases, tmp_path, model_type, mode):
 
 @pytest.mark.parametrize("model_type, extra", [("gridtd", ("--lrp_cider_tune", "--samples", "2", "--baseline", "mean")),
                                                ("aoa", ("--lrp_tune", "--amp")),
-                                               ("gridtd", ("--erase_tune", "--amp"))])
+                                               ("gridtd", ("--erase_tune", "--erase_every", "2", "--amp"))])
 def test_killed_run_ends_like_an_uninterrupted_one(bases, tmp_path, model_type, extra):
     whole = run(bases[model_type], tmp_path / "whole", *extra)
     last = tmp_path / "killed" / "checkpoint_last.pth"
