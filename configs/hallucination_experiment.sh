@@ -4,11 +4,11 @@
 # companion is missing half the time (docs/experiments.md). Takes hours on two cores; QUICK=1 runs one seed and one epoch
 # in 15 minutes. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs, one job per core):
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
-# To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of OUT together and run studies/hallucination.py.
-# WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of hallucination and CIDEr. CONTROLS
-# lists controls: other evidence (random attention gradient grad_cam shared soft mask), fillings (mean zero), what must be
-# predicted besides (keep shortened), the whole image (image_swap no_image), erasure in every second step (every2), and
-# controls of LRP-inference (temperature permuted). BIAS is the training images' bias.
+# To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of OUT together and run
+# studies/hallucination.py. WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of
+# hallucination and CIDEr. CONTROLS lists controls: other evidence (random attention gradient grad_cam shared soft mask),
+# fillings (mean zero), what must be predicted besides (keep shortened), the whole image (image_swap no_image), erasure in
+# every second step (every2), and controls of LRP-inference (temperature permuted). BIAS is the training images' bias.
 # A variant of a mode with other flags, beside the existing runs:
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh
 . "$(dirname "$0")/environment.sh"
