@@ -52,8 +52,8 @@ def get_args_parser():
                        "LRP-inference")
     modes.add_argument("--ce_tune", action="store_true", help="control: cross-entropy, as in training")
     add("--erase_weight", type=non_negative, default=0.2, help="erase_tune: weight μ of the terms on the erased image")
-    add("--keep_weight", type=non_negative, default=0.0, help="erase_tune: weight κ, relative to μ, of the other "
-        "object words on the erased image")
+    add("--keep_weight", type=non_negative, default=1.0, help="erase_tune: weight κ, relative to μ, of the "
+        "cross-entropy of the caption without the word's noun phrase on the erased image")
     add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's regions to erase")
     add("--evidence", choices=EVIDENCE, default="lrp", help="erase_tune: relevance that selects the regions")
     add("--own_evidence", action=BooleanOptionalAction, default=True, help="erase_tune: erase only regions that are "
@@ -183,7 +183,7 @@ def make_loss(settings, vocabulary, data, stop, device):
         if (categories < 0).all():
             raise InputError("the vocabulary contains no object word, so that --erase_tune has nothing to erase: give "
                              "the object words with --synonyms")
-        return ErasureLoss(categories, settings.erase_weight, settings.keep_weight, settings.erase_share,
+        return ErasureLoss(vocabulary, categories, settings.erase_weight, settings.keep_weight, settings.erase_share,
                            settings.evidence, settings.own_evidence, settings.erase_fill,
                            settings.erase_every), "accuracy"
     criterion = partial(lrp_loss, stop=stop, weight=settings.lrp_weight) if settings.lrp_tune else None

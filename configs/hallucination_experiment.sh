@@ -7,7 +7,7 @@
 # To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of OUT together and run
 # studies/hallucination.py. WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of
 # hallucination and CIDEr. CONTROLS lists controls: other evidence (random attention gradient grad_cam shared soft mask),
-# fillings (mean zero), what must be predicted besides (keep shortened), the whole image (image_swap no_image), erasure in
+# fillings (mean zero), what must be predicted besides (nothing other_words), the whole image (image_swap no_image), erasure in
 # every second step (every2), and controls of LRP-inference (temperature permuted). BIAS is the training images' bias.
 # A variant of a mode with other flags, beside the existing runs:
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh
@@ -99,10 +99,9 @@ train_and_finetune() {      # arguments: model type, random seed
             random|attention|gradient|grad_cam) flags+=" --evidence $control" ;;
             shared) flags+=" --no-own_evidence" ;;
             mean|zero) flags+=" --erase_fill $control" ;;
-            keep) flags+=" --keep_weight 1" ;;
-            shortened) flags+=" --keep_weight 1 --control shortened" ;;
+            nothing) flags+=" --keep_weight 0" ;;
             every*) flags+=" --erase_every ${control#every}" ;;
-            soft|mask|image_swap|no_image) flags+=" --control $control" ;;
+            soft|mask|other_words|image_swap|no_image) flags+=" --control $control" ;;
             temperature|permuted) name=lrp_$control flags="--lrp_tune --control $control" ;;
             *) echo "unknown control $control" >&2; exit 1 ;;
         esac

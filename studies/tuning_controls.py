@@ -1,9 +1,9 @@
 """Fine-tuning with a control: finetune.py with a further flag, python studies/tuning_controls.py --control CONTROL …
 
-Controls of --erase_tune, which differ in what the erased image is, or (shortened) what it must predict:
+Controls of --erase_tune, which differ in what the erased image is, or (other_words) what it must predict:
     mask          evidence is the share of a region that the object covers in the demo's segmentation masks
     soft          regions are erased in part: by the word's share of the relevance of all object words of the caption
-    shortened     κ (--keep_weight) weights the cross-entropy of the caption without the word's noun phrase
+    other_words   κ (--keep_weight) weights the cross-entropy of the caption's other object words, in their places
     image_swap    the whole image is replaced by another of the batch, whose caption does not name the object
     no_image      the whole image is replaced by zeros
 Controls of --lrp_tune, which differ in p̃ (docs/method.md, section 7):
@@ -26,11 +26,10 @@ from captioning.explanation.lrp_inference import weighted_hidden, weights
 from captioning.metrics.object_words import NO_OBJECT, load_objects
 from captioning.recurrence import word_rows
 from captioning.training.erasure import fractions, is_other
-from captioning.training.losses import count_words, cross_entropy, teacher_forced_loss, word_loss
+from captioning.training.losses import teacher_forced_loss, word_loss
 
-CONTROLS = {"mask": "erase_tune", "soft": "erase_tune", "shortened": "erase_tune", "image_swap": "erase_tune",
+CONTROLS = {"mask": "erase_tune", "soft": "erase_tune", "other_words": "erase_tune", "image_swap": "erase_tune",
             "no_image": "erase_tune", "temperature": "lrp_tune", "permuted": "lrp_tune"}
-DETERMINERS = ("a", "an", "the", "some", "one", "two", "three", "four", "several", "many", "his", "her", "their", "its")
 
 
 def get_args_parser():
@@ -78,36 +77,15 @@ def soft_evidence(relevance, categories, count):
     return part * (rank < count)
 
 
-def without_noun_phrase(captions, position, named, is_determiner):
-    """Captions (B, L) without the noun phrase that ends with the object word at `position` (B, 1), padded with zeros.
-
-    After another object word, all words between the two are removed as well: "a cat with [a chair] by a lake" becomes
-    "a cat by a lake". Of a caption's first object word, those before the next one's noun phrase: "there is [a cat with]
-    a chair". A noun phrase begins with the last determiner before its object word. named, is_determiner (B, L): whether
-    a word names an object, is a determiner."""
-    index = torch.arange(captions.shape[1], device=captions.device).expand_as(captions)
-    previous = index.masked_fill(~named | (index >= position), -1).amax(1, keepdim=True)
-    following = index.masked_fill(~named | (index <= position), captions.shape[1]).amin(1, keepdim=True)
-
-    def begin(after, end):      # of the noun phrase that ends at `end`: (B, 1)
-        determiner = index.masked_fill(~is_determiner | (index >= end) | (index <= after), -1).amax(1, keepdim=True)
-        return torch.where(determiner < 0, end, determiner)
-    first, last = begin(previous, position), begin(position, following)
-    removed = torch.where(previous < 0, (index >= first) & (index < last), (index > previous) & (index <= position))
-    order = removed.long().argsort(dim=1, stable=True)
-    return captions.gather(1, order).masked_fill(removed.gather(1, order), 0)
-
-
-def shortened_loss(loss, weight, is_determiner, model, features, choice, part):
-    """What replaces `ErasureLoss.erased_loss`, here `loss`: its unlikelihood, and `weight` times the cross-entropy of
-    the captions without the noun phrase of the erased word. is_determiner: bool (V,)."""
-    captions, categories = choice.caption, loss.categories[choice.caption]             # (B, T+1)
-    short = without_noun_phrase(captions, choice.steps[:, :1] + 1, categories >= 0, is_determiner[captions])
-    is_used = (is_other(choice.categories).any(1) & (loss.categories[short] != choice.categories[:, :1]).all(1))
-    short = (short * is_used[:, None])[:, None]                                        # (B, 1, T+1)
-    own = short[part.images]
-    return type(loss).erased_loss(loss, model, features, choice, part) + weight * cross_entropy(
-        model, model.teacher_force(features, own, skip_padding=True), own, total=count_words(short).clamp(min=1))[0]
+def other_words_loss(loss, weight, model, features, choice, part):
+    """What replaces `ErasureLoss.erased_loss`, here of `loss`, whose κ is 0: its unlikelihood, and `weight` times the
+    cross-entropy of the object words of other categories, −log p'(o)."""
+    targets = choice.caption[:, 1:]                                                    # (B, T)
+    named, category = loss.categories[targets], choice.categories[:, :1]
+    targets = targets * (is_other(choice.categories).any(1, keepdim=True) & (named >= 0) & (named != category))
+    hidden = model.teacher_force(features, choice.caption[part.images][:, None]).hidden            # (B, 1, T, d)
+    return type(loss).erased_loss(loss, model, features, choice, part) + weight * word_loss(
+        model.output(hidden.flatten(0, 2)), targets[part.images].flatten(), total=(targets > 0).sum().clamp(min=1))[0]
 
 
 def image_swap(model, features, choice, part):
@@ -171,9 +149,8 @@ def make_loss(settings, vocabulary, data, stop, device):
         loss.relevance = MaskCoverage(data, load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms))
     elif settings.control == "soft":
         loss.assign = soft_evidence
-    elif settings.control == "shortened":
-        is_determiner = torch.tensor([word in DETERMINERS for word in vocabulary.words], device=device)
-        loss.keep, loss.erased_loss = 0.0, partial(shortened_loss, loss, settings.keep_weight, is_determiner)
+    elif settings.control == "other_words":
+        loss.keep, loss.erased_loss = 0.0, partial(other_words_loss, loss, settings.keep_weight)
     else:
         loss.erase = {"image_swap": image_swap, "no_image": no_image}[settings.control]
     return loss, measure

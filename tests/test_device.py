@@ -60,7 +60,7 @@ def test_fine_tuning(models, device):
     words = CAPTIONS.masked_fill(CAPTIONS.eq(VOCABULARY.unk), 4)[:, None]
     choice = choose(words, categories)
     for model, place in zip(models, ("cpu", device), strict=True):
-        loss = ErasureLoss(categories.to(place), 0.5, 0.5, 0.5, fill="mean")
+        loss = ErasureLoss(VOCABULARY, categories.to(place), 0.5, 0.5, 0.5, fill="mean")
         chosen = Choice(*(part.to(place) for part in choice))
         erased = loss.erase(model, features.to(model.W_o.weight), chosen, WHOLE)
         log_p = SCST(VOCABULARY, None, 5).log_probabilities(model, erased, words[..., 1:].to(place),

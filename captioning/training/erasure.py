@@ -7,11 +7,13 @@ from typing import NamedTuple
 import torch
 
 from captioning.explanation.methods import region_relevance
-from captioning.training.losses import count_words, cross_entropy
+from captioning.recurrence import word_rows
+from captioning.training.losses import count_words, cross_entropy, word_loss
 from captioning.training.parts import WHOLE
 
 EVIDENCE = ("lrp", "gradient", "grad_cam", "attention", "random")
 FILL = ("background", "mean", "zero")
+DETERMINERS = ("a", "an", "the", "some", "one", "two", "three", "four", "several", "many", "his", "her", "their", "its")
 
 
 class Choice(NamedTuple):
@@ -22,21 +24,23 @@ class Choice(NamedTuple):
 
 
 class ErasureLoss:
-    """CE(p, y) + μ [−log(1 − p'(W)) − κ log p'(o)], with p' the prediction for erased features (section 7).
+    """CE(p, y) + μ [−log(1 − p'(W)) + κ CE(p', y without w)], with p' the prediction for erased features (section 7).
 
-    For each image one of its captions and one object word w of it are chosen at random; the features of the regions
+    For each image one of its captions y and one object word w of it are chosen at random; the features of the regions
     that are w's own evidence are replaced. From the erased features none of the words W of w's category must be
-    predicted in the place of w, and the caption's other object words o must. Captions that name only one category
+    predicted in the place of w, and the caption without w's noun phrase must. Captions that name only one category
     have no erased image. No gradient flows through the choice of the regions.
     With every = N, the terms in brackets are computed in every N-th step only, with N times the weight (lazy
     regularisation, Karras et al. 2020).
 
-    categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this share of the regions is
-    erased. evidence: the relevance of a region, one of EVIDENCE; with own False also that of other words is erased.
-    fill: what replaces regions, one of FILL. These three are controls.
+    vocabulary: of the captions. categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this
+    share of the regions is erased. every: see above. Controls: evidence, the relevance of a region, one of EVIDENCE;
+    own, False if also that of other words is erased; fill, what replaces regions, one of FILL.
     """
 
-    def __init__(self, categories, weight, keep, share, evidence="lrp", own=True, fill="background", every=1):
+    def __init__(self, vocabulary, categories, weight, keep, share, evidence="lrp", own=True, fill="background",
+                 every=1):
+        self.is_determiner = torch.tensor([word in DETERMINERS for word in vocabulary.words], device=categories.device)
         self.categories, self.weight, self.keep, self.share = categories, weight, keep, share
         self.evidence, self.own, self.fill, self.every = evidence, own, fill, every
 
@@ -97,21 +101,23 @@ class ErasureLoss:
     def erased_loss(self, model, features, choice, part):
         """The terms in brackets, for the part's erased features (B, K, C) and the Choice of the whole batch; 0 if no
         caption names objects of two categories."""
-        captions = choice.caption[part.images][:, None]
-        hidden = model.teacher_force(features, captions, skip_padding=True).hidden[:, 0]            # (B, T, d)
-        targets, category = choice.caption[:, 1:], choice.categories[:, :1]
-        named = self.categories[targets]                                               # (B, T)
-        is_used = (named >= 0) & is_other(choice.categories).any(1, keepdim=True)
-        erased, kept = is_used & (named == category), is_used & (named != category) & (self.keep > 0)
-        rows = (erased | kept)[part.images]
-        logits = model.output(hidden[rows]).float()                                    # (n, V) of these words alone
-        total = logits.logsumexp(-1)
-        log_p = logits.gather(-1, targets[part.images][rows][:, None]).squeeze(-1) - total
+        category, named = choice.categories[:, :1], self.categories[choice.caption]    # (B, 1), (B, T+1)
+        is_used = is_other(choice.categories).any(1, keepdim=True)
+        unlearned = (is_used & (named == category))[:, 1:]                             # (B, T)
+        short = without_noun_phrase(choice.caption, choice.steps[:, :1] + 1, named >= 0,
+                                    self.is_determiner[choice.caption])
+        short = short * (is_used & (self.categories[short] != category).all(1, keepdim=True))
+        captions = torch.stack([choice.caption, short], 1)[part.images]                # (B, 2, T+1)
+        hidden = model.teacher_force(features, captions, skip_padding=True).hidden     # (B, 2, T, d)
+
+        rows = unlearned[part.images]
+        logits = model.output(hidden[:, 0][rows]).float()                              # (n, V) of these words alone
         synonyms = self.categories == category[part.images].expand_as(rows)[rows][:, None]
-        log_not_p = logits.masked_fill(synonyms, -torch.inf).logsumexp(-1) - total     # log(1 − p), exact as p nears 1
-        unlearned, stays = erased[part.images][rows], kept[part.images][rows]
-        return (-(log_not_p * unlearned).sum() / erased.sum().clamp(min=1)             # means over the whole batch
-                - self.keep * (log_p * stays).sum() / kept.sum().clamp(min=1))
+        log_not_p = logits.masked_fill(synonyms, -torch.inf).logsumexp(-1) - logits.logsumexp(-1)   # exact as p nears 1
+        rest = word_rows(captions[:, 1])
+        rest_loss, *_ = word_loss(model.output(hidden[:, 1].flatten(0, 1)[rest]), captions[:, 1, 1:].flatten()[rest],
+                                  total=count_words(short).clamp(min=1))
+        return self.keep * rest_loss - log_not_p.sum() / unlearned.sum().clamp(min=1)  # means over the whole batch
 
 
 def choose(captions, categories, generator=None):
@@ -149,3 +155,23 @@ def own_evidence(relevance, categories, count):
     own = torch.where(share[:, 0] > largest_other, share[:, 0], 0)
     rank = own.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (own > 0) & (rank < count)
+
+
+def without_noun_phrase(captions, position, named, is_determiner):
+    """Captions (B, L) without the noun phrase that ends with the object word at `position` (B, 1), padded with zeros.
+
+    After another object word, all words between the two are removed as well: "a cat with [a chair] by a lake" becomes
+    "a cat by a lake". Of a caption's first object word, those before the next one's noun phrase: "there is [a cat with]
+    a chair". A noun phrase begins with the last determiner before its object word. named, is_determiner (B, L): whether
+    a word names an object, is a determiner."""
+    index = torch.arange(captions.shape[1], device=captions.device).expand_as(captions)
+    previous = index.masked_fill(~named | (index >= position), -1).amax(1, keepdim=True)
+    following = index.masked_fill(~named | (index <= position), captions.shape[1]).amin(1, keepdim=True)
+
+    def begin(after, end):      # of the noun phrase that ends at `end`: (B, 1)
+        determiner = index.masked_fill(~is_determiner | (index >= end) | (index <= after), -1).amax(1, keepdim=True)
+        return torch.where(determiner < 0, end, determiner)
+    first, last = begin(previous, position), begin(position, following)
+    removed = torch.where(previous < 0, (index >= first) & (index < last), (index > previous) & (index <= position))
+    order = removed.long().argsort(dim=1, stable=True)
+    return captions.gather(1, order).masked_fill(removed.gather(1, order), 0)

@@ -6,13 +6,14 @@ import torch
 from helpers import make, max_pooled, random_images, random_regions
 
 from aoamodel import AOAModel
-from captioning.data.vocabulary import Vocabulary
+from captioning.data.vocabulary import Vocabulary, build
 from captioning.metrics.object_words import NO_OBJECT, Objects
 from captioning.training import erasure
 from captioning.training.losses import cross_entropy
 from gridTDmodel import GridTDModel
 
 MODELS = [GridTDModel, AOAModel]
+VOCABULARY = build(["stuvwxyz"], 1)
 CATEGORIES = torch.tensor([-1, -1, -1, 0, 0, 1, 2, -1, -1, -1, -1, -1])
 CAPTIONS = torch.tensor([[[1, 3, 7, 5, 6, 2], [1, 5, 8, 4, 2, 0]], [[1, 3, 7, 4, 2, 0], [1, 3, 7, 4, 2, 0]],
                          [[1, 7, 8, 2, 0, 0], [1, 9, 2, 0, 0, 0]]])
@@ -60,30 +61,50 @@ def test_words_are_chosen_at_random_among_the_object_words():
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_loss_equals_its_equation(model_type, monkeypatch):
-    """With the erased features given: −log(1 − p) of all words of the erased category, −log p of the others."""
+    """With the erased features given: −log(1 − p) of all words of the erased category, and κ times the cross-entropy of
+    the rest of the first caption. The second caption names one category, the third another object of the erased one."""
     model, features = make(model_type), random_regions()
-    choice = erasure.Choice(CAPTIONS[:, 0], torch.tensor([[3, 0, 4], [0, 2, 1], [0, 1, 2]]),
-                            torch.tensor([[1, 0, 2], [0, 0, -1], [-1, -1, -1]]))
+    captions = torch.tensor([[1, 3, 7, 5, 8, 2], [1, 3, 7, 4, 2, 0], [1, 3, 5, 4, 2, 0]])
+    choice = erasure.Choice(captions, torch.tensor([[2, 0, 1], [0, 2, 1], [0, 1, 2]]),
+                            torch.tensor([[1, 0, -1], [0, 0, -1], [0, 1, 0]]))
     categories = CATEGORIES.clone()
     categories[9] = 1                                                                  # a synonym of word 5
     mask = torch.tensor([[1, 0, 0, 1, 0, 0]] * 3).bool()
     monkeypatch.setattr(erasure, "choose", lambda *_: choice)
     monkeypatch.setattr(erasure, "own_evidence", lambda *_: mask)
-    loss, correct, words = erasure.ErasureLoss(categories, 0.7, 0.3, 0.5, fill="zero")(model, features, CAPTIONS, 0)
-    p = model(features * ~mask[..., None], CAPTIONS[:, 0]).softmax(-1).detach()
-    # of the first image alone: the second caption names one category, the third none
-    targets = CAPTIONS[0, 0, 1:].tolist()
-    kept = [-math.log(p[0, t, w]) for t, w in enumerate(targets) if w in (3, 4, 6)]
-    expected = 0.7 * (-math.log(1 - p[0, 2, 5] - p[0, 2, 9]) + 0.3 * sum(kept) / len(kept))
+    loss, correct, words = erasure.ErasureLoss(VOCABULARY, categories, 0.7, 0.3, 0.5, fill="zero")(
+        model, features, CAPTIONS, 0)
+    features_without = features * ~mask[..., None]
+    p = model(features_without, captions).softmax(-1).detach()
+    rest = model(features_without[:1], torch.tensor([[1, 3, 8, 2]])).log_softmax(-1).detach()
+    not_named = [p[0, 2, 5] + p[0, 2, 9], p[2, 0, 3] + p[2, 0, 4], p[2, 2, 3] + p[2, 2, 4]]
+    expected = 0.7 * (-sum(math.log(1 - x) for x in not_named) / 3
+                      - 0.3 * sum(rest[0, t, w].item() for t, w in enumerate([3, 8, 2])) / 3)
     ce, *counts = cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)
     assert (loss - ce).item() == pytest.approx(expected, rel=1e-5)
     assert [correct, words] == counts
 
 
+@pytest.mark.parametrize("caption, word, expected", [
+    ("a cat with a chair by a lake", "chair", "a cat by a lake"),
+    ("there is a small cat to the left of a chair in the snow", "cat", "there is a chair in the snow"),
+    ("there is a small cat to the left of a chair in the snow", "chair", "there is a small cat in the snow"),
+    ("two birds near a dog and a chair", "dog", "two birds and a chair"), ("cat chair", "cat", "chair")])
+def test_caption_without_a_noun_phrase(caption, word, expected):
+    words = caption.split()
+    vocabulary = build([words], 1)
+    ids = torch.tensor([[*vocabulary.encode(words, 20), 0, 0]])
+    named, is_determiner = (torch.tensor([w in group for w in vocabulary.words])[ids]
+                            for group in ({"cat", "chair", "dog", "birds"}, erasure.DETERMINERS))
+    short = erasure.without_noun_phrase(ids, torch.tensor([[words.index(word) + 1]]), named, is_determiner)
+    assert vocabulary.decode(short[0].tolist()) == expected.split()
+    assert short.shape == ids.shape and vocabulary.end in short
+
+
 def test_erasure_in_every_second_step_has_twice_the_weight(monkeypatch):
     model, features = make(AOAModel), random_regions()
     monkeypatch.setattr(erasure.ErasureLoss, "erased_loss", lambda self, *_: torch.tensor(0.3))
-    loss = erasure.ErasureLoss(CATEGORIES, 0.7, 0.0, 0.3, every=2)
+    loss = erasure.ErasureLoss(VOCABULARY, CATEGORIES, 0.7, 0.0, 0.3, every=2)
     ce = cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)[0]
     more = [(loss(model, features, CAPTIONS, 0, erasure.WHOLE._replace(step=step))[0] - ce).item() for step in range(3)]
     assert more == pytest.approx([2 * 0.7 * 0.3, 0, 2 * 0.7 * 0.3], abs=1e-6)
@@ -98,7 +119,7 @@ def test_erased_regions_are_filled_with_the_least_relevant_half_of_the_others(si
     choice = erasure.Choice(None, None, torch.tensor([[1, 2], [0, -1], [2, 0]]))
     remains = torch.arange(9) < torch.tensor(sizes)[:, None]
     remains[:, 1] = False                                                              # erased
-    filled = {fill: erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 0.5, fill=fill).filling(
+    filled = {fill: erasure.ErasureLoss(VOCABULARY, CATEGORIES, 1.0, 1.0, 0.5, fill=fill).filling(
         features, relevance, choice, remains, erasure.WHOLE) for fill in erasure.FILL}
     assert not filled["zero"].any()
     for b, rows in enumerate(remains):
@@ -114,7 +135,7 @@ def test_erased_regions_are_filled_with_the_least_relevant_half_of_the_others(si
 def test_without_weight_loss_and_gradient_are_those_of_the_cross_entropy(model_type):
     model = make(model_type, max_pooled).train()
     results = []
-    for loss_function in (erasure.ErasureLoss(CATEGORIES, 0.0, 1.0, 0.3),
+    for loss_function in (erasure.ErasureLoss(VOCABULARY, CATEGORIES, 0.0, 1.0, 0.3),
                           lambda model, features, captions, _: cross_entropy(
                               model, model.teacher_force(features, captions, skip_padding=True), captions)):
         torch.manual_seed(0)
@@ -139,7 +160,8 @@ def test_no_gradient_flows_through_the_choice_of_evidence(model_type, monkeypatc
         monkeypatch.setattr(erasure, "own_evidence", choice_of_evidence)
         torch.manual_seed(0)
         model.zero_grad()
-        erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 0.3)(model, model.encode(random_images()), CAPTIONS, 0)[0].backward()
+        loss = erasure.ErasureLoss(VOCABULARY, CATEGORIES, 1.0, 1.0, 0.3)
+        loss(model, model.encode(random_images()), CAPTIONS, 0)[0].backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
     assert all(gradient.isfinite().all() for gradient in gradients[0])
@@ -154,7 +176,7 @@ def test_evidence_of_controls(evidence, monkeypatch):
     monkeypatch.setattr(erasure, "choose", lambda *_: choice)
     monkeypatch.setattr(erasure, "own_evidence", lambda *arguments: got.append(arguments) or features[..., 0] > 9)
     for own in (True, False):
-        erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 0.3, evidence, own)(model, features, CAPTIONS, 0)
+        erasure.ErasureLoss(VOCABULARY, CATEGORIES, 1.0, 1.0, 0.3, evidence, own)(model, features, CAPTIONS, 0)
     for (relevance, categories, _), S in zip(got, (2, 1), strict=True):
         assert relevance.shape == (3, 2, features.shape[1]) and torch.equal(categories, choice.categories[:, :S])
     if evidence == "random":
@@ -173,7 +195,7 @@ def test_one_region_at_least_remains(model_type):
     """Also of an image with a single region besides padding: its loss is finite."""
     features = random_regions()
     features[0, 1:] = 0
-    loss = erasure.ErasureLoss(CATEGORIES, 1.0, 1.0, 1.0)(make(model_type), features, CAPTIONS, 0)[0]
+    loss = erasure.ErasureLoss(VOCABULARY, CATEGORIES, 1.0, 1.0, 1.0)(make(model_type), features, CAPTIONS, 0)[0]
     loss.backward()
     assert loss.isfinite()
 
@@ -181,7 +203,7 @@ def test_one_region_at_least_remains(model_type):
 def test_captions_without_object_words_leave_the_cross_entropy():
     model, features = make(AOAModel), random_regions()
     nothing = torch.full_like(CATEGORIES, -1)
-    loss = erasure.ErasureLoss(nothing, 1.0, 1.0, 0.5)(model, features, CAPTIONS, 0)[0]
+    loss = erasure.ErasureLoss(VOCABULARY, nothing, 1.0, 1.0, 0.5)(model, features, CAPTIONS, 0)[0]
     torch.testing.assert_close(loss, cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)[0])
 
 
