@@ -91,7 +91,7 @@ train_and_finetune() {      # arguments: model type, random seed
         tune $mode$NAME --${mode}_tune --erase_weight $mu --decoder_lr $lr $FLAGS
     done
     for weight in $WEIGHTS; do
-        tune erase_mu$weight --erase_tune --erase_weight $weight --decoder_lr 5e-4
+        tune erase_mu$weight$NAME --erase_tune --erase_weight $weight --decoder_lr 5e-4 $FLAGS
     done
     for control in $CONTROLS; do
         local name=erase_$control flags="--erase_tune --erase_weight $mu"
@@ -105,7 +105,7 @@ train_and_finetune() {      # arguments: model type, random seed
             temperature|permuted) name=lrp_$control flags="--lrp_tune --control $control" ;;
             *) echo "unknown control $control" >&2; exit 1 ;;
         esac
-        tune $name $flags --decoder_lr 5e-4
+        tune $name$NAME $flags --decoder_lr 5e-4 $FLAGS
     done
 }
 export -f train_and_finetune tune evaluate
