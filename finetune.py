@@ -51,9 +51,10 @@ def get_args_parser():
     modes.add_argument("--lrp_cider_tune", action="store_true", help="self-critical training of captions sampled with "
                        "LRP-inference")
     modes.add_argument("--ce_tune", action="store_true", help="control: cross-entropy, as in training")
-    add("--erase_weight", type=non_negative, default=0.2, help="erase_tune: weight μ of the terms on the erased image")
-    add("--keep_weight", type=non_negative, default=1.0, help="erase_tune: weight κ, relative to μ, of the "
-        "cross-entropy of the caption without the word's noun phrase on the erased image")
+    add("--erase_weight", type=non_negative, default=0.2, help="erase_tune: weight μ of the unlikelihood of the word "
+        "on the erased image")
+    add("--keep_weight", type=non_negative, default=0.1, help="erase_tune: weight κ of the cross-entropy of the "
+        "caption without the word's noun phrase on the erased image")
     add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's regions to erase")
     add("--evidence", choices=EVIDENCE, default="lrp", help="erase_tune: relevance that selects the regions")
     add("--own_evidence", action=BooleanOptionalAction, default=True, help="erase_tune: erase only regions that are "

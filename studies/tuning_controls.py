@@ -78,7 +78,7 @@ def soft_evidence(relevance, categories, count):
 
 
 def other_words_loss(loss, weight, model, features, choice, part):
-    """What replaces `ErasureLoss.erased_loss`, here of `loss`, whose κ is 0: its unlikelihood, and `weight` times the
+    """What replaces `ErasureLoss.erased_loss`, here of `loss`, whose κ is 0: its term of μ, and `weight` times the
     cross-entropy of the object words of other categories, −log p'(o)."""
     targets = choice.caption[:, 1:]                                                    # (B, T)
     named, category = loss.categories[targets], choice.categories[:, :1]

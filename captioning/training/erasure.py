@@ -24,13 +24,13 @@ class Choice(NamedTuple):
 
 
 class ErasureLoss:
-    """CE(p, y) + μ [−log(1 − p'(W)) + κ CE(p', y without w)], with p' the prediction for erased features (section 7).
+    """CE(p, y) − μ log(1 − p'(W)) + κ CE(p', y without w), with p' the prediction for erased features (section 7).
 
     For each image one of its captions y and one object word w of it are chosen at random; the features of the regions
     that are w's own evidence are replaced. From the erased features none of the words W of w's category must be
     predicted in the place of w, and the caption without w's noun phrase must. Captions that name only one category
     have no erased image. No gradient flows through the choice of the regions.
-    With every = N, the terms in brackets are computed in every N-th step only, with N times the weight (lazy
+    With every = N, the terms of erased images are computed in every N-th step only, with N times the weight (lazy
     regularisation, Karras et al. 2020).
 
     vocabulary: of the captions. categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this
@@ -55,7 +55,7 @@ class ErasureLoss:
         whole = choose(all_captions, self.categories, part.generator)
         choice = Choice(*(x[part.images] for x in whole))
         erased = self.erase(model, features, choice, part)
-        return loss + self.every * self.weight * self.erased_loss(model, erased, whole, part), *counts
+        return loss + self.every * self.erased_loss(model, erased, whole, part), *counts
 
     def erase(self, model, features, choice, part):
         """features (B, K, C) of the part, in which the evidence for the first word of each Choice is replaced."""
@@ -99,8 +99,8 @@ class ErasureLoss:
         return features.gather(1, chosen[..., None].expand_as(features))
 
     def erased_loss(self, model, features, choice, part):
-        """The terms in brackets, for the part's erased features (B, K, C) and the Choice of the whole batch; 0 if no
-        caption names objects of two categories."""
+        """The terms of erased images, for the part's erased features (B, K, C) and the Choice of the whole batch; 0 if
+        no caption names objects of two categories."""
         category, named = choice.categories[:, :1], self.categories[choice.caption]    # (B, 1), (B, T+1)
         is_used = is_other(choice.categories).any(1, keepdim=True)
         unlearned = (is_used & (named == category))[:, 1:]                             # (B, T)
@@ -117,7 +117,8 @@ class ErasureLoss:
         rest = word_rows(captions[:, 1])
         rest_loss, *_ = word_loss(model.output(hidden[:, 1].flatten(0, 1)[rest]), captions[:, 1, 1:].flatten()[rest],
                                   total=count_words(short).clamp(min=1))
-        return self.keep * rest_loss - log_not_p.sum() / unlearned.sum().clamp(min=1)  # means over the whole batch
+        unlikelihood = -log_not_p.sum() / unlearned.sum().clamp(min=1)                 # mean over the whole batch
+        return self.weight * unlikelihood + self.keep * rest_loss
 
 
 def choose(captions, categories, generator=None):
