@@ -4,8 +4,8 @@ Controls of --erase_tune, which differ in what the erased image is, or (other_wo
     mask          evidence is the share of a region that the object covers in the demo's segmentation masks
     soft          regions are erased in part: by the word's share of the relevance of all object words of the caption
     other_words   κ (--keep_weight) weights the cross-entropy of the caption's other object words, in their places
-    image_swap    the whole image is replaced by another of the batch, whose caption does not name the object
-    no_image      the whole image is replaced by zeros
+    image_swap    the whole image is replaced by another of the batch, whose caption does not name the object; κ is 0
+    no_image      the whole image is replaced by zeros; κ is 0
 Controls of --lrp_tune, which differ in p̃ (docs/method.md, section 7):
     temperature   softmax(z/T) of the logits z, with the T that gives the words of a batch the mean confidence of p̃
     permuted      the entries of each ω in random order
@@ -152,6 +152,7 @@ def make_loss(settings, vocabulary, data, stop, device):
     elif settings.control == "other_words":
         loss.keep, loss.erased_loss = 0.0, partial(other_words_loss, loss, settings.keep_weight)
     else:
+        loss.keep = 0.0     # such images do not show what the rest of the caption says
         loss.erase = {"image_swap": image_swap, "no_image": no_image}[settings.control]
     return loss, measure
 
