@@ -63,8 +63,8 @@ def steps(name, args, size, device, words, references, reward):
     categories = torch.arange(size.V, device=device)
     categories[categories % OBJECT_INTERVAL > 0] = -1
     categories[words.pad] = -1
-    losses["--erase_tune"] = ErasureLoss(words, categories, 0.2, 1.0, 0.2)
-    losses[f"--erase_every {EVERY}"] = ErasureLoss(words, categories, 0.2, 1.0, 0.2, every=EVERY)
+    losses["--erase_tune"] = ErasureLoss(words, categories, 0.2, 0.1, 0.2)
+    losses[f"--erase_every {EVERY}"] = ErasureLoss(words, categories, 0.2, 0.1, 0.2, every=EVERY)
     for mode, mode_stop in (("--lrp_cider_tune", stop), ("--cider_tune", None)):
         losses[mode] = SCST(words, reward, T, stop=mode_stop)
         losses[mode].check = lambda *_: None     # random weights: the advantage is not meaningful

@@ -7,7 +7,7 @@
 # To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of OUT together and run
 # studies/hallucination.py. WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of
 # hallucination and CIDEr. CONTROLS lists controls: other evidence (random attention gradient grad_cam shared soft mask),
-# fillings (mean zero), what must be predicted besides (nothing other_words), the whole image (image_swap no_image), erasure in
+# fillings (mean zero), what else must be predicted (nothing other_words), the whole image (image_swap no_image), erasure in
 # every second step (every2), and controls of LRP-inference (temperature permuted). BIAS is the training images' bias.
 # A variant of a mode with other flags, beside the existing runs:
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash configs/hallucination_experiment.sh

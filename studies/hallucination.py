@@ -53,9 +53,12 @@ def mean_and_error(values):
 
 
 def control(mode, modes):
-    """The control of a mode: ce, or for a variant such as erase_epochs4 the same variant, ce_epochs4, if it was run."""
-    variant = f"{CONTROL}_{mode.partition('_')[2]}"
-    return variant if modes.get(variant, {}).keys() & modes[mode].keys() else CONTROL     # with a common seed
+    """The control of a mode: ce, or for a variant such as erase_epochs4 or erase_mask_epochs4 the same variant,
+    ce_epochs4, if it was run."""
+    parts = mode.split("_")
+    variants = ["_".join([CONTROL, *parts[first:]]) for first in range(1, len(parts))]
+    return next((variant for variant in variants
+                 if modes.get(variant, {}).keys() & modes[mode].keys()), CONTROL)          # with a common seed
 
 
 def differences(runs, model, mode, metric):

@@ -26,7 +26,7 @@ from captioning.explanation.lrp_inference import weighted_hidden, weights
 from captioning.metrics.object_words import NO_OBJECT, load_objects
 from captioning.recurrence import word_rows
 from captioning.training.erasure import fractions, is_other
-from captioning.training.losses import teacher_forced_loss, word_loss
+from captioning.training.losses import count_words, cross_entropy, teacher_forced_loss, word_loss
 
 CONTROLS = {"mask": "erase_tune", "soft": "erase_tune", "other_words": "erase_tune", "image_swap": "erase_tune",
             "no_image": "erase_tune", "temperature": "lrp_tune", "permuted": "lrp_tune"}
@@ -66,8 +66,8 @@ class MaskCoverage:
 
 
 def soft_evidence(relevance, categories, count):
-    """What replaces `ErasureLoss.assign`: (B, K) the first word's share of the positive relevance of all words of other
-    categories, each as a fraction of its maximum, for the `count` regions with most relevance assigned to the word.
+    """What replaces `ErasureLoss.assign`: (B, K) the first word's positive relevance as a share of its own and that of
+    all words of other categories, each as a fraction of its maximum; 0 but for the `count` most relevant regions.
 
     relevance (B, S, K); categories (B, S), −1 for none; count: a number, or one per image (B, 1)."""
     share = fractions(relevance)
@@ -77,15 +77,15 @@ def soft_evidence(relevance, categories, count):
     return part * (rank < count)
 
 
-def other_words_loss(loss, weight, model, features, choice, part):
-    """What replaces `ErasureLoss.erased_loss`, here of `loss`, whose κ is 0: its term of μ, and `weight` times the
-    cross-entropy of the object words of other categories, −log p'(o)."""
-    targets = choice.caption[:, 1:]                                                    # (B, T)
-    named, category = loss.categories[targets], choice.categories[:, :1]
-    targets = targets * (is_other(choice.categories).any(1, keepdim=True) & (named >= 0) & (named != category))
-    hidden = model.teacher_force(features, choice.caption[part.images][:, None]).hidden            # (B, 1, T, d)
-    return type(loss).erased_loss(loss, model, features, choice, part) + weight * word_loss(
-        model.output(hidden.flatten(0, 2)), targets[part.images].flatten(), total=(targets > 0).sum().clamp(min=1))[0]
+def other_words_loss(erased_loss, categories, weight, model, features, choice, part):
+    """What replaces `ErasureLoss.erased_loss`, here with κ = 0: its term of μ, and `weight` times the cross-entropy of
+    the object words of other categories, −log p'(o). categories (V,): see ErasureLoss."""
+    named, category = categories[choice.caption], choice.categories[:, :1]             # (B, T+1), (B, 1)
+    is_kept = is_other(choice.categories).any(1, keepdim=True) & (named >= 0) & (named != category)
+    captions, others = choice.caption[part.images][:, None], choice.caption * is_kept
+    return erased_loss(model, features, choice, part) + weight * cross_entropy(
+        model, model.teacher_force(features, captions), others[part.images][:, None],
+        total=count_words(others).clamp(min=1))[0]
 
 
 def image_swap(model, features, choice, part):
@@ -150,7 +150,8 @@ def make_loss(settings, vocabulary, data, stop, device):
     elif settings.control == "soft":
         loss.assign = soft_evidence
     elif settings.control == "other_words":
-        loss.keep, loss.erased_loss = 0.0, partial(other_words_loss, loss, settings.keep_weight)
+        loss.keep = 0.0
+        loss.erased_loss = partial(other_words_loss, loss.erased_loss, loss.categories, settings.keep_weight)
     else:
         loss.keep = 0.0     # such images do not show what the rest of the caption says
         loss.erase = {"image_swap": image_swap, "no_image": no_image}[settings.control]

@@ -31,7 +31,7 @@ def test_table_of_means_standard_errors_and_paired_differences(tmp_path):
     (tmp_path / "gridtd_4" / "base").mkdir(parents=True)        # unfinished: not counted
     (tmp_path / "gridtd_4" / "base" / "metrics_test.json").write_text("{}")
     write_runs(tmp_path, ("aoa",), (5,), ("base", "ce"))     # the other modes are not finished
-    for mode, invented in (("ce", 0.3), ("erase", 0.1)):        # a variant with its own control
+    for mode, invented in (("ce", 0.3), ("erase", 0.1), ("erase_mask", 0.15)):      # variants with their own control
         (tmp_path / "gridtd_1" / f"{mode}_epochs4").mkdir()
         (tmp_path / "gridtd_1" / f"{mode}_epochs4" / "metrics_test.json").write_text(json.dumps(
             dict.fromkeys(hallucination.METRICS, 0.5) | {"companions_invented": invented}))
@@ -46,6 +46,7 @@ def test_table_of_means_standard_errors_and_paired_differences(tmp_path):
     assert rows["lrp − ce"] == "-0.100 ± 0.006"                 # -0.09, -0.10, -0.11
     assert rows["cider − ce"] == "-0.200 ± 0.012" and "ce − ce" not in rows
     assert rows["erase_epochs4 (seeds 1) − ce_epochs4"] == "-0.200"
+    assert rows["erase_mask_epochs4 (seeds 1) − ce_epochs4"] == "-0.150"
     assert not any(name.startswith("ce_epochs4 (seeds 1) −") for name in rows)
     assert ["gridtd, lrp", "companions invented", "-0.100 ± 0.006", "3", "0.0033", "0.2500"] in lines
     for figure in ("differences.png", "trade_off.png"):

@@ -76,7 +76,7 @@ def test_other_words_must_be_predicted_from_the_erased_image():
     choice = Choice(captions, torch.tensor([[2, 0, 3], [0, 2, 1], [1, 0, 2]]),
                     torch.tensor([[1, 0, 2], [0, 0, -1], [1, -1, -1]]))
     loss = ErasureLoss(build(["stuvwxyz"], 1), categories, 1.0, 0.0, 0.3)
-    got = controls.other_words_loss(loss, 0.5, model, features, choice, WHOLE)
+    got = controls.other_words_loss(loss.erased_loss, categories, 0.5, model, features, choice, WHOLE)
     log_p = model(features[:1], captions[:1]).log_softmax(-1)
     expected = loss.erased_loss(model, features, choice, WHOLE) - 0.5 * (log_p[0, 0, 3] + log_p[0, 3, 6]) / 2
     assert got.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -113,5 +113,12 @@ def test_controls_train(demo_data, tmp_path):
         arguments = ["--weight", f"{base}/checkpoint_last.pth", "--epochs", "1", "--workers", "0", "--device", "cpu",
                      "--save_path", str(folder), "--control", control, f"--{mode}"]
         assert run_training(script, arguments, folder)["training"]["flags"]["control"] == control
+    settings = controls.get_args_parser().parse_args(["--weight", "x", "--erase_tune", "--control", "soft",
+                                                      "--data_folder", str(demo_data), "--dataset", "demo"])
+    data = CaptionDataset(demo_data, "demo", "train", image_size=64)
+    for control, keep in (("soft", 0.1), ("image_swap", 0), ("other_words", 0)):
+        settings.control = control
+        loss, _ = controls.make_loss(settings, data.vocabulary, data, None, torch.device("cpu"))
+        assert loss.keep == keep and (loss.assign is controls.soft_evidence) == (control == "soft")
     with pytest.raises(InputError, match="--control temperature is a control of --lrp_tune"):
         script.main(script.get_args_parser().parse_args([*arguments[:-1], "--ce_tune", "--resume", "never"]))

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 
 from captioning.explanation.methods import region_relevance
-from captioning.recurrence import word_rows
-from captioning.training.losses import count_words, cross_entropy, word_loss
+from captioning.training.losses import count_words, cross_entropy
 from captioning.training.parts import WHOLE
 
 EVIDENCE = ("lrp", "gradient", "grad_cam", "attention", "random")
 FILL = ("background", "mean", "zero")
-DETERMINERS = ("a", "an", "the", "some", "one", "two", "three", "four", "several", "many", "his", "her", "their", "its")
+DETERMINERS = ("a", "an", "the", "this", "that", "these", "those", "another", "each", "both", "some", "several", "many",
+               "one", "two", "three", "four", "five", "six", "his", "her", "its", "their")
 
 
 class Choice(NamedTuple):
@@ -43,6 +43,7 @@ class ErasureLoss:
         self.is_determiner = torch.tensor([word in DETERMINERS for word in vocabulary.words], device=categories.device)
         self.categories, self.weight, self.keep, self.share = categories, weight, keep, share
         self.evidence, self.own, self.fill, self.every = evidence, own, fill, every
+        self.assign = own_evidence
 
     def __call__(self, model, features, all_captions, epoch, part=WHOLE):
         """features (B, K, C) of the part, captions (B, N, T+1) of the whole batch -> (loss, correct words, words);
@@ -59,17 +60,13 @@ class ErasureLoss:
 
     def erase(self, model, features, choice, part):
         """features (B, K, C) of the part, in which the evidence for the first word of each Choice is replaced."""
-        relevance = self.relevance(model, features, choice, part)                      # (B, S, K)
         is_region = (features != 0).any(-1)                                            # (B, K) without padding
+        relevance = self.relevance(model, features, choice, part).detach() * is_region[:, None]    # (B, S, K)
         regions = is_region.sum(1, keepdim=True)
         count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
         amount = self.assign(relevance, choice.categories if self.own else choice.categories[:, :1], count)
         filling = self.filling(features, relevance, choice, is_region & (amount == 0), part)
-        return torch.lerp(features, filling, amount[..., None].to(features))
-
-    def assign(self, relevance, categories, count):
-        """(B, K) how much of each region is erased, from 0 to 1; arguments and result as of `own_evidence`."""
-        return own_evidence(relevance, categories, count)
+        return torch.lerp(features, filling.to(features), amount[..., None].to(features))
 
     def relevance(self, model, features, choice, part):
         """(B, S, K) the relevance of the part's regions for the words of its Choice."""
@@ -108,15 +105,13 @@ class ErasureLoss:
                                     self.is_determiner[choice.caption])
         short = short * (is_used & (self.categories[short] != category).all(1, keepdim=True))
         captions = torch.stack([choice.caption, short], 1)[part.images]                # (B, 2, T+1)
-        hidden = model.teacher_force(features, captions, skip_padding=True).hidden     # (B, 2, T, d)
-
+        trace = model.teacher_force(features, captions, skip_padding=True)
         rows = unlearned[part.images]
-        logits = model.output(hidden[:, 0][rows]).float()                              # (n, V) of these words alone
+        logits = model.output(trace.hidden[:, 0][rows]).float()                        # (n, V) of these words alone
         synonyms = self.categories == category[part.images].expand_as(rows)[rows][:, None]
         log_not_p = logits.masked_fill(synonyms, -torch.inf).logsumexp(-1) - logits.logsumexp(-1)   # exact as p nears 1
-        rest = word_rows(captions[:, 1])
-        rest_loss, *_ = word_loss(model.output(hidden[:, 1].flatten(0, 1)[rest]), captions[:, 1, 1:].flatten()[rest],
-                                  total=count_words(short).clamp(min=1))
+        rest_loss, *_ = cross_entropy(model, trace._replace(hidden=trace.hidden[:, 1:]), captions[:, 1:],
+                                      total=count_words(short).clamp(min=1))
         unlikelihood = -log_not_p.sum() / unlearned.sum().clamp(min=1)                 # mean over the whole batch
         return self.weight * unlikelihood + self.keep * rest_loss
 
@@ -161,18 +156,18 @@ def own_evidence(relevance, categories, count):
 def without_noun_phrase(captions, position, named, is_determiner):
     """Captions (B, L) without the noun phrase that ends with the object word at `position` (B, 1), padded with zeros.
 
-    After another object word, all words between the two are removed as well: "a cat with [a chair] by a lake" becomes
-    "a cat by a lake". Of a caption's first object word, those before the next one's noun phrase: "there is [a cat with]
-    a chair". A noun phrase begins with the last determiner before its object word. named, is_determiner (B, L): whether
-    a word names an object, is a determiner."""
+    If there is another object word before it, all words between the two are removed as well: "a cat [with a chair] by a
+    lake". If not, the words up to the next object's noun phrase are removed instead: "there is [a cat with] a chair". A
+    noun phrase begins with the last determiner before its object word; without one, the first begins with the caption,
+    and another with its object word. named, is_determiner (B, L): whether a word names an object, is a determiner."""
     index = torch.arange(captions.shape[1], device=captions.device).expand_as(captions)
     previous = index.masked_fill(~named | (index >= position), -1).amax(1, keepdim=True)
     following = index.masked_fill(~named | (index <= position), captions.shape[1]).amin(1, keepdim=True)
 
-    def begin(after, end):      # of the noun phrase that ends at `end`: (B, 1)
+    def begin(after, end, default):     # of the noun phrase that ends at `end`: (B, 1)
         determiner = index.masked_fill(~is_determiner | (index >= end) | (index <= after), -1).amax(1, keepdim=True)
-        return torch.where(determiner < 0, end, determiner)
-    first, last = begin(previous, position), begin(position, following)
+        return torch.where(determiner < 0, default, determiner)
+    first, last = begin(previous, position, torch.ones_like(position)), begin(position, following, following)
     removed = torch.where(previous < 0, (index >= first) & (index < last), (index > previous) & (index <= position))
     order = removed.long().argsort(dim=1, stable=True)
     return captions.gather(1, order).masked_fill(removed.gather(1, order), 0)

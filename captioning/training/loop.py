@@ -71,7 +71,7 @@ def train_epoch(options, loss_module, data, device, optimizer, scaler, state, sa
     loss_module.train()
     data.set_epoch(epoch)
     batches = epoch_batches(len(data), options.batch_size, options.seed, epoch)
-    passes = options.accumulate
+    passes, first_step = options.accumulate, epoch * len(batches)
     parts = [(batch, images) for batch in batches[state["step"]:] for images, _ in own_slices(len(batch), passes)]
     loader = Timed(make_loader(PartsOfBatches(data), parts, options.workers, device))
     bar = tqdm(batches[state["step"]:], initial=state["step"], total=len(batches), desc=f"epoch {epoch + 1}",
@@ -82,7 +82,7 @@ def train_epoch(options, loss_module, data, device, optimizer, scaler, state, sa
         if options.lr_schedule == "cosine":
             anneal(options, optimizer, epoch + state["step"] / len(batches))
         seed = step_seed(options.seed, epoch, state["step"])
-        own_parts = step_parts(len(batch), passes, seed, device, state["step"])
+        own_parts = step_parts(len(batch), passes, seed, device, first_step + state["step"])
         results.append(train_step(loss_module, zip(own_parts, loader, strict=False), epoch, optimizer, scaler, device,
                                   options.grad_clip, options.amp))
         state["step"] += 1
@@ -123,7 +123,7 @@ def anneal(options, optimizer, epochs):
         group["lr"] = lr * factor
 
 
-def step_parts(size, passes, seed, device, step=0):
+def step_parts(size, passes, seed, device, step):
     """Yields this process's Parts of batch number `step`, of `size` images, and seeds PyTorch's random numbers for
     each of them."""
     for i, (images, share) in enumerate(own_slices(size, passes), start=processes.rank() * passes):

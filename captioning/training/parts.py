@@ -19,7 +19,7 @@ class Part(NamedTuple):
     size: int | None = None                      # images of the whole batch; None: this part is the whole batch
     passes: int = 1                              # of each process
     share: float = 1.0      # of the results: below 1 if several parts have the same images
-    step: int = 0           # number of the batch in its epoch
+    step: int = 0           # number of steps before this one, in all epochs
     index: torch.Tensor | None = None            # numbers of the part's images in the data set
 
     def exponential(self, like):

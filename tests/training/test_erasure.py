@@ -89,14 +89,15 @@ def test_loss_equals_its_equation(model_type, monkeypatch):
     ("a cat with a chair by a lake", "chair", "a cat by a lake"),
     ("there is a small cat to the left of a chair in the snow", "cat", "there is a chair in the snow"),
     ("there is a small cat to the left of a chair in the snow", "chair", "there is a small cat in the snow"),
-    ("two birds near a dog and a chair", "dog", "two birds and a chair"), ("cat chair", "cat", "chair")])
+    ("two birds near a dog and a chair", "dog", "two birds and a chair"), ("a dog with a chair", "chair", "a dog"),
+    ("young cat beside another dog", "cat", "another dog"), ("cat near brown birds", "cat", "birds")])
 def test_caption_without_a_noun_phrase(caption, word, expected):
     words = caption.split()
     vocabulary = build([words], 1)
     ids = torch.tensor([[*vocabulary.encode(words, 20), 0, 0]])
-    named, is_determiner = (torch.tensor([w in group for w in vocabulary.words])[ids]
-                            for group in ({"cat", "chair", "dog", "birds"}, erasure.DETERMINERS))
-    short = erasure.without_noun_phrase(ids, torch.tensor([[words.index(word) + 1]]), named, is_determiner)
+    named = torch.tensor([w in ("cat", "chair", "dog", "birds") for w in vocabulary.words])
+    is_determiner = erasure.ErasureLoss(vocabulary, named.long(), 1.0, 1.0, 0.5).is_determiner
+    short = erasure.without_noun_phrase(ids, torch.tensor([[words.index(word) + 1]]), named[ids], is_determiner[ids])
     assert vocabulary.decode(short[0].tolist()) == expected.split()
     assert short.shape == ids.shape and vocabulary.end in short
 
@@ -108,6 +109,16 @@ def test_erasure_in_every_second_step_has_twice_the_weight(monkeypatch):
     ce = cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)[0]
     more = [(loss(model, features, CAPTIONS, 0, erasure.WHOLE._replace(step=step))[0] - ce).item() for step in range(3)]
     assert more == pytest.approx([0.6, 0, 0.6], abs=1e-6)
+
+
+def test_padding_is_never_erased():
+    """Neither with random evidence, which is positive everywhere."""
+    features, loss = random_regions(), erasure.ErasureLoss(VOCABULARY, CATEGORIES, 1.0, 1.0, 1.0, "random")
+    features[:, 3:] = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        erased = loss.erase(None, features, erasure.choose(CAPTIONS, CATEGORIES), erasure.WHOLE)
+        assert not erased[:, 3:].any() and not torch.equal(erased, features)
 
 
 @pytest.mark.parametrize("sizes", [(9, 9, 9), (9, 4, 2)])

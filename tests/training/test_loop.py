@@ -87,6 +87,14 @@ def test_results_are_transferred_every_ten_steps(demo_data, tmp_path, monkeypatc
     assert transfers == [(10, 4), (10, 4), (4, 4)]
 
 
+def test_parts_know_the_number_of_steps_in_all_epochs(demo_data, tmp_path, monkeypatch):
+    steps, forward = [], loop.Loss.forward
+    monkeypatch.setattr(loop.Loss, "forward", lambda self, *inputs: (steps.append(inputs[-1].step),
+                                                                     forward(self, *inputs))[1])
+    train_run(demo_data, tmp_path, "--batch_size", "8", "--epochs", "2")               # 3 steps per epoch
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
 def test_results_are_converted_after_the_transfer(monkeypatch):
     """MPS devices have no float64."""
     order = []
