@@ -15,6 +15,7 @@ python finetune.py \
     --weight output/gridtd_flickr30k/checkpoint_best.pth \
     --data_folder data \
     --erase_weight 0.1 \
+    --keep_weight 0 \
     --lrp_weight 1 \
     --baseline greedy \
     --samples 1 \

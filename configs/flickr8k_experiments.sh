@@ -35,6 +35,7 @@ finetune() {    # arguments: model type, random seed
             --weight "$base/checkpoint_best.pth" \
             --${mode}_tune \
             --erase_weight $mu \
+            --keep_weight 0 \
             --data_folder "$DATA" \
             --captions_per_step 3 \
             --epochs "$EPOCHS" \
