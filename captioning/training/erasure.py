@@ -104,7 +104,8 @@ class ErasureLoss:
         short = without_noun_phrase(choice.caption, choice.steps[:, :1] + 1, named >= 0,
                                     self.is_determiner[choice.caption])
         short = short * (is_used & (self.categories[short] != category).all(1, keepdim=True))
-        captions = torch.stack([choice.caption, short], 1)[part.images]                # (B, 2, T+1)
+        captions = torch.stack([choice.caption, short], 1)                             # (B, 2, T+1)
+        captions = captions[part.images, :2 if self.keep else 1]    # without κ, the second costs no time
         trace = model.teacher_force(features, captions, skip_padding=True)
         rows = unlearned[part.images]
         logits = model.output(trace.hidden[:, 0][rows]).float()                        # (n, V) of these words alone
