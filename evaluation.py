@@ -84,8 +84,8 @@ def get_args_parser():
     add("--bert_model", metavar="NAME_OR_FOLDER", help="bert: model (default: roberta-large)")
     add("--bert_layer", type=positive_int, help="bert: layer of the model (default: the one recommended by bert-score, "
         "otherwise the last)")
-    add("--object_words", metavar="FILE", help="map: file of object words (default: the paper's lists for Flickr30K "
-        "and COCO, otherwise all object words)")
+    add("--object_words", metavar="FILE", help="map: file of object words (default: the paper's lists for Flickr30K, "
+        "also for Flickr8k, and COCO, otherwise all object words)")
     add("--synonyms", metavar="FILE", help="chair: file with one line per category: its name and its synonyms, "
         "separated by commas (default: captioning/metrics/coco_objects.txt)")
     add = parser.add_argument_group("explanations").add_argument

@@ -52,7 +52,7 @@ def get_args_parser():
                        "LRP-inference")
     modes.add_argument("--ce_tune", action="store_true", help="control: cross-entropy, as in training")
     add("--erase_weight", type=non_negative, default=0.2, help="erase_tune: weight μ of the unlikelihood of the word "
-        "on the erased image")
+        "on the erased image (docs/experiments.md: 0.1 for gridtd, 0.3 for aoa)")
     add("--keep_weight", type=non_negative, default=0.1, help="erase_tune: weight κ of the cross-entropy of the "
         "caption without the word's noun phrase on the erased image")
     add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's regions to erase")

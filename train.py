@@ -1,4 +1,4 @@
-"""Trains a captioning model with cross-entropy: python train.py --dataset demo --model_type gridtd"""
+"""Trains a captioning model with cross-entropy: python train.py --dataset demo --encoder small"""
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 

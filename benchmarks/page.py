@@ -1,9 +1,8 @@
-"""Size of explanations and of their page, and memory and time to write the page:
+"""Sizes and times of explanations and their page: python benchmarks/page.py output/explanations --images 5000
 
-    python benchmarks/page.py output/explanations --images 5000
-
-The explanations that explain.py wrote to the folder are repeated until there are as many as wanted. If Chromium is
-installed, it shows the images one after the other, and the memory of its processes is measured.
+Measures the size of explanations and of their page, and the memory and time to write the page. The explanations that
+explain.py wrote to the folder are repeated until there are as many as wanted. If Chromium is installed, it shows the
+images one after the other, and the memory of its processes is measured.
 """
 import json
 import os
@@ -38,7 +37,7 @@ addEventListener("load", async () => {
 
 
 def get_args_parser():
-    parser = Parser(__doc__)
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("folder", help="the --save_path of explain.py")
     parser.add_argument("--images", type=positive_int, default=100, help="number of images in the page")
     parser.add_argument("--shown", type=positive_int, nargs="+", default=[10, 200, 1000], help="the browser shows the "

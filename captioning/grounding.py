@@ -136,5 +136,5 @@ def load_for_decoding(weight, model):
     calibration = load(weight, model, "ban_threshold")
     if calibration is None:
         raise InputError(f"{calibration_path(weight)} is missing: --grounded requires a threshold, run evaluation.py "
-                         f"--weight {weight} --calibrate first")
+                         f"--weight {weight} --dataset NAME --calibrate first")
     return calibration

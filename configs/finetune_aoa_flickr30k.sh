@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tunes MH-FC (AOAModel) on Flickr30K after configs/train_aoa_flickr30k.sh. Edit the flags below, then
-# run one of
+# run one of (default: lrp_tune)
 #     bash configs/finetune_aoa_flickr30k.sh erase_tune        cross-entropy; words without evidence are unlearned
 #     bash configs/finetune_aoa_flickr30k.sh lrp_tune          cross-entropy of p and of the LRP-inference p̃
 #     bash configs/finetune_aoa_flickr30k.sh cider_tune        self-critical training with CIDEr-D

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tunes Ada-LSTM (GridTDModel) on COCO2017 after configs/train_gridtd_coco2017.sh. Edit the flags below, then
-# run one of
+# run one of (default: lrp_tune)
 #     bash configs/finetune_gridtd_coco2017.sh erase_tune        cross-entropy; words without evidence are unlearned
 #     bash configs/finetune_gridtd_coco2017.sh lrp_tune          cross-entropy of p and of the LRP-inference p̃
 #     bash configs/finetune_gridtd_coco2017.sh cider_tune        self-critical training with CIDEr-D

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's experiments on Flickr8k, after configs/train_gridtd_flickr8k.sh and configs/train_aoa_flickr8k.sh:
+# Experiments like the paper's, and evidence erasure, on Flickr8k, after configs/train_gridtd_flickr8k.sh and configs/train_aoa_flickr8k.sh:
 # fine-tunes both models in every mode with three random seeds, scores the captions and measures the explanations. If
 # interrupted, run it again: it resumes. Settings (defaults shown):
 #     MODELS="gridtd aoa" MODES="ce erase lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh

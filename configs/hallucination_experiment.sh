@@ -2,7 +2,7 @@
 # Does fine-tuning with explanations reduce object hallucination? Trains both models on biased demo scenes with five random
 # seeds, fine-tunes each in five modes for the same number of steps, and evaluates on test images in which the planted
 # companion is missing half the time (docs/experiments.md). Takes hours on two cores; QUICK=1 runs one seed and one epoch
-# in 15 minutes. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs, one job per core):
+# of fine-tuning. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs, one job per core):
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash configs/hallucination_experiment.sh
 # To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of OUT together and run
 # studies/hallucination.py. WEIGHTS lists values of μ for which evidence erasure is run as well: the trade-off of

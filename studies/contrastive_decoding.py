@@ -1,8 +1,7 @@
-"""Contrastive decoding as a remedy for hallucinated objects that needs no training (docs/experiments.md): each word is
-predicted from (1 + α) log p(word | image) − α log p(word | no image), as in Leng et al. (2024), for models of the demo.
+"""Contrastive decoding against hallucinated objects, without training: each word is predicted from
+(1 + α) log p(word | image) − α log p(word | no image). Leng et al. (2024) use a noisy image in place of none.
 
-    python studies/contrastive_decoding.py output/hallucination/gridtd_1/base/checkpoint_last.pth \
-        --data_folder data/hallucination
+    python studies/contrastive_decoding.py output/demo/checkpoint_best.pth --max_images 250
 """
 import argparse
 import sys

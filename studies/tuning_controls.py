@@ -34,7 +34,8 @@ CONTROLS = {"mask": "erase_tune", "soft": "erase_tune", "other_words": "erase_tu
 
 def get_args_parser():
     parser = finetune.get_args_parser()
-    parser.add_argument("--control", choices=CONTROLS, required=True, help="see studies/tuning_controls.py")
+    parser.add_argument("--control", choices=CONTROLS, required=True, help="of --erase_tune: what is erased or, with "
+                        "other_words, what must be predicted; of --lrp_tune, temperature and permuted: what replaces p̃")
     return parser
 
 
