@@ -5,7 +5,7 @@ Controls of --erase_tune, which differ in what the erased image is, or (other_wo
     soft          regions are erased in part: by the word's share of the relevance of all object words of the caption
     other_words   κ (--keep_weight) weights the cross-entropy of the caption's other object words, in their places
     image_swap    the whole image is replaced by another of the batch, whose caption does not name the object; κ is 0
-    no_image      the whole image is replaced by zeros; κ is 0
+    no_image      the whole image is replaced by (almost) zeros; κ is 0
 Controls of --lrp_tune, which differ in p̃ (docs/method.md, section 7):
     temperature   softmax(z/T) of the logits z, with the T that gives the words of a batch the mean confidence of p̃
     permuted      the entries of each ω in random order
@@ -48,8 +48,10 @@ class MaskCoverage:
     def __init__(self, data, objects):
         folder = data.path.parent
         self.data, self.masks = data, Masks(folder / f"masks_{folder.name}.hdf5", "train", len(data))
-        self.numbers = torch.tensor([self.masks.numbers[name]
-                                     for name in sorted(set(objects.words.values()) - {NO_OBJECT})])
+        names = sorted(set(objects.words.values()) - {NO_OBJECT})
+        if missing := set(names) - self.masks.numbers.keys():
+            raise InputError(f"there are no masks of {', '.join(sorted(missing))}: omit --synonyms")
+        self.numbers = torch.tensor([self.masks.numbers[name] for name in names])
 
     def __call__(self, model, features, choice, part):
         """(B, S, K) for the words of a Choice, from 0 to 1."""
@@ -91,14 +93,16 @@ def other_words_loss(erased_loss, categories, weight, model, features, choice, p
 
 def image_swap(model, features, choice, part):
     """What replaces `ErasureLoss.erase`: for each image the features (K, C) of another one of the part, at random among
-    those whose chosen caption does not name the object."""
+    those whose chosen caption does not name the object; its own features if there is none."""
     names_it = (choice.categories[:, :1, None] == choice.categories).any(-1)           # (B, B)
-    return features[part.exponential(features.new_empty(names_it.shape)).masked_fill(names_it, torch.inf).argmin(1)]
+    drawn = part.exponential(features.new_empty(len(features), len(features))).masked_fill(names_it, torch.inf)
+    own = torch.arange(len(features), device=features.device)
+    return features[torch.where(names_it.all(1), own, drawn.argmin(1))]
 
 
 def no_image(model, features, choice, part):
-    """What replaces `ErasureLoss.erase`: zeros (B, K, C)."""
-    return torch.zeros_like(features)
+    """What replaces `ErasureLoss.erase`: the smallest positive number (B, K, C), as regions of zeros are padding."""
+    return torch.full_like(features, torch.finfo(features.dtype).tiny)
 
 
 def control_loss(model, trace, captions, stop, weight, control, total=None):
@@ -144,7 +148,8 @@ def make_loss(settings, vocabulary, data, stop, device):
         raise InputError(f"--control {settings.control} is a control of --{mode}: give this mode")
     if mode == "lrp_tune":
         criterion = partial(control_loss, stop=stop, weight=settings.lrp_weight, control=settings.control)
-        return teacher_forced_loss(vocabulary, criterion), "accuracy"
+        return teacher_forced_loss(vocabulary, criterion, settings.ss_prob, settings.region_loss,
+                                   settings.region_epochs), "accuracy"
     loss, measure = finetune.make_loss(settings, vocabulary, data, stop, device)
     if settings.control == "mask":
         loss.relevance = MaskCoverage(data, load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms))

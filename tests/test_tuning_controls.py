@@ -14,8 +14,10 @@ from captioning.data.vocabulary import build
 from captioning.errors import InputError
 from captioning.explanation import lrp_inference
 from captioning.metrics.object_words import load_objects
+from captioning.recurrence import word_rows
 from captioning.training.erasure import Choice, ErasureLoss
 from captioning.training.parts import WHOLE
+from gridTDmodel import GridTDModel
 from studies import tuning_controls as controls
 
 CAPTIONS = torch.tensor([[[1, 3, 7, 5, 6, 2], [1, 5, 8, 4, 2, 0]], [[1, 3, 7, 4, 2, 0], [1, 3, 7, 4, 2, 0]],
@@ -54,6 +56,15 @@ def test_the_other_image_does_not_name_the_object():
     seen = [{int(x) for x in column} for column in torch.stack([
         controls.image_swap(None, features, Choice(None, None, categories), WHOLE)[:, 0, 0] for _ in range(50)]).T]
     assert seen == [{1}, {2, 3}, {0, 1, 3}, {1}]
+    categories[1, 1] = 1                                            # all captions name the first and the last object
+    swapped = controls.image_swap(None, features, Choice(None, None, categories), WHOLE)
+    assert swapped[0, 0, 0] == 0 and swapped[3, 0, 0] == 3
+
+
+@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+def test_no_image_is_no_padding(model_type):
+    blank = controls.no_image(None, random_regions(), None, WHOLE)
+    assert (blank != 0).all() and (blank < 1e-30).all() and make(model_type)(blank, CAPTIONS[:, 0]).isfinite().all()
 
 
 def test_soft_evidence_equals_literal_loops():
@@ -101,6 +112,30 @@ def test_lrp_inference_controls(control, monkeypatch):
         logits = trace.hidden.flatten(0, -2) @ model.W_o.weight.T
         scale = controls.inverse_temperature(logits, torch.tensor(0.7))
         assert controls.confidence(logits * scale).item() == pytest.approx(0.7, abs=1e-5)
+
+
+def test_temperature_and_dropout(monkeypatch):
+    """The words that LRP-inference weights have the mean confidence of p̃; stop words, and all words if all are stop
+    words, keep their logits, with the same dropout."""
+    model, stop, logits = make(AOAModel, seed=2), torch.arange(12) == 6, []
+    trace = model.teacher_force(random_regions(), CAPTIONS)
+    word_loss = controls.word_loss
+    monkeypatch.setattr(controls, "word_loss", lambda z, *a, **k: logits.append(z) or word_loss(z, *a, **k))
+    controls.control_loss(model, trace, CAPTIONS, stop, 0.5, "temperature")
+    plain, changed = logits
+    rows = word_rows(CAPTIONS)
+    weighted = lrp_inference.weighted_hidden(model, *(x.flatten(0, -2)[rows] for x in (trace.c_hat, trace.h)),
+                                             plain.argmax(-1), stop)
+    is_weighted = ~stop[plain.argmax(-1)] & (CAPTIONS[..., 1:].flatten()[rows] != 0)
+    assert is_weighted.any() and not is_weighted.all()
+    torch.testing.assert_close(controls.confidence(changed[is_weighted]),
+                               controls.confidence(model.W_o(weighted[is_weighted])), rtol=1e-4, atol=0)
+    torch.testing.assert_close(changed[~is_weighted], plain[~is_weighted])
+    model.train().dropout.p = 0.5
+    for control in ("temperature", "permuted"):
+        logits.clear()
+        controls.control_loss(model, trace, CAPTIONS, torch.ones(12).bool(), 0.5, control)
+        torch.testing.assert_close(*logits)
 
 
 def test_controls_train(demo_data, tmp_path):

@@ -28,8 +28,8 @@ class ErasureLoss:
 
     For each image one of its captions y and one object word w of it are chosen at random; the features of the regions
     that are w's own evidence are replaced. From the erased features none of the words W of w's category must be
-    predicted in the place of w, and the caption without w's noun phrase must. Captions that name only one category
-    have no erased image. No gradient flows through the choice of the regions.
+    predicted in the place of w, and the caption without w's noun phrase must. Captions that name only one category,
+    and words without evidence of their own, have no erased image. No gradient flows through the choice of the regions.
     With every = N, the terms of erased images are computed in every N-th step only, with N times the weight (lazy
     regularisation, Karras et al. 2020).
 
@@ -54,16 +54,22 @@ class ErasureLoss:
         if part.step % self.every:
             return loss, *counts
         whole = choose(all_captions, self.categories, part.generator)
-        choice = Choice(*(x[part.images] for x in whole))
-        erased = self.erase(model, features, choice, part)
-        return loss + self.every * self.erased_loss(model, erased, whole, part), *counts
+        has_other = is_other(whole.categories).any(1)[part.images]
+        features, part = features[has_other], part.select(has_other, len(all_captions))
+        if has_other.any():
+            erased = self.erase(model, features, Choice(*(x[part.images] for x in whole)), part)
+            is_erased = (erased != features).flatten(1).any(1)      # not if no region is the word's own
+            if is_erased.any():
+                part = part.select(is_erased, len(all_captions))
+                loss = loss + self.every * self.erased_loss(model, erased[is_erased], whole, part)
+        return loss, *counts
 
     def erase(self, model, features, choice, part):
         """features (B, K, C) of the part, in which the evidence for the first word of each Choice is replaced."""
         is_region = (features != 0).any(-1)                                            # (B, K) without padding
         relevance = self.relevance(model, features, choice, part).detach() * is_region[:, None]    # (B, S, K)
         regions = is_region.sum(1, keepdim=True)
-        count = (self.share * regions).long().clamp(max=regions - 1)                   # one region at least remains
+        count = (self.share * regions + 1e-4).long().clamp(max=regions - 1)            # one region at least remains
         amount = self.assign(relevance, choice.categories if self.own else choice.categories[:, :1], count)
         filling = self.filling(features, relevance, choice, is_region & (amount == 0), part)
         return torch.lerp(features, filling.to(features), amount[..., None].to(features))
@@ -74,8 +80,8 @@ class ErasureLoss:
             return part.exponential(features.new_empty(*choice.steps.shape, features.shape[1]))
         with torch.autocast(features.device.type, enabled=False):
             explanation = getattr(model, self.evidence)(features, choice.caption, steps=choice.steps)
-        if self.evidence == "grad_cam":     # its map before it is upsampled to pixels
-            return torch.einsum("bsc,bkc->bsk", explanation.features.mean(2), features)
+            if self.evidence == "grad_cam":     # its map before it is upsampled to pixels
+                return torch.einsum("bsc,bkc->bsk", explanation.features.mean(2), features)
         return region_relevance(explanation, self.evidence)
 
     def filling(self, features, relevance, choice, remains, part):
@@ -96,8 +102,7 @@ class ErasureLoss:
         return features.gather(1, chosen[..., None].expand_as(features))
 
     def erased_loss(self, model, features, choice, part):
-        """The terms of erased images, for the part's erased features (B, K, C) and the Choice of the whole batch; 0 if
-        no caption names objects of two categories."""
+        """The terms of erased images, for the part's erased features (B, K, C) and the Choice of the whole batch."""
         category, named = choice.categories[:, :1], self.categories[choice.caption]    # (B, 1), (B, T+1)
         is_used = is_other(choice.categories).any(1, keepdim=True)
         unlearned = (is_used & (named == category))[:, 1:]                             # (B, T)

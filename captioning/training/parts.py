@@ -14,7 +14,7 @@ class Part(NamedTuple):
     Losses take the captions of the whole batch: they count its words, and draw its random numbers, without asking the
     other processes, and return the part's share of the whole batch's loss. The shares of all parts add up to it.
     """
-    images: slice = slice(None)
+    images: slice | torch.Tensor = slice(None)   # or their indices in the batch
     generator: torch.Generator | None = None     # of random numbers for the whole batch, the same in all its parts
     size: int | None = None                      # images of the whole batch; None: this part is the whole batch
     passes: int = 1                              # of each process
@@ -26,6 +26,11 @@ class Part(NamedTuple):
         """Exponentially distributed random numbers of the shape and type of `like` (B, ...), for the part's images."""
         whole = like.new_empty(self.size or len(like), *like.shape[1:])
         return whole.exponential_(generator=self.generator)[self.images]
+
+    def select(self, chosen, size):
+        """This part with those of its images for which `chosen` (B,) is True; size: images of the whole batch."""
+        images = torch.arange(size, device=chosen.device)[self.images][chosen]
+        return self._replace(images=images, size=size, index=None if self.index is None else self.index[chosen.cpu()])
 
 
 WHOLE = Part()
