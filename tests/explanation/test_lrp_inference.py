@@ -169,6 +169,28 @@ def test_both_logits_have_the_same_dropout_mask(model_type):
     assert math.isfinite(logits.sum().item())
 
 
+@pytest.mark.parametrize("model_type", MODELS)
+def test_the_loss_has_one_dropout_mask_for_both_logits(model_type):
+    """Its value equals that of the two full products with the mask of the same seed."""
+    model = make(model_type, dropout=0.5)
+    trace, targets = trace_of(model, random_regions()), CAPTIONS[:, 1:]
+    rows, keep = targets.flatten() != 0, model.dropout.train()
+    torch.manual_seed(5)
+    mask = keep(torch.ones_like(trace.hidden.flatten(0, -2)[rows]))
+    c_hat, h, hidden = (x.flatten(0, -2)[rows] for x in (trace.c_hat, trace.h, trace.hidden))
+    logits = model.W_o(mask * hidden)
+    p = F.cross_entropy(logits, targets.flatten()[rows])
+    every = torch.ones(len(model.W_o.bias), dtype=torch.bool)
+    weighted = lrp_inference.weighted_hidden(model, c_hat, h, logits.argmax(-1), ~every)
+    p_weighted = F.cross_entropy(model.W_o(mask * weighted), targets.flatten()[rows])
+    for stop, expected in ((every, 1.7 * p), (~every, p + 0.7 * p_weighted)):
+        torch.manual_seed(5)
+        loss = lrp_inference.lrp_loss(model, trace, CAPTIONS[:, None], stop, 0.7)[0]
+        torch.testing.assert_close(loss, expected, check_dtype=False, rtol=1e-5, atol=1e-6)
+    for other in (p, p_weighted):       # the mask matters
+        assert abs(other - F.cross_entropy(model.W_o(hidden), targets.flatten()[rows])) > 0.01
+
+
 def test_temperature_at_which_words_have_a_given_mean_probability():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(40, 9, generator=generator, dtype=torch.float64)

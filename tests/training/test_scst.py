@@ -8,6 +8,7 @@ from captioning import decoding
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import InputError
 from captioning.explanation.lrp_inference import stop_mask
+from captioning.training.parts import WHOLE
 from captioning.training.reward import CiderD, write_frequencies
 from captioning.training.scst import SCST
 from gridTDmodel import GridTDModel
@@ -115,10 +116,13 @@ def test_training_raises_the_reward(tmp_path, model_type, baseline, stop):
     assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
 
 
-def test_constant_reward_raises_an_error():
-    model = make(GridTDModel)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_constant_reward_raises_an_error(passes):
+    """After PATIENCE steps, whatever the number of their passes."""
+    model, part = make(GridTDModel), WHOLE._replace(passes=passes)
     loss = SCST(VOCABULARY, lambda captions, references: torch.ones(captions.shape[:2]), 6)
-    for _ in range(SCST.PATIENCE - 1):
-        assert loss(model, random_regions(), REFERENCES, 2)[0] == 0
-    with pytest.raises(InputError, match=f"constant for {SCST.PATIENCE} steps in epoch 3.*--decoder_lr"):
-        loss(model, random_regions(), REFERENCES, 2)
+    loss.PATIENCE = 5
+    for _ in range(5 * passes - 1):
+        assert loss(model, random_regions(), REFERENCES, 2, part)[0] == 0
+    with pytest.raises(InputError, match="constant for 5 steps in epoch 3.*--decoder_lr"):
+        loss(model, random_regions(), REFERENCES, 2, part)

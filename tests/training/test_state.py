@@ -87,3 +87,22 @@ def test_another_encoder_than_that_of_the_features_is_refused(tmp_path):
     with pytest.raises(InputError, match="other weights of the encoder"):
         state.resume(*arguments(1), "accuracy", BATCHES)
     assert state.resume(*arguments(0), "accuracy", BATCHES)["epoch"] == 0
+
+
+@pytest.mark.parametrize("flag", [*state.FIXED_FLAGS, *state.ERASE_FLAGS])
+def test_every_fixed_flag_is_compared(flag):
+    flags = dict.fromkeys((*state.FIXED_FLAGS, *state.ERASE_FLAGS), 1)
+    state.check_flags("run", flags, flags | {"epochs": 2})
+    with pytest.raises(InputError, match=f"run was trained with --{flag} 1, not 2: give the same flags"):
+        state.check_flags("run", flags, flags | {flag: 2})
+
+
+def test_flags_of_erasure_count_in_its_fine_tuning_alone():
+    flags = {"erase_tune": False, "erase_weight": 1.0}
+    state.check_flags("run", flags, flags | {"erase_weight": 2.0})
+
+
+def test_stop_words_are_compared_where_the_checkpoint_records_them():
+    state.check_flags("run", {}, {"stop_words_fingerprint": "b"})
+    with pytest.raises(InputError, match="other words in the file of --stop_words"):
+        state.check_flags("run", {"stop_words_fingerprint": "a"}, {"stop_words_fingerprint": "b"})
