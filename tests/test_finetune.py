@@ -208,6 +208,16 @@ def test_settings_are_printed_before_the_checkpoint_is_read(bases, tmp_path, cap
     assert "--epochs" not in second
 
 
+def test_an_encoder_that_is_not_trained_does_not_change(bases, tmp_path):
+    """Its batch-norms neither, so that the run can be resumed: it must have the encoder of --weight."""
+    extra = ("--ce_tune", "--no-finetune_encoder")
+    run(bases["gridtd"], tmp_path, *extra, "--epochs", "1")
+    content, before = run(bases["gridtd"], tmp_path, *extra), checkpoint.read(bases["gridtd"])["state_dict"]
+    assert content["training"]["state"]["epoch"] == 2 and not content["training"]["from_features"]
+    changed = {name.split(".")[0] for name in before if not torch.equal(content["state_dict"][name], before[name])}
+    assert "encoder" not in changed and "W_o" in changed
+
+
 def test_resuming_with_other_stop_words_is_refused(bases, tmp_path):
     """Checkpoints of earlier versions, which have no fingerprint of the stop words, still resume."""
     stop_words, tuned = tmp_path / "stop_words.txt", tmp_path / "tuned"
