@@ -211,13 +211,16 @@ def main(args, make_loss=make_loss):
         if data.features:
             check_features(data, model)
     set_dropout(model, settings)
-    stop, additional_flags = None, {}
+    stop, fingerprints = None, {}
     if settings.lrp_tune or settings.lrp_cider_tune:
         stop_words = stop_word_ids(settings.stop_words or STOP_WORDS, vocabulary)
         stop = stop_mask(model, stop_words)
-        additional_flags = {"stop_words_fingerprint": fingerprint(sorted(stop_words))}
+        fingerprints = {"stop_words_fingerprint": fingerprint(sorted(stop_words))}
+    elif settings.erase_tune:
+        objects = load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms)
+        fingerprints = {"object_words_fingerprint": fingerprint(sorted(objects.words.items()))}
     loss_function, measure = make_loss(settings, vocabulary, train_data, stop, device)
-    options = TrainingOptions.from_settings(settings, **additional_flags)
+    options = TrainingOptions.from_settings(settings, **fingerprints)
     on_epoch = train.make_logger(settings, model, vocabulary, val_data, device)
     best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure, on_epoch)
     print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)

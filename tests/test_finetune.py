@@ -232,6 +232,20 @@ def test_resuming_with_other_stop_words_is_refused(bases, tmp_path):
     assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
 
 
+def test_resuming_with_other_object_words_is_refused(bases, tmp_path):
+    """Checkpoints of earlier versions, which have no fingerprint of the object words, still resume."""
+    synonyms, tuned = tmp_path / "synonyms.txt", tmp_path / "tuned"
+    extra = ("--erase_tune", "--synonyms", str(synonyms))
+    synonyms.write_text("dog, puppy\nball")
+    content = run(bases["gridtd"], tuned, *extra, "--epochs", "1")
+    synonyms.write_text("dog\nball")
+    with pytest.raises(InputError, match="other object words.*--synonyms.*same flags to resume.*--resume never"):
+        run(bases["gridtd"], tuned, *extra)
+    del content["training"]["flags"]["object_words_fingerprint"]
+    torch.save(content, tuned / "checkpoint_last.pth")
+    assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
+
+
 def test_order_of_stop_words_does_not_matter(demo_data, tmp_path):
     vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
     for name, text in (("first", "a the"), ("second", "the\na a")):
