@@ -102,6 +102,7 @@ def test_self_critical_training_has_no_dropout_and_all_references(bases, tmp_pat
     (["--weight", "x.pth"], "one of the arguments --erase_tune --lrp_tune --cider_tune --lrp_cider_tune --ce_tune is "
      "required"),
     (["--weight", "x.pth", "--lrp_tune", "--cider_tune"], "--cider_tune: not allowed with argument --lrp_tune"),
+    (["--weight", "x.pth", "--lrp_tune", "--encoder_weights", "y.pth"], "unrecognized arguments: --encoder_weights"),
     (["--weight", "x.pth", "--lrp_tune"], "x.pth cannot be read"),
 ])
 def test_command_line_errors(arguments, message, capsys, tmp_path, monkeypatch):
