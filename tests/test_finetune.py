@@ -247,9 +247,9 @@ def test_resuming_with_other_object_words_is_refused(bases, tmp_path):
     assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
 
 
-def test_order_of_stop_words_does_not_matter(demo_data, tmp_path):
+def test_order_and_case_of_stop_words_do_not_matter(demo_data, tmp_path):
     vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
-    for name, text in (("first", "a the"), ("second", "the\na a")):
+    for name, text in (("first", "a the"), ("second", "The,\nA a")):
         (tmp_path / name).write_text(text)
     ids = finetune.stop_word_ids(tmp_path / "first", vocabulary)
     assert ids == finetune.stop_word_ids(tmp_path / "second", vocabulary) and vocabulary.wordmap["a"] in ids
