@@ -18,9 +18,9 @@ from captioning.data.feature_store import check_features
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import lrp_loss, stop_mask
-from captioning.files import check_file, fingerprint
+from captioning.files import fingerprint
 from captioning.memory import check_memory
-from captioning.metrics.object_words import load_objects
+from captioning.metrics.object_words import load_objects, stop_words
 from captioning.runs import record_run
 from captioning.training.erasure import EVIDENCE, FILL, ErasureLoss
 from captioning.training.loop import fit
@@ -34,7 +34,6 @@ SIZES = ("embed_dim", "hidden_dim", "attention_dim", "num_head")        # fixed 
 # flags whose default is the checkpoint's value
 FROM_CHECKPOINT = ("dataset", "data_folder", "model_type", "encoder", *SIZES, "finetune_encoder", "from_pixels",
                    "dropout", "batch_size", "captions_per_step", "weight_decay", "grad_clip", "amp")
-STOP_WORDS = Path(__file__).parent / "captioning" / "metrics" / "stop_words.txt"
 
 
 def get_args_parser():
@@ -150,13 +149,8 @@ def set_dropout(model, settings):
 
 
 def stop_word_ids(path, vocabulary):
-    """The set of ids of the words in the text file and of the special tokens; InputError if it cannot be read."""
-    check_file(path)
-    try:
-        words = Path(path).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise InputError(f"the stop words {path} cannot be read ({error}): give a text file of words") from error
-    return {vocabulary.wordmap[word] for word in words if word in vocabulary.wordmap} | {
+    """The set of ids of the `object_words.stop_words` of the text file, and of the special tokens."""
+    return {vocabulary.wordmap[word] for word in stop_words(path) if word in vocabulary.wordmap} | {
         vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end}
 
 
@@ -211,13 +205,16 @@ def main(args, make_loss=make_loss):
         if data.features:
             check_features(data, model)
     set_dropout(model, settings)
-    stop, additional_flags = None, {}
+    stop, fingerprints = None, {}
     if settings.lrp_tune or settings.lrp_cider_tune:
-        stop_words = stop_word_ids(settings.stop_words or STOP_WORDS, vocabulary)
-        stop = stop_mask(model, stop_words)
-        additional_flags = {"stop_words_fingerprint": fingerprint(sorted(stop_words))}
+        stop_ids = stop_word_ids(settings.stop_words, vocabulary)
+        stop = stop_mask(model, stop_ids)
+        fingerprints = {"stop_words_fingerprint": fingerprint(sorted(stop_ids))}
+    elif settings.erase_tune:
+        objects = load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms)
+        fingerprints = {"object_words_fingerprint": fingerprint(sorted(objects.words.items()))}
     loss_function, measure = make_loss(settings, vocabulary, train_data, stop, device)
-    options = TrainingOptions.from_settings(settings, **additional_flags)
+    options = TrainingOptions.from_settings(settings, **fingerprints)
     on_epoch = train.make_logger(settings, model, vocabulary, val_data, device)
     best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure, on_epoch)
     print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)

@@ -39,23 +39,24 @@ BYTES_PER_PARAMETER = 16        # the parameter, its gradient and Adam's two mom
 
 def get_args_parser():
     parser = Parser(__doc__)
-    add_training(parser)
+    add_training(parser).add_argument("--encoder_weights", metavar="FILE", help="weights of the CNN (default: "
+                                      "downloaded ImageNet weights)")
     return parser
 
 
 def add_training(parser):
-    """Adds the argument groups that train.py and finetune.py share."""
+    """Adds the argument groups that train.py and finetune.py share, and returns the group of the model."""
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="demo", help="name of a data set prepared by preparedataset.py")
     add("--data_folder", default="data", help="folder to which preparedataset.py wrote the data set")
     add("--from_pixels", action=BooleanOptionalAction, default=False, help="read and augment images even if features "
         "are stored")
     add("--captions_per_step", type=positive_int, help="captions sampled per image per epoch (default: all)")
-    add = parser.add_argument_group("model").add_argument
+    model = parser.add_argument_group("model")
+    add = model.add_argument
     add("--model_type", choices=["gridtd", "aoa"], default="gridtd", help="captioning model")
     add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16",
         help="CNN, or bottom_up for region features")
-    add("--encoder_weights", metavar="FILE", help="weights of the CNN (default: downloaded ImageNet weights)")
     add("--embed_dim", type=positive_int, default=512, help="dimension of the word embeddings")
     add("--hidden_dim", type=positive_int, default=512, help="dimension of the LSTMs and of the projected regions")
     add("--attention_dim", type=positive_int, default=196, help="gridtd: dimension of the attention")
@@ -94,6 +95,7 @@ def add_training(parser):
     add("--save_path", default="output", help="folder for checkpoints, log.csv and curves.png")
     add("--tensorboard", action="store_true", help="also log to TensorBoard, with a few explained validation images "
         "per epoch")
+    return model
 
 
 def complete_settings(args):

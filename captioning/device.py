@@ -1,4 +1,5 @@
 """Devices, and the number format that mixed precision uses on them."""
+import contextlib
 import os
 
 import torch
@@ -32,6 +33,18 @@ def supports_amp(device):
 def autocast(device, enabled):
     """torch.autocast to bfloat16 (float16 on GPUs without it), if enabled and supported; else without effect."""
     return torch.autocast(device.type, amp_dtype(device), enabled=enabled and supports_amp(device))
+
+
+@contextlib.contextmanager
+def without_gradient():
+    """torch.no_grad() for a pass that precedes a trained one under `autocast`.
+
+    Older versions of PyTorch, such as 2.6, keep the weights that autocast has cast here, without their gradient, and
+    would use them in the trained pass: they are dropped.
+    """
+    with torch.no_grad():
+        yield
+    torch.clear_autocast_cache()
 
 
 def amp_dtype(device):

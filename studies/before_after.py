@@ -79,10 +79,11 @@ def changes(data, boxes, objects, captions):
 
 
 def explained_step(words, objects, first, companion):
-    """(step, word) of the companion in a caption, else of the first object, else of the last word."""
+    """(step, word) of the companion in a caption, else of the first object, else of the last word; "<end>" if there is
+    none."""
     steps = {category: t for t, category in reversed(objects.named(words))}
-    t = steps.get(companion, steps.get(first, len(words) - 1))
-    return t, words[t]
+    t = steps.get(companion, steps.get(first, max(0, len(words) - 1)))
+    return t, words[t] if words else "<end>"
 
 
 def draw(path, rows, title):
@@ -123,9 +124,10 @@ def main(args):
     folders = [Path(args.before), Path(args.after)]
     metrics = [read_json(folder / "metrics_test.json", METRICS) for folder in folders]
     captions = [list(read_predictions(folder / "predictions_test.json", data.names, {}).values()) for folder in folders]
-    cases, removed, added = select(images_without_companion(data, boxes, objects), captions, objects, args.images)
-    if not cases:
+    without = images_without_companion(data, boxes, objects)
+    if not without:
         raise InputError(f"no test image of {args.dataset} shows an object without its companion: use the demo data")
+    cases, removed, added = select(without, captions, objects, args.images)
     models = [checkpoint.load(folder / "checkpoint_best.pth") for folder in folders]
     rows = []
     for i, first, companion, hallucinated in cases:
@@ -134,8 +136,8 @@ def main(args):
             (texts[i], *explain_caption(model, vocabulary, image, texts[i], objects, first, companion), is_hallucinated)
             for (model, vocabulary), texts, is_hallucinated in zip(models, captions, hallucinated, strict=True)]))
     path = folders[1] / "before_after.png"
-    draw(path, rows, f"hallucinated companions of {len(images_without_companion(data, boxes, objects))} images: "
-         f"{removed} removed, {added} added by fine-tuning")
+    draw(path, rows, f"hallucinated companions of {len(without)} images: {removed} removed, {added} added by "
+         "fine-tuning")
     print(f"{'':24}{'before':>8}{'after':>8}")
     for name in METRICS:
         print(f"{name:24}{metrics[0][name]:8.3f}{metrics[1][name]:8.3f}")

@@ -1,9 +1,8 @@
-"""Contrastive decoding against hallucinated objects, without training: each word is predicted from
-(1 + α) log p(word | image) − α log p(word | no image). Leng et al. (2024) use a noisy image in place of none.
+"""Contrastive decoding of the demo data: python studies/contrastive_decoding.py output/demo/checkpoint_best.pth
 
-    python studies/contrastive_decoding.py output/demo/checkpoint_best.pth --max_images 250
+Against hallucinated objects, without training: each word is predicted from (1 + α) log p(word | image) − α log p(word |
+no image). Leng et al. (2024) use a noisy image in place of none.
 """
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from captioning.cli import Parser, non_negative, positive_int  # noqa: E402
 from captioning.decoding import decode  # noqa: E402
+from captioning.errors import run_script  # noqa: E402
 from studies.grounded_decoding import make_report  # noqa: E402
+
+
+def get_args_parser():
+    parser = Parser(__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("weight", help="checkpoint of a model of the demo data")
+    add("--data_folder", default="data", help="folder of prepared data sets")
+    add("--alpha", type=non_negative, nargs="+", default=[0, 0.5, 1], help="strengths α; 0: ordinary decoding")
+    add("--max_images", type=positive_int, help="use only the first test images (default: all)")
+    return parser
 
 
 class Contrasted:
@@ -50,9 +61,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weight", help="checkpoint of a model of the demo data")
-    parser.add_argument("--data_folder", default="data", help="folder of prepared data sets")
-    parser.add_argument("--alpha", type=float, nargs="+", default=[0, 0.5, 1], help="strengths α; 0: ordinary decoding")
-    parser.add_argument("--max_images", type=int, help="use only the first test images (default: all)")
-    main(parser.parse_args())
+    run_script(main, get_args_parser().parse_args())

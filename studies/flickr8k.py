@@ -93,17 +93,19 @@ def interval(counts, of_control):
 
 def object_rows(model, modes, data, objects):
     """Rows of the table of object words of one model."""
-    counts = {mode: np.array([count_objects(
+    counts = {mode: {seed: count_objects(
         read_predictions(path / "predictions_test.json", data.names, {}).values(), data.references, objects)
-        for path in seeds.values()]) for mode, seeds in modes.items()}
+        for seed, path in seeds.items()} for mode, seeds in modes.items()}
     yield "| | object words | absent | CHAIR_i | difference to the control, 95 % interval over images |"
     yield "|---" * 5 + "|"
-    for mode, runs in counts.items():
+    for mode, seeds in counts.items():
+        runs, difference = np.stack(list(seeds.values())), ""
         words, absent = runs.sum(1).mean(0)
-        difference = ""
-        if mode not in ("base", CONTROL):
-            low, high = interval(runs, counts[CONTROL])
-            difference = f"{100 * (chair(runs) - chair(counts[CONTROL])):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        common = [seed for seed in seeds if seed in counts[CONTROL]]
+        if mode not in ("base", CONTROL) and common:
+            own, control = (np.stack([counts[name][seed] for seed in common]) for name in (mode, CONTROL))
+            low, high = interval(own, control)
+            difference = f"{100 * (chair(own) - chair(control)):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
         yield f"| `{model}`, {mode} | {words:.0f} | {absent:.0f} | {percent([chair(runs)])} | {difference} |"
 
 

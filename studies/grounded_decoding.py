@@ -1,11 +1,10 @@
-"""Flags with one threshold and with one per category, and hallucination against CIDEr of grounded decoding, for
-thresholds that keep different shares of correct words, and of banning random object words as often
-(docs/experiments.md):
+"""Thresholds of grounded decoding: python studies/grounded_decoding.py output/demo/checkpoint_best.pth SCORES
 
-    python evaluation.py --weight output/demo/checkpoint_best.pth --calibrate --save_path output/demo/grounding
-    python studies/grounded_decoding.py output/demo/checkpoint_best.pth output/demo/grounding
+SCORES is a folder that evaluation.py --weight output/demo/checkpoint_best.pth --calibrate --save_path SCORES wrote.
+Prints precision and recall of flags with one threshold and with one per category, and hallucination and CIDEr of
+grounded decoding, for thresholds that keep different shares of correct words, and of banning random object words as
+often (docs/experiments.md).
 """
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,16 +15,42 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from captioning import checkpoint, grounding  # noqa: E402
+from captioning.cli import Parser, positive_int  # noqa: E402
 from captioning.data.boxes import load_boxes  # noqa: E402
 from captioning.data.dataset import CaptionDataset  # noqa: E402
 from captioning.decoding import decode  # noqa: E402
+from captioning.errors import InputError, run_script  # noqa: E402
 from captioning.experiments.runner import read_values  # noqa: E402
+from captioning.files import check_file  # noqa: E402
 from captioning.metrics.object_metrics import chair_scores  # noqa: E402
 from captioning.metrics.object_words import load_objects  # noqa: E402
 from pycocoevalcap.caption_metrics import SCORERS  # noqa: E402
 
 KEPT = (0.98, 0.95, 0.9)       # shares of correct words that a threshold keeps
 COLUMNS = ("cider", "companions_invented", "companions_named", "object_precision", "chair_i")
+NEEDED = {("lrp", "absolute_share"), ("reference", "present"), ("reference", "category")}
+
+
+def get_args_parser():
+    parser = Parser(__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("weight", help="checkpoint of a model of the demo data")
+    add("scores", help="output folder of evaluation.py --calibrate")
+    add("--data_folder", default="data", help="folder of prepared data sets")
+    add("--max_images", type=positive_int, help="use only the first test images (default: all)")
+    return parser
+
+
+def read_scores(folder):
+    """{split: values, as by read_values} of the output folder of evaluation.py --calibrate; InputError if it is not."""
+    values, remedy = {}, f"run evaluation.py --calibrate --save_path {folder} first"
+    for split in ("val", "test"):
+        path = Path(folder, f"grounding_words_{split}.csv")
+        check_file(path, remedy)
+        values[split] = read_values(path)
+        if not values[split].keys() >= NEEDED:
+            raise InputError(f"{path} lacks values of the object words: {remedy}")
+    return values
 
 
 def random_flags(rate):
@@ -41,15 +66,15 @@ def random_flags(rate):
 def category_thresholds(shares, reference, kept, prior=10):
     """{category: threshold} that keeps the share `kept` of its correct words; categories with few words are drawn
     towards the threshold of all words, which counts as `prior` words."""
+    overall = grounding.fit_threshold(shares, reference["present"], kept)
     shares, category = torch.tensor(shares, dtype=torch.float64), torch.tensor(reference["category"])
     correct = torch.tensor(reference["present"]) > 0
-    overall = shares[correct].quantile(1 - kept)
     thresholds = {}
     for c in category[correct].unique().tolist():
         of_category = shares[correct & (category == c)]
         weight = len(of_category) / (len(of_category) + prior)
         thresholds[c] = (weight * of_category.quantile(1 - kept) + (1 - weight) * overall).item()
-    return thresholds, overall.item()
+    return thresholds, overall
 
 
 def report_flags(values):
@@ -95,7 +120,7 @@ def make_report(weight, data_folder, max_images=None):
 
 
 def main(args):
-    values = {split: read_values(Path(args.scores, f"grounding_words_{split}.csv")) for split in ("val", "test")}
+    values = read_scores(args.scores)
     report_flags(values)
     objects, report = make_report(args.weight, args.data_folder, args.max_images)
     report("beam search", decode)
@@ -111,9 +136,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weight", help="checkpoint of a model of the demo data")
-    parser.add_argument("scores", help="output folder of evaluation.py --calibrate")
-    parser.add_argument("--data_folder", default="data", help="folder of prepared data sets")
-    parser.add_argument("--max_images", type=int, help="use only the first test images (default: all)")
-    main(parser.parse_args())
+    run_script(main, get_args_parser().parse_args())

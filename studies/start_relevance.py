@@ -1,9 +1,8 @@
-"""Where the relevance of <start> comes from in Ada-LSTM (docs/experiments.md): relevance is stopped on one recurrent
-path at a time, and regions are removed and restored in the resulting order of relevance.
+"""Where the relevance of <start> comes from in Ada-LSTM: python studies/start_relevance.py models/flickr8k.pth
 
-    python studies/start_relevance.py models/flickr8k.pth --dataset flickr8k
+Relevance is stopped on one recurrent path at a time, and regions are removed and restored in the resulting order of
+relevance (docs/experiments.md).
 """
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -14,7 +13,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from captioning import checkpoint, decoding  # noqa: E402
+from captioning.cli import Parser, positive_int  # noqa: E402
 from captioning.data.feature_store import open_features  # noqa: E402
+from captioning.errors import InputError, run_script  # noqa: E402
 from captioning.experiments.batch import word_log_p  # noqa: E402
 from captioning.explanation.methods import SPLIT  # noqa: E402
 from captioning.explanation.rules import PLAIN  # noqa: E402
@@ -29,6 +30,17 @@ VARIANTS = {"LRP": ((), False), "without c1 → c1": (("c1",), False), "without 
             "relative to the state after <start>": (("c1", "h1", "h2", "c2", "h2_2"), True)}
 SCORED = ("LRP", "relative to the state after <start>")
 FRACTIONS = (0.1, 0.3, 0.5)
+
+
+def get_args_parser():
+    parser = Parser(__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("weight", help="checkpoint of a gridtd model")
+    add("--dataset", default="flickr8k", help="name of the data set")
+    add("--data_folder", default="data", help="folder of prepared data sets, with stored features")
+    add("--split", default="test", choices=["train", "val", "test"], help="split of the data set")
+    add("--max_images", type=positive_int, default=24, help="use only the first images")
+    return parser
 
 
 class Stopped(GridTDModel):
@@ -67,14 +79,17 @@ def areas(model, features, captions, rows, steps, relevance):
 def main(args):
     torch.set_num_threads(1)
     model, vocabulary = checkpoint.load(args.weight, "cpu")
+    if checkpoint.model_type(model) != "gridtd":
+        raise InputError(f"{args.weight} is a model without Ada-LSTM: give a checkpoint of --model_type gridtd")
     model.__class__ = Stopped
     data = open_features(args.data_folder, args.dataset, args.split, model)
+    count = min(args.max_images, len(data))
     without = stop_words() | {"<end>", "<unk>"}
     is_content = torch.tensor([word not in without for word in vocabulary.words])
     values = {name: [] for name in VARIANTS}
-    for start in tqdm(range(0, args.max_images, 4), unit="batch"):
+    for start in tqdm(range(0, count, 4), unit="batch"):
         with torch.no_grad():
-            features = torch.as_tensor(data.read_features(list(range(start, min(start + 4, args.max_images)))))
+            features = torch.as_tensor(data.read_features(list(range(start, min(start + 4, count)))))
             captions = decoding.with_start(decoding.decode(model, features, vocabulary, "greedy"), vocabulary)
         rows, steps = (is_content[captions[:, 1:]] & (captions[:, 1:] != 0)).nonzero(as_tuple=True)
         rows, steps = rows[steps > 0], steps[steps > 0]
@@ -98,10 +113,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weight", help="checkpoint of a gridtd model")
-    parser.add_argument("--dataset", default="flickr8k")
-    parser.add_argument("--data_folder", default="data", help="folder of prepared data sets, with stored features")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"])
-    parser.add_argument("--max_images", type=int, default=24)
-    main(parser.parse_args())
+    run_script(main, get_args_parser().parse_args())

@@ -16,7 +16,7 @@ from captioning.cli import Parser, positive_int
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.predictions import read_predictions
-from captioning.errors import run_script
+from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import weights
 from captioning.metrics.object_words import load_objects
 
@@ -72,6 +72,9 @@ def main(args):
     boxes = load_boxes(Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
     captions = list(read_predictions(Path(args.run) / "predictions_test.json", data.names, {}).values())
     words = object_words(captions, data.names, boxes, load_objects(args.data_folder, args.dataset, boxes))
+    if not words:
+        raise InputError(f"no caption in {args.run}/predictions_test.json names an object of the data set: train the "
+                         "model for longer")
     encoded = [torch.tensor(vocabulary.encode(caption.split(), len(caption))) for caption in captions]
     encoded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
     image, step = torch.tensor([word[:2] for word in words]).T

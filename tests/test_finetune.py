@@ -102,6 +102,7 @@ def test_self_critical_training_has_no_dropout_and_all_references(bases, tmp_pat
     (["--weight", "x.pth"], "one of the arguments --erase_tune --lrp_tune --cider_tune --lrp_cider_tune --ce_tune is "
      "required"),
     (["--weight", "x.pth", "--lrp_tune", "--cider_tune"], "--cider_tune: not allowed with argument --lrp_tune"),
+    (["--weight", "x.pth", "--lrp_tune", "--encoder_weights", "y.pth"], "unrecognized arguments: --encoder_weights"),
     (["--weight", "x.pth", "--lrp_tune"], "x.pth cannot be read"),
 ])
 def test_command_line_errors(arguments, message, capsys, tmp_path, monkeypatch):
@@ -208,6 +209,16 @@ def test_settings_are_printed_before_the_checkpoint_is_read(bases, tmp_path, cap
     assert "--epochs" not in second
 
 
+def test_an_encoder_that_is_not_trained_does_not_change(bases, tmp_path):
+    """Its batch-norms neither, so that the run can be resumed: it must have the encoder of --weight."""
+    extra = ("--ce_tune", "--no-finetune_encoder")
+    run(bases["gridtd"], tmp_path, *extra, "--epochs", "1")
+    content, before = run(bases["gridtd"], tmp_path, *extra), checkpoint.read(bases["gridtd"])["state_dict"]
+    assert content["training"]["state"]["epoch"] == 2 and not content["training"]["from_features"]
+    changed = {name.split(".")[0] for name in before if not torch.equal(content["state_dict"][name], before[name])}
+    assert "encoder" not in changed and "W_o" in changed
+
+
 def test_resuming_with_other_stop_words_is_refused(bases, tmp_path):
     """Checkpoints of earlier versions, which have no fingerprint of the stop words, still resume."""
     stop_words, tuned = tmp_path / "stop_words.txt", tmp_path / "tuned"
@@ -222,9 +233,23 @@ def test_resuming_with_other_stop_words_is_refused(bases, tmp_path):
     assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
 
 
-def test_order_of_stop_words_does_not_matter(demo_data, tmp_path):
+def test_resuming_with_other_object_words_is_refused(bases, tmp_path):
+    """Checkpoints of earlier versions, which have no fingerprint of the object words, still resume."""
+    synonyms, tuned = tmp_path / "synonyms.txt", tmp_path / "tuned"
+    extra = ("--erase_tune", "--synonyms", str(synonyms))
+    synonyms.write_text("dog, puppy\nball")
+    content = run(bases["gridtd"], tuned, *extra, "--epochs", "1")
+    synonyms.write_text("dog\nball")
+    with pytest.raises(InputError, match="other object words.*--synonyms.*same flags to resume.*--resume never"):
+        run(bases["gridtd"], tuned, *extra)
+    del content["training"]["flags"]["object_words_fingerprint"]
+    torch.save(content, tuned / "checkpoint_last.pth")
+    assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
+
+
+def test_order_and_case_of_stop_words_do_not_matter(demo_data, tmp_path):
     vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
-    for name, text in (("first", "a the"), ("second", "the\na a")):
+    for name, text in (("first", "a the"), ("second", "The,\nA a")):
         (tmp_path / name).write_text(text)
     ids = finetune.stop_word_ids(tmp_path / "first", vocabulary)
     assert ids == finetune.stop_word_ids(tmp_path / "second", vocabulary) and vocabulary.wordmap["a"] in ids

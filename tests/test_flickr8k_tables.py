@@ -1,5 +1,6 @@
 """The tables of the experiments on Flickr8k."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,3 +41,18 @@ def test_rows_are_paired_by_seed(tmp_path):
         "| `aoa`, ce | 45.0 |", "| `aoa`, lrp | 48.0 |", "| `aoa`, lrp − ce | +3.0 ± 1.0 |"]
     with pytest.raises(InputError, match="no finished runs"):
         flickr8k.read_folders(tmp_path / "aoa_1")
+
+
+def test_object_words_are_compared_over_common_seeds(tmp_path):
+    """Mode "lrp" has no seed 1, in which the control invents every ball."""
+    captions = {("ce", 1): "a ball", ("ce", 2): "a dog", ("lrp", 2): "a dog", ("cider", 3): "a dog"}
+    modes = {}
+    for (mode, seed), caption in captions.items():
+        modes.setdefault(mode, {})[str(seed)] = tmp_path / f"{mode}_{seed}"
+        modes[mode][str(seed)].mkdir()
+        (modes[mode][str(seed)] / "predictions_test.json").write_text(json.dumps(
+            [{"image": name, "caption": caption} for name in "ab"]))
+    data = SimpleNamespace(names=["a", "b"], references=[["a puppy"], ["a dog"]])
+    rows = list(flickr8k.object_rows("aoa", modes, data, OBJECTS))[2:]
+    assert rows == ["| `aoa`, ce | 2 | 1 | 50.0 |  |", "| `aoa`, lrp | 2 | 0 | 0.0 | +0.0 [+0.0, +0.0] |",
+                    "| `aoa`, cider | 2 | 0 | 0.0 |  |"]

@@ -87,6 +87,11 @@ def test_changed_captions_are_shown_first():
     assert before_after.explained_step(["nothing"], objects, "dog", "ball") == (0, "nothing")
 
 
+def test_of_an_empty_caption_its_end_is_explained():
+    objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
+    assert before_after.explained_step([], objects, "dog", "ball") == (0, "<end>")
+
+
 def test_figure_of_two_models(demo_data, tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("before", "after")]
     for folder, seed in zip(folders, "12", strict=True):

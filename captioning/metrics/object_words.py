@@ -10,6 +10,7 @@ from captioning.errors import InputError
 from captioning.files import check_file, read_json
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
+STOP_WORDS = Path(__file__).with_name("stop_words.txt")
 NO_OBJECT = "none"      # category of phrases that contain an object word but name no object, such as "train tracks"
 
 
@@ -83,17 +84,32 @@ def load_objects(data_folder, dataset, boxes, synonyms=None):
 
 
 def read_synonyms(path):
-    """{category: [synonym, …]} of a text file with one line per category: its name and synonyms, comma-separated."""
-    check_file(path)
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"the synonyms {path} cannot be read ({error}): give a text file") from error
+    """{category: [synonym, …]} of a text file with one line per category: its name and synonyms, comma-separated.
+
+    Lines of the same category count as one. InputError if the file cannot be read or has no such line."""
+    lines = _read_text(path, "synonyms").splitlines()
     rows = [[phrase.strip() for phrase in line.split(",") if phrase.strip()] for line in lines if line.strip(" ,")]
     if not rows or any(not tokenise(phrase) for row in rows for phrase in row):
         raise InputError(f"the synonyms {path} must contain one line per category: its name and its synonyms, "
                          "separated by commas")
-    return {category: words for category, *words in rows}
+    synonyms = {}
+    for category, *words in rows:
+        synonyms.setdefault(category, []).extend(words)
+    return synonyms
+
+
+def read_words(path, kind):
+    """The list of words in a text file, in lower case as in captions; InputError if it cannot be read. kind: what they
+    are, for the message."""
+    return tokenise(_read_text(path, kind))
+
+
+def _read_text(path, kind):
+    check_file(path)
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the {kind} {path} cannot be read ({error}): give a text file") from error
 
 
 def _import(module):
@@ -126,11 +142,7 @@ def frequent_words(dataset, objects, path=None):
     """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for Flickr30K (also
     for Flickr8k) and COCO, and for other data sets all single object words."""
     if path:
-        check_file(path)
-        try:
-            words = tokenise(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"the object words {path} cannot be read ({error}): give a text file of words") from error
+        words = read_words(path, "object words")
         if not words:
             raise InputError(f"the object words {path} contain no word: give a text file of words")
         return words
@@ -140,6 +152,6 @@ def frequent_words(dataset, objects, path=None):
                             if len(phrase) == 1 and category != NO_OBJECT})
 
 
-def stop_words():
-    """The set of words in stop_words.txt."""
-    return set(tokenise(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8")))
+def stop_words(path=None):
+    """The set of words in the text file `path`, by default stop_words.txt."""
+    return set(read_words(path or STOP_WORDS, "stop words"))

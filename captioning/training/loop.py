@@ -127,8 +127,10 @@ def step_parts(size, passes, seed, device, step):
     """Yields this process's Parts of batch number `step`, of `size` images, and seeds PyTorch's random numbers for
     each of them."""
     for i, (images, share) in enumerate(own_slices(size, passes), start=processes.rank() * passes):
-        torch.manual_seed((seed + i * 2**40) % 2**63)                                  # dropout: different in each part
-        yield Part(images, torch.Generator(device).manual_seed((seed + 2**62) % 2**63), size, passes, share, step)
+        # dropout differs in each part, and from the generator, also in the lowest 32 bits, which are all a CPU uses
+        torch.manual_seed((seed + i * 0x9E3779B1) % 2**63)
+        generator = torch.Generator(device).manual_seed((seed + 2**62 + 2**31) % 2**63)
+        yield Part(images, generator, size, passes, share, step)
 
 
 def train_step(loss_module, parts, epoch, optimizer, scaler, device, grad_clip, amp=False):

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from captioning.decoding import without_special
+from captioning.device import without_gradient
 from captioning.recurrence import word_rows
 from captioning.training.parts import WHOLE
 
@@ -61,7 +62,8 @@ def word_loss(logits, targets, label_smoothing=0.0, total=None):
 
 
 def region_loss(model, features, captions, vocabulary, part=WHOLE):
-    """Multiple-instance loss (Fang et al. 2015) of the words that single regions predict.
+    """Multiple-instance loss of the words that single regions predict, after Fang et al. (2015), with the maximum over
+    regions in place of their noisy-OR.
 
     Every word in an image's captions (B, N, L) should be predicted from at least one region of features (B, K, C)
     alone, and all other words from none; special tokens do not count. captions: those of the whole batch. Returns
@@ -84,7 +86,7 @@ def mix_in_predictions(model, features, captions, probability, vocabulary):
     """Scheduled sampling (Bengio et al. 2015) of all steps at once (Mihaylova and Martins 2019): captions (B, N, T+1)
     in which each word between <start> and <end> is replaced, with this probability, by a word sampled from the model's
     prediction at that step with teacher forcing. <pad>, <start> and <unk> are never sampled."""
-    with torch.no_grad():
+    with without_gradient():
         hidden = model.teacher_force(features, captions, skip_padding=True).hidden
         logits = model.output(hidden).float()                                          # (B, N, T, V)
         p = without_special(logits, vocabulary).softmax(-1)

@@ -69,6 +69,14 @@ class Loss(nn.Module):
         super().__init__()
         self.model, self.function = model, function
 
+    def train(self, mode=True):
+        """An encoder that is not trained stays in evaluation mode, so that its batch-norms do not move."""
+        super().train(mode)
+        encoder = self.model.encoder
+        if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
+        return self
+
     def forward(self, images, captions, epoch, part):
         results = self.function(self.model, self.model.encode(images), captions, epoch, part)
         return tuple(result * part.share for result in results)

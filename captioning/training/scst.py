@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from captioning import decoding, processes
+from captioning.device import without_gradient
 from captioning.errors import InputError
 from captioning.explanation.lrp_inference import weighted_hidden
 from captioning.recurrence import word_rows
@@ -52,7 +53,7 @@ class SCST:
                 weighted[:, 0] = logits[:, 0]
             return weighted
 
-        with torch.no_grad():
+        with without_gradient():
             return decoding.sample(model, context, self.vocabulary, self.max_len, predict=predict,
                                    samples=self.samples + self.has_greedy_baseline, draw=part.exponential,
                                    greedy_first=self.has_greedy_baseline)
@@ -64,7 +65,7 @@ class SCST:
         rows = word_rows(captions)
         c_hat, h, hidden = (part.flatten(0, -2)[rows] for part in (trace.c_hat, trace.h, trace.hidden))
         if self.stop is not None:
-            with torch.no_grad():
+            with without_gradient():
                 words = model.output(hidden).argmax(-1)
             hidden = weighted_hidden(model, c_hat, h, words, self.stop)
         logits = decoding.without_special(model.output(hidden).float(), self.vocabulary)

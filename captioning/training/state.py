@@ -10,14 +10,17 @@ from captioning.errors import InputError
 from captioning.training.log import columns, write_log
 from captioning.weights import check_finite
 
-# flags that must not change when a run is resumed
+# flags that must not change when a run is resumed; control: of studies/tuning_controls.py
 FIXED_FLAGS = ("weight", "ce_tune", "erase_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "lrp_weight", "samples",
                "baseline", "dataset", "model_type", "encoder", "finetune_encoder", "embed_dim", "hidden_dim",
                "num_head", "batch_size", "captions_per_step", "seed", "ss_prob", "region_loss", "region_epochs",
                "label_smoothing", "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr", "encoder_lr",
-               "lr_schedule", "grad_clip")
+               "lr_schedule", "grad_clip", "control")
 ERASE_FLAGS = ("erase_weight", "keep_weight", "erase_share", "erase_fill", "erase_every", "evidence", "own_evidence",
                "synonyms")
+# what differs if the fingerprint of a file's content does
+FINGERPRINTS = {"stop_words_fingerprint": "other words in the file of --stop_words",
+                "object_words_fingerprint": "other object words (those of the data set or of --synonyms)"}
 
 
 def new_state():
@@ -70,7 +73,7 @@ def resume(options, model, vocabulary, optimizer, scaler, measure, batches):
     batches: number of batches of an epoch. Returns None if there is no checkpoint to resume from; InputError if the
     checkpoint belongs to a run with other settings, another model or another vocabulary.
     """
-    last = Path(options.save_path) / "checkpoint_last.pth"
+    last, best = (Path(options.save_path) / f"checkpoint_{name}.pth" for name in ("last", "best"))
     if options.resume == "never" or (options.resume == "auto" and not last.exists()):
         return None
     path = last if options.resume == "auto" else options.resume
@@ -90,8 +93,8 @@ def resume(options, model, vocabulary, optimizer, scaler, measure, batches):
     if scaler.is_enabled():
         scaler.load_state_dict(training["scaler"])
     state = training["state"]
-    if not (Path(options.save_path) / "checkpoint_best.pth").exists():
-        state["best"] = -1.0
+    if not best.exists() or Path(path).resolve() not in (last.resolve(), best.resolve()):
+        state["best"] = -1.0        # the folder has no best checkpoint, or that of another run
     if state["log"] and not processes.rank():
         write_log(options.save_path, state["log"], measure, options.region_epochs)
     print(f"resuming from {path}: epoch {state['epoch'] + 1}, batch {state['step']}", flush=True)
@@ -137,9 +140,9 @@ def check_encoder(weights, model, path):
     the checkpoint was trained with."""
     if not all(torch.equal(weights[name].to(value), value) for name, value in model.state_dict().items()
                if name.startswith("encoder.")):
-        raise InputError(f"{path} was trained with other weights of the encoder: give its --encoder_weights and "
-                         "features to resume that run; for a new run, choose another --save_path, or add --resume "
-                         "never")
+        raise InputError(f"{path} was trained with other weights of the encoder: give its --encoder_weights or "
+                         "--weight, and its features, to resume that run; for a new run, choose another --save_path, "
+                         "or add --resume never")
 
 
 def checked_optimizer(recorded, optimizer, path):
@@ -174,8 +177,7 @@ def check_flags(path, recorded, current):
     differences = [f"--{flag} {recorded.get(flag)}, not {current.get(flag)}" for flag in fixed
                    if recorded.get(flag) != current.get(flag)]
     # checkpoints of earlier versions have no fingerprint
-    if recorded.get("stop_words_fingerprint") not in (None, current.get("stop_words_fingerprint")):
-        differences.append("other words in the file of --stop_words")
+    differences += [what for name, what in FINGERPRINTS.items() if recorded.get(name) not in (None, current.get(name))]
     if differences:
         raise InputError(f"{path} was trained with {' and '.join(differences)}: give the same flags to resume that "
                          "run; for a new run, choose another --save_path, or add --resume never to overwrite it")

@@ -98,6 +98,11 @@ def test_synonyms_from_a_file(tmp_path):
     assert objects.named(words) == [(0, "dog"), (3, "dog"), (6, "cat")]
 
 
+def test_lines_of_the_same_category_count_as_one(tmp_path):
+    (tmp_path / "words.txt").write_text("dog, puppy\nball\ndog, hound\n")
+    assert read_synonyms(tmp_path / "words.txt") == {"dog": ["puppy", "hound"], "ball": []}
+
+
 def test_a_category_that_coco_does_not_have_is_named_by_its_own_name(tmp_path):
     objects = load_objects(tmp_path, "mine", {"a.jpg": entry("dog", "red panda")})
     assert objects.named(tokenise("puppies, red pandas, cats")) == [(0, "dog"), (2, "red panda")]

@@ -106,3 +106,27 @@ def test_stop_words_are_compared_where_the_checkpoint_records_them():
     state.check_flags("run", {}, {"stop_words_fingerprint": "b"})
     with pytest.raises(InputError, match="other words in the file of --stop_words"):
         state.check_flags("run", {"stop_words_fingerprint": "a"}, {"stop_words_fingerprint": "b"})
+
+
+@pytest.mark.parametrize("recorded, current", [(None, "mask"), ("mask", None), ("mask", "soft")])
+def test_a_control_resumes_only_itself(tmp_path, recorded, current):
+    """Runs of finetune.py have no such flag."""
+    path = tmp_path / "x.pth"
+    both = [{"control": control} if control else {} for control in (recorded, current)]
+    with pytest.raises(InputError, match=f"--control {recorded}, not {current}"):
+        state.check_flags(path, *both)
+    state.check_flags(path, both[0], both[0])
+
+
+@pytest.mark.parametrize("name, best", [("checkpoint_last.pth", 0.1), ("checkpoint_best.pth", 0.1),
+                                        ("../other/checkpoint_last.pth", -1.0)])
+def test_the_best_checkpoint_of_another_run_does_not_count(run, tmp_path, name, best):
+    """The first epoch after resuming in its folder replaces it."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir()
+        for file in ("checkpoint_last.pth", "checkpoint_best.pth"):
+            (place / file).write_bytes((tmp_path / "checkpoint_last.pth").read_bytes())
+    options, *others = make_run(folder)
+    options.resume = str(folder / name)
+    assert state.resume(options, *others, "accuracy", BATCHES)["best"] == best

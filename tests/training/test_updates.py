@@ -145,3 +145,11 @@ def test_gradients_are_clipped_to_the_given_norm(clip, change):
 
 def test_every_step_clips_by_the_option(fit):
     assert fit([0.1], epochs=1).clips == [OPTIONS["grad_clip"]] * STEPS
+
+
+def test_parts_have_different_random_numbers_on_a_cpu():
+    """CPU generators use the lowest 32 bits of a seed alone."""
+    numbers = [(torch.rand(()).item(), torch.rand((), generator=part.generator).item())
+               for part in loop.step_parts(8, 4, 7, torch.device("cpu"), 0)]
+    dropout, batches = zip(*numbers, strict=True)
+    assert len(set(dropout)) == 4 and len(set(batches)) == 1 and batches[0] not in dropout
