@@ -3,7 +3,6 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 from argparse import BooleanOptionalAction, Namespace
-from pathlib import Path
 
 import torch
 
@@ -22,8 +21,8 @@ from captioning.cli import (
     print_settings,
     set_seed,
 )
-from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.feature_store import check_features
+from captioning.data.dataset import CaptionDataset
+from captioning.data.feature_store import check_features, open_features_of
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
@@ -113,11 +112,8 @@ def open_data(settings, split, augment=False):
     if settings.from_pixels:
         return CaptionDataset(settings.data_folder, settings.dataset, split, augment=augment,
                               image_size=encoders.IMAGE_SIZE[settings.encoder], **options)
-    path = features_path(settings.data_folder, settings.dataset, split, settings.encoder)
-    if not Path(path).exists():
-        features = "bottom_up" if settings.encoder == "bottom_up" else f"cnn --encoder {settings.encoder}"
-        raise InputError(f"{path} is missing: run preparedataset.py --features {features}, or train with --from_pixels")
-    return CaptionDataset(settings.data_folder, settings.dataset, split, features=path, **options)
+    alternative = "" if settings.encoder == "bottom_up" else ", or train with --from_pixels"
+    return open_features_of(settings.data_folder, settings.dataset, split, settings.encoder, alternative, **options)
 
 
 def make_model(args, vocabulary, feature_dim=2048):

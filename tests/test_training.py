@@ -114,6 +114,13 @@ def test_features_of_other_weights_are_refused(demo_data):
     check_features(stored, model)
 
 
+@pytest.mark.parametrize("encoder, remedy", [
+    ("vgg19", "--features cnn --encoder vgg19, or train with --from_pixels"), ("bottom_up", "--features bottom_up")])
+def test_missing_features_are_named_with_the_remedy(tmp_path, encoder, remedy):
+    with pytest.raises(InputError, match=f"features_{encoder}_train.* missing: run preparedataset.py with {remedy}$"):
+        train_run(tmp_path / "data", tmp_path / "run", "--encoder", encoder)
+
+
 def test_parsed_arguments_are_not_modified(demo_data, tmp_path):
     args = train.get_args_parser().parse_args(train_flags(demo_data, tmp_path, "--epochs", "1"))
     before = dict(vars(args))

@@ -44,14 +44,19 @@ def open_features(data_folder, dataset, split, model, **options):
     options: further arguments of CaptionDataset. Raises InputError if the file is missing or does not fit the model
     (see `check_features`).
     """
-    encoder = model.config["encoder"] or "bottom_up"
+    data = open_features_of(data_folder, dataset, split, model.config["encoder"] or "bottom_up", **options)
+    check_features(data, model)
+    return data
+
+
+def open_features_of(data_folder, dataset, split, encoder, alternative="", **options):
+    """Opens a split as a CaptionDataset on the stored features of `encoder`, or "bottom_up"; InputError if the file is
+    missing. alternative: another remedy, which ends its message; options: further arguments of CaptionDataset."""
     path = features_path(data_folder, dataset, split, encoder)
     if not path.exists():
         source = "--features bottom_up" if encoder == "bottom_up" else f"--features cnn --encoder {encoder}"
-        raise InputError(f"the stored features {path} are missing: run preparedataset.py with {source}")
-    data = CaptionDataset(data_folder, dataset, split, features=path, **options)
-    check_features(data, model)
-    return data
+        raise InputError(f"the stored features {path} are missing: run preparedataset.py with {source}{alternative}")
+    return CaptionDataset(data_folder, dataset, split, features=path, **options)
 
 
 def check_features(data, model):

@@ -91,7 +91,7 @@ def lrp(model, images, captions, eps=0.01, head=None, **options):
     pixels = None if result.pixels is None else result.pixels * inputs.images[:, None]
     image, start, previous = features.sum((-2, -1)), words[..., 0], words[..., 1:].sum(-1)
     split = {"image": image, "start": start, "previous": previous, "rest": result.targets - image - start - previous}
-    return Explanation(**vars(result) | {"words": words, "features": features, "pixels": pixels} | split)
+    return replace(result, words=words, features=features, pixels=pixels, **split)
 
 
 def lrp_specific(model, images, captions, eps=0.01, steps=None, **options):
@@ -110,7 +110,7 @@ def lrp_specific(model, images, captions, eps=0.01, steps=None, **options):
 def gradient(model, images, captions, rule=None, **options):
     """Derivatives of each logit, for words summed over the embedding (section 6) -> Explanation."""
     result, _ = _explain(model, images, captions, rule or Gradient(), **options)
-    return Explanation(**vars(result) | {"words": result.words.sum(-1)})
+    return replace(result, words=result.words.sum(-1))
 
 
 def guided_backprop(model, images, captions, **options):
@@ -129,7 +129,7 @@ def grad_cam(model, images, captions, pixels=True, **options):
         cam = torch.einsum("btc,bkc->btk", weight, inputs.features).relu().unflatten(2, result.grid)
         cam = F.interpolate(cam, size=images.shape[-2:], mode="bilinear", align_corners=False)
         cam = (cam / cam.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny))[:, :, None]
-    return Explanation(**vars(result) | {"words": result.words.sum(-1), "pixels": cam})
+    return replace(result, words=result.words.sum(-1), pixels=cam)
 
 
 def guided_grad_cam(model, images, captions, **options):
