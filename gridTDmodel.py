@@ -83,8 +83,9 @@ class GridTDModel(nn.Module):
         g = rule.rectify(self.W_g(f_mean))                                             # (B, e)
         lstm1, lstm2, W_x, W_h = self.lstm1, self.lstm2, self.W_x, self.W_h
         of_h2, of_g, of_word = torch.cat([lstm1.weight_ih, W_x.weight]).split((d, e, e), 1)
-        of_h1, bias = torch.cat([lstm1.weight_hh, W_h.weight]), torch.cat([lstm1.bias_ih, W_x.bias])
-        bias = bias + torch.cat([lstm1.bias_hh, W_h.bias])
+        # sums of parameters: gradients of sums of concatenations would share memory, and several passes add to them
+        bias = torch.cat([lstm1.bias_ih + lstm1.bias_hh, W_x.bias + W_h.bias])
+        of_h1 = torch.cat([lstm1.weight_hh, W_h.weight])
         # in the number format of v, so that mixed precision converts the weights once and not at every step
         weights = Weights(*(x.to(v.dtype) for x in (
             of_word, torch.cat([of_h2, of_h1], 1), torch.cat([lstm2.weight_ih, lstm2.weight_hh], 1),

@@ -103,6 +103,15 @@ def test_initial_attention_weights_can_learn(model):
     assert missing == []
 
 
+def test_passes_add_up_their_gradients(model):
+    """Twice the same pass has twice the gradient: no parameters share the memory of their gradients."""
+    (images, captions), gradients = inputs(), []
+    for _ in range(2):
+        model(images, captions).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[1], [2 * gradient for gradient in gradients[0]])
+
+
 def test_load_published(model):
     images, captions = inputs()
     torch.manual_seed(99)
