@@ -28,14 +28,14 @@ class ErasureLoss:
 
     For each image one of its captions y and one object word w of it are chosen at random; the features of the regions
     that are w's own evidence are replaced. From the erased features none of the words W of w's category must be
-    predicted in the place of w, and the caption without w's noun phrase must. Captions that name only one category,
-    and words without evidence of their own, have no erased image. No gradient flows through the choice of the regions.
+    predicted in the place of w, and the caption without w's noun phrase must. Captions that name only one category
+    have no erased image. No gradient flows through the choice of the regions.
     With every = N, the terms of erased images are computed in every N-th step only, with N times the weight (lazy
     regularisation, Karras et al. 2020).
 
     vocabulary: of the captions. categories (V,): see `Objects.category_ids`. weight, keep: μ and κ. share: at most this
-    share of the regions is erased. every: see above. Controls: evidence, the relevance of a region, one of EVIDENCE;
-    own, False if also that of other words is erased; fill, what replaces regions, one of FILL.
+    share of the regions, or one region, is erased. every: see above. Controls: evidence, the relevance of a region, one
+    of EVIDENCE; own, False if also that of other words is erased; fill, what replaces regions, one of FILL.
     """
 
     def __init__(self, vocabulary, categories, weight, keep, share, evidence="lrp", own=True, fill="background",
@@ -58,10 +58,7 @@ class ErasureLoss:
         features, part = features[has_other], part.select(has_other, len(all_captions))
         if has_other.any():
             erased = self.erase(model, features, Choice(*(x[part.images] for x in whole)), part)
-            is_erased = (erased != features).flatten(1).any(1)      # not if no region is the word's own
-            if is_erased.any():
-                part = part.select(is_erased, len(all_captions))
-                loss = loss + self.every * self.erased_loss(model, erased[is_erased], whole, part)
+            loss = loss + self.every * self.erased_loss(model, erased, whole, part)
         return loss, *counts
 
     def erase(self, model, features, choice, part):
@@ -69,7 +66,7 @@ class ErasureLoss:
         is_region = (features != 0).any(-1)                                            # (B, K) without padding
         relevance = self.relevance(model, features, choice, part).detach() * is_region[:, None]    # (B, S, K)
         regions = is_region.sum(1, keepdim=True)
-        count = (self.share * regions + 1e-4).long().clamp(max=regions - 1)            # one region at least remains
+        count = (self.share * regions + 1e-4).long().clamp(min=1).clamp(max=regions - 1)   # one at least remains
         amount = self.assign(relevance, choice.categories if self.own else choice.categories[:, :1], count)
         filling = self.filling(features, relevance, choice, is_region & (amount == 0), part)
         return torch.lerp(features, filling.to(features), amount[..., None].to(features))

@@ -58,18 +58,17 @@ def test_words_are_chosen_at_random_among_the_object_words():
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-@pytest.mark.parametrize("third", [0, 1])
-def test_loss_and_gradient_equal_the_equation(model_type, third, monkeypatch):
+def test_loss_and_gradient_equal_the_equation(model_type, monkeypatch):
     """With the erased features given: −log(1 − p) of all words of the erased category, and κ times the cross-entropy of
-    the rest of the first caption. The second caption names one category, the third another object of the erased one; if
-    nothing of the third image is erased, its words add nothing to the means."""
+    the rest of the first caption. The second caption names one category, the third another object of the erased one,
+    and has no region of its own: its word is unlearned from the image as it is."""
     model, features = make(model_type), random_regions().requires_grad_()
     captions = torch.tensor([[1, 3, 7, 5, 8, 2], [1, 3, 7, 8, 2, 0], [1, 3, 5, 4, 2, 0]])
     choice = erasure.Choice(captions, torch.tensor([[2, 0, 1], [0, 2, 1], [0, 1, 2]]),
                             torch.tensor([[1, 0, -1], [0, -1, -1], [0, 1, 0]]))
     categories = CATEGORIES.clone()
     categories[9] = 1                                                                  # a synonym of word 5
-    mask = torch.tensor([[1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 0, 0], [third, 0, 0, third, 0, 0]]).bool()
+    mask = torch.tensor([[1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
     monkeypatch.setattr(erasure, "choose", lambda *_: choice)
     monkeypatch.setattr(erasure, "own_evidence", lambda *_: mask[[0, 2]])
     loss_function = erasure.ErasureLoss(VOCABULARY, categories, 0.7, 0.3, 0.5, fill="zero")
@@ -78,7 +77,7 @@ def test_loss_and_gradient_equal_the_equation(model_type, third, monkeypatch):
     features_without = features * ~mask[..., None]
     p = model(features_without, captions).softmax(-1)
     rest = model(features_without[:1], torch.tensor([[1, 3, 8, 2]])).log_softmax(-1)
-    not_named = [p[0, 2, 5] + p[0, 2, 9], *[p[2, 0, 3] + p[2, 0, 4], p[2, 2, 3] + p[2, 2, 4]][:2 * third]]
+    not_named = [p[0, 2, 5] + p[0, 2, 9], p[2, 0, 3] + p[2, 0, 4], p[2, 2, 3] + p[2, 2, 4]]
     ce, *counts = cross_entropy(model, model.teacher_force(features, CAPTIONS), CAPTIONS)
     expected = ce - 0.7 * sum((1 - x).log() for x in not_named) / 3 - 0.3 * sum(
         rest[0, t, w] for t, w in enumerate([3, 8, 2])) / 3
@@ -118,13 +117,13 @@ def test_relevance_is_not_rounded_by_autocast(evidence):
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.29, 0.53, 0.59, 1.0])
 def test_erased_share_of_the_regions(share):
     """Of those that are no padding; one region at least remains, and no region becomes padding."""
-    features, sizes = torch.randn(4, 100, 3), (100, 50, 10, 1)
+    features, sizes = torch.randn(4, 100, 3), (100, 50, 4, 1)
     for row, size in zip(features, sizes, strict=True):
         row[size:] = 0
     choice = erasure.Choice(None, torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 1, dtype=torch.long))
     erased = erasure.ErasureLoss(VOCABULARY, CATEGORIES, 1.0, 1.0, share, "random").erase(
         None, features, choice, erasure.WHOLE)
-    expected = [min(round(share * 100) * size // 100, size - 1) for size in sizes]
+    expected = [min(max(1, round(share * 100) * size // 100), size - 1) for size in sizes]
     assert (erased != features).any(-1).sum(1).tolist() == expected
     assert erased.any(-1).sum(1).tolist() == list(sizes)
 
