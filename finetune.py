@@ -210,10 +210,9 @@ def main(args, make_loss=make_loss):
         stop_ids = stop_word_ids(settings.stop_words, vocabulary)
         stop = stop_mask(model, stop_ids)
         fingerprints = {"stop_words_fingerprint": fingerprint(sorted(stop_ids))}
-    elif settings.erase_tune:
-        objects = load_objects(settings.data_folder, settings.dataset, {}, settings.synonyms)
-        fingerprints = {"object_words_fingerprint": fingerprint(sorted(objects.words.items()))}
     loss_function, measure = make_loss(settings, vocabulary, train_data, stop, device)
+    if settings.erase_tune:
+        fingerprints = {"object_words_fingerprint": fingerprint(loss_function.categories.tolist())}
     options = TrainingOptions.from_settings(settings, **fingerprints)
     on_epoch = train.make_logger(settings, model, vocabulary, val_data, device)
     best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure, on_epoch)

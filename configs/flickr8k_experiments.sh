@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Experiments like the paper's, and evidence erasure, on Flickr8k, after configs/train_gridtd_flickr8k.sh and configs/train_aoa_flickr8k.sh:
-# fine-tunes both models in every mode with three random seeds, scores the captions and measures the explanations. If
-# interrupted, run it again: it resumes. Settings (defaults shown):
+# Experiments like the paper's, and evidence erasure, on Flickr8k, after configs/train_gridtd_flickr8k.sh and
+# configs/train_aoa_flickr8k.sh: fine-tunes both models in every mode with three random seeds, scores the captions and
+# measures the explanations. If interrupted, run it again: it resumes. Settings (defaults shown):
 #     MODELS="gridtd aoa" MODES="ce erase lrp cider lrp_cider" SEEDS="1 2 3" EPOCHS=1 JOBS=1 bash configs/flickr8k_experiments.sh
 # A variant of a mode with other flags, beside the existing runs:
 #     SEEDS=1 MODES=cider NAME=_mean EPOCHS=5 FLAGS="--baseline mean --samples 5" bash configs/flickr8k_experiments.sh

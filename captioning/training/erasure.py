@@ -55,7 +55,7 @@ class ErasureLoss:
             return loss, *counts
         whole = choose(all_captions, self.categories, part.generator)
         has_other = is_other(whole.categories).any(1)[part.images]
-        features, part = features[has_other], part.select(has_other, len(all_captions))
+        features, part = features[has_other], part.select(has_other)
         if has_other.any():
             erased = self.erase(model, features, Choice(*(x[part.images] for x in whole)), part)
             loss = loss + self.every * self.erased_loss(model, erased, whole, part)
@@ -66,7 +66,8 @@ class ErasureLoss:
         is_region = (features != 0).any(-1)                                            # (B, K) without padding
         relevance = self.relevance(model, features, choice, part).detach() * is_region[:, None]    # (B, S, K)
         regions = is_region.sum(1, keepdim=True)
-        count = (self.share * regions + 1e-4).long().clamp(min=1).clamp(max=regions - 1)   # one at least remains
+        count = (self.share * regions + 1e-4).long()        # in float32, 0.53 · 100 is just below 53
+        count = count.clamp(min=1).clamp(max=regions - 1)   # one region at least remains
         amount = self.assign(relevance, choice.categories if self.own else choice.categories[:, :1], count)
         filling = self.filling(features, relevance, choice, is_region & (amount == 0), part)
         return torch.lerp(features, filling.to(features), amount[..., None].to(features))

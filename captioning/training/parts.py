@@ -27,8 +27,9 @@ class Part(NamedTuple):
         whole = like.new_empty(self.size or len(like), *like.shape[1:])
         return whole.exponential_(generator=self.generator)[self.images]
 
-    def select(self, chosen, size):
-        """This part with those of its images for which `chosen` (B,) is True; size: images of the whole batch."""
+    def select(self, chosen):
+        """This part with those of its images for which `chosen` (B,) is True."""
+        size = self.size or len(chosen)
         images = torch.arange(size, device=chosen.device)[self.images][chosen]
         return self._replace(images=images, size=size, index=None if self.index is None else self.index[chosen.cpu()])
 
