@@ -33,12 +33,12 @@ from captioning.data.predictions import image_ids, read_predictions, read_refere
 from captioning.decoding import caption_batch, decode
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.experiments.batch import METHODS, Study
+from captioning.experiments.batch import RANDOM, Study
 from captioning.experiments.calibration import calibrate
 from captioning.experiments.localisation import Masks
 from captioning.experiments.registry import EXPERIMENTS, NEED_BOXES, NEED_IMAGES, experiments_for_regions, metrics_of
 from captioning.experiments.runner import run_experiments
-from captioning.explanation.methods import methods_for_regions
+from captioning.explanation.methods import METHODS, methods_for_regions
 from captioning.files import read_json, write_json
 from captioning.metrics.object_metrics import chair_scores, frequent_word_scores, named_and_present_categories
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
@@ -90,8 +90,8 @@ def get_args_parser():
         "separated by commas (default: captioning/metrics/coco_objects.txt)")
     add = parser.add_argument_group("explanations").add_argument
     add("--explanations", nargs="+", choices=list(EXPERIMENTS), default=[], help="experiments on the explanations")
-    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanation methods to measure "
-        "(default: lrp attention)")
+    add("--methods", nargs="+", choices=[*METHODS, RANDOM], default=["lrp", "attention"], help="explanation "
+        "methods to measure (default: lrp attention)")
     add("--calibrate", action="store_true", help="fit the threshold below which an object word is flagged as coming "
         "from language to the validation split, store it beside --weight, and measure the flags (--explanations "
         "grounding)")

@@ -63,7 +63,7 @@ def get_args_parser():
 
     group = parser.add_argument_group("explanation")
     add = group.add_argument
-    add("--methods", nargs="+", choices=METHODS, default=["lrp", "attention"], help="explanation methods; "
+    add("--methods", nargs="+", choices=list(METHODS), default=["lrp", "attention"], help="explanation methods; "
         "lrp_specific: LRP of a word minus the mean of LRP of the caption's other words")
     add("--caption", help="explain this caption instead of the model's own")
     add("--captions", metavar="FILE", help="explain the captions of another system: a JSON list of {\"image\": file "

@@ -17,9 +17,10 @@ from captioning import checkpoint
 from captioning.cli import Parser, add_device, positive_int
 from captioning.device import pick_device
 from captioning.errors import run_script
-from captioning.experiments.batch import METHODS, Batch
+from captioning.experiments.batch import RANDOM, Batch
 from captioning.experiments.registry import EXPERIMENTS
 from captioning.experiments.runner import measure
+from captioning.explanation.methods import METHODS
 from captioning.metrics.object_words import frequent_words, load_objects
 
 NAMES = [name for name in EXPERIMENTS if name != "sanity"]
@@ -53,7 +54,8 @@ def main(args):
     data = evaluation.open_images(*split, model)
     boxes = evaluation.open_boxes(args.data_folder, args.dataset, required_by="this benchmark")
     objects = load_objects(args.data_folder, args.dataset, boxes)
-    study = evaluation.make_study(model, vocabulary, METHODS, objects, boxes, frequent_words(args.dataset, objects),
+    study = evaluation.make_study(model, vocabulary, (*METHODS, RANDOM), objects, boxes,
+                                  frequent_words(args.dataset, objects),
                                   evaluation.open_masks(*split, len(data)), {"method": "beam_search"}, seed=1)
     images = data.__getitems__(list(range(min(args.images, len(data)))))["images"].to(device)
     with torch.no_grad():
@@ -71,7 +73,7 @@ def main(args):
                                                        for i in range(0, n, args.batch_size)])
     single_values, single_seconds = run(make_batch, [([i], step) for i in range(n) for step in range(len(words[i]))])
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{type(model).__name__}, {n} images, {len(NAMES)} experiments, {len(METHODS)} methods, "
+    print(f"{type(model).__name__}, {n} images, {len(NAMES)} experiments, {len(METHODS) + 1} methods, "
           f"{len(batched_values)} values; {hardware}")
     print(f"    {args.batch_size} images per batch: {60 * n / batched_seconds:.0f} images per minute")
     print(f"    one image and one word at a time: {60 * n / single_seconds:.0f} images per minute, "

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from captioning.errors import InputError
 from captioning.experiments.batch import encode_images, word_log_p
-from captioning.explanation.methods import WITHOUT_WORDS
+from captioning.explanation.methods import METHODS
 
 PATCH = 8       # side of a patch in pixels
 
@@ -24,7 +24,7 @@ def word_ablation(batch, rows, steps, deleted=3):
     before = batch.log_p[rows, steps].exp()
     is_stop = batch.stop_words[rows, steps]
     for method in batch.study.methods:
-        if method in WITHOUT_WORDS:
+        if method in METHODS and not METHODS[method].has_words:
             continue
         relevance = batch.relevance(method, rows, steps)                               # (n, T)
         relevance = relevance.masked_fill((position == 0) | (position > steps[:, None]), -torch.inf)

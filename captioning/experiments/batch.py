@@ -7,11 +7,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captioning.data.vocabulary import tokenise
 from captioning.experiments.correctness import word_boxes
-from captioning.explanation import attribution, methods
-from captioning.explanation.methods import pixel_maps, region_relevance
+from captioning.explanation import attribution
+from captioning.explanation.methods import METHODS, pixel_maps, region_relevance
 from captioning.files import fingerprint
 
-METHODS = (*methods.METHODS, "random")      # random: uniform noise, the baseline
+RANDOM = "random"       # the baseline of measures: uniform noise
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Study:
     """What all batches share: the model, the methods to measure, and the annotations of the data set."""
     model: object
     vocabulary: object
-    methods: tuple                  # of METHODS
+    methods: tuple                  # of METHODS, and RANDOM
     objects: object                 # captioning.metrics.object_words.Objects; if empty, frequent words are object words
     boxes: dict                     # {file name: boxes of the image} (docs/method.md, section 8)
     frequent: set                   # frequent object words
@@ -175,7 +175,8 @@ class Batch:
             elif method == "random":
                 maps = torch.stack([maps[steps] for steps, (_, maps) in zip(map_steps, self._random, strict=True)])
             else:
-                explanation = getattr(self.study.model, method)(self.images, self.captions, steps=map_steps)
+                explanation = METHODS[method].explain(self.study.model, self.images, self.captions,
+                                                      steps=map_steps)
                 maps = pixel_maps(explanation, method, tuple(self.images.shape[-2:]))
             self._pixels[method] = maps
         return self._pixels[method]
@@ -189,7 +190,7 @@ class Batch:
     def explanation(self, method):
         """The Explanation of all T steps down to the encoder's output, with `features` summed over channels."""
         if method not in self._explanations:
-            explanation = getattr(self.study.model, method)(self.images, self.captions, pixels=False)
+            explanation = METHODS[method].explain(self.study.model, self.images, self.captions, pixels=False)
             if explanation.features is not None:
                 explanation.features = explanation.features.sum(-1, keepdim=True)      # all channels need much memory
             self._explanations[method] = explanation

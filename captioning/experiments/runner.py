@@ -18,8 +18,9 @@ from captioning import processes
 from captioning.data.feature_store import weights_fingerprint
 from captioning.data.loader import make_loader
 from captioning.errors import InputError
-from captioning.experiments.batch import METHODS, Batch
+from captioning.experiments.batch import Batch
 from captioning.experiments.registry import EXPERIMENTS, NEED_PIXELS
+from captioning.explanation.methods import METHODS
 from captioning.files import atomic_path, fingerprint, make_folder, remove_leftovers, write_text
 from captioning.metrics.score_table import align
 
@@ -145,7 +146,7 @@ def read_values(path):
 
 def method_order(method):
     """Sorting key: the order of METHODS, then the experiments' own baselines."""
-    return METHODS.index(method) if method in METHODS else len(METHODS)
+    return list(METHODS).index(method) if method in METHODS else len(METHODS)
 
 
 def show(name, table, measures):

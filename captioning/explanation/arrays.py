@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 from captioning import decoding, grounding
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.explanation.methods import LRP_METHODS, METHODS, SPLIT, WITHOUT_WORDS, pixel_maps, region_relevance
+from captioning.explanation.methods import METHODS, SPLIT, pixel_maps, region_relevance
 
 
 def encode_caption(text, vocabulary, flag="--caption"):
@@ -58,10 +58,10 @@ def explain_batch(model, vocabulary, images, captions, methods, contrast=None, e
     results = [common | {"words": words[row[:T + 1]]} for row, T in zip(captions.cpu().numpy(), lengths, strict=True)]
     options = {"chunk": chunk, "contrast": None if contrast is None else contrast_id(contrast, vocabulary)}
     explanation, shared = None, {}
-    for method in sorted(methods, key=METHODS.index):       # those that have passes in common are consecutive
+    for method in sorted(methods, key=list(METHODS).index):       # those that have passes in common are consecutive
         if method != "attention" or explanation is None:    # every method's explanation has the attention weights
-            method_options = options | {"shared": shared} | ({"eps": eps} if method in LRP_METHODS else {})
-            explanation = getattr(model, method)(images, captions, **method_options)
+            method_options = options | {"shared": shared} | ({"eps": eps} if METHODS[method].additive else {})
+            explanation = METHODS[method].explain(model, images, captions, **method_options)
         arrays = _arrays(explanation, method, images, captions, options["contrast"])
         if method == "lrp" and calibration and contrast is None:
             arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)
@@ -81,7 +81,7 @@ def _arrays(explanation, method, images, captions, contrast):
         arrays[f"{method}_pixels"] = pixel_maps(explanation, method, tuple(images.shape[-2:]))
     if method != "attention" or images.dim() == 3:
         arrays[f"{method}_regions"] = region_relevance(explanation, method)
-    if method not in WITHOUT_WORDS:
+    if METHODS[method].has_words:
         arrays[f"{method}_words"] = explanation.words
     if method == "lrp":
         arrays["conservation"] = explanation.conservation

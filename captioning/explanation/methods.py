@@ -1,14 +1,63 @@
-"""The explanation methods by name, and their results as one map per word."""
+"""The explanation methods by name, and their results as one map per word.
+
+A method that is registered here works everywhere: flags, page, PNGs and measures. Example:
+
+    from captioning.explanation.methods import METHODS, Method
+
+    METHODS["lrp_gamma"] = Method(
+        lambda model, images, captions, **options: model.lrp(images, captions, rule=Gamma(0.25), **options),
+        "LRP with the γ-rule in the convolutions.", additive=True)
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch.nn import functional as F
 
 from captioning.errors import InputError
 
-METHODS = ("lrp", "lrp_specific", "gradient", "grad_cam", "guided_backprop", "guided_grad_cam", "attention")
-LRP_METHODS = ("lrp", "lrp_specific")
-NON_NEGATIVE = ("attention", "grad_cam")        # methods whose maps have no negative values
-WITHOUT_WORDS = ("attention",)                  # methods that assign nothing to the words read
-PIXELS_ONLY = ("grad_cam", "guided_grad_cam")   # methods that are defined by maps of pixels
 SPLIT = ("image", "start", "previous", "rest")  # the summands into which LRP splits the explained logit
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the rest of the code needs to know about an explanation method."""
+    explain: Callable           # (model, images, captions, **options) -> attribution.Explanation
+    description: str            # one sentence, shown on the page
+    additive: bool = False      # a form of LRP: its parts add up to the logit, and it takes the option eps
+    signed: bool = True         # its maps have negative values
+    has_words: bool = True      # it assigns something to the words read
+    needs_pixels: bool = False  # it is defined by maps of pixels, so that region features have none
+    # what the lowest and the highest values of its maps mean
+    labels: tuple = ("negative gradient", "positive gradient")
+
+
+METHODS = {
+    "lrp": Method(
+        lambda model, *args, **options: model.lrp(*args, **options),
+        "Layer-wise relevance propagation: the word's logit divided among pixels and earlier words.",
+        additive=True, labels=("opposes the word", "supports the word")),
+    "lrp_specific": Method(
+        lambda model, *args, **options: model.lrp_specific(*args, **options),
+        "LRP of the word minus the mean of LRP of the caption's other words: what is specific to the word.",
+        additive=True, labels=("supports the other words more", "supports this word more")),
+    "gradient": Method(
+        lambda model, *args, **options: model.gradient(*args, **options),
+        "Gradient: how the logit reacts to small changes of each pixel; its sign says nothing about support."),
+    "grad_cam": Method(
+        lambda model, *args, **options: model.grad_cam(*args, **options),
+        "Grad-CAM: positions of the last feature map that raise the logit, at the resolution of that map.",
+        signed=False, needs_pixels=True, labels=("low", "high")),
+    "guided_backprop": Method(
+        lambda model, *args, **options: model.guided_backprop(*args, **options),
+        "Guided backpropagation: the gradient along positive paths only; shows edges and textures."),
+    "guided_grad_cam": Method(
+        lambda model, *args, **options: model.guided_grad_cam(*args, **options),
+        "Guided Grad-CAM: guided backpropagation, weighted with Grad-CAM.", needs_pixels=True),
+    "attention": Method(
+        lambda model, *args, **options: model.attention(*args, **options),
+        "Attention: where the model looks when it predicts the word, not whether that supports the word.",
+        signed=False, has_words=False, labels=("low", "high")),
+}
 
 
 def pixel_maps(explanation, method, size):
@@ -35,12 +84,12 @@ def methods_for_regions(methods, weight):
 
     weight: path of the checkpoint, for messages. InputError if no method is left.
     """
-    applicable = [method for method in methods if method not in PIXELS_ONLY]
+    applicable = [method for method in methods if not METHODS[method].needs_pixels]
     if not applicable:
         raise InputError(f"{weight} uses region features, which have no pixel maps: choose other --methods than "
                          f"{' and '.join(methods)}, for example lrp")
     if len(applicable) < len(methods):
-        report_omitted([method for method in methods if method in PIXELS_ONLY], weight)
+        report_omitted([method for method in methods if method not in applicable], weight)
     return applicable
 
 

@@ -1,7 +1,7 @@
 """Colours of relevance maps: the same tables colour the PNGs, the page and its legends."""
 import numpy as np
 
-from captioning.explanation.methods import NON_NEGATIVE
+from captioning.explanation.methods import METHODS
 
 RED, BLUE = (225, 0, 20), (0, 70, 255)          # positive and negative values
 PLASMA = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))     # low to high values
@@ -28,7 +28,7 @@ TABLES = {signed: _table(signed) for signed in (True, False)}
 
 def is_signed(method):
     """Whether the method's maps have negative values."""
-    return method not in NON_NEGATIVE
+    return METHODS[method].signed
 
 
 def legend(method, steps=16):
@@ -39,16 +39,12 @@ def legend(method, steps=16):
 
 def scale_labels(method):
     """What the lowest and the highest values of a method's maps mean, as two short labels."""
-    if method in NON_NEGATIVE:
-        return ["low", "high"]
-    return {"lrp": ["opposes the word", "supports the word"],
-            "lrp_specific": ["supports the other words more", "supports this word more"]}.get(
-                method, ["negative gradient", "positive gradient"])
+    return list(METHODS[method].labels)
 
 
 def word_labels(method):
     """The same of a method's values of the words read: those of Grad-CAM are gradients, which have a sign."""
-    return scale_labels("gradient" if method in NON_NEGATIVE else method)
+    return scale_labels(method if is_signed(method) else "gradient")
 
 
 def colour_maps(maps, signed, shared_scale=False):

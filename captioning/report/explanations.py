@@ -9,7 +9,7 @@ import numpy as np
 
 from captioning.data.arrays import matches, read_arrays
 from captioning.errors import InputError
-from captioning.explanation.methods import METHODS, SPLIT, WITHOUT_WORDS
+from captioning.explanation.methods import METHODS, SPLIT
 from captioning.files import TEMPORARY, folder_name, make_folder, sync_to_disk, temporary_path
 from captioning.report.heatmaps import draw_heatmaps, draw_words
 from captioning.report.page import (
@@ -78,7 +78,7 @@ def read_explanation(folder):
             shapes[f"{method}_regions"] = ("f", "TK")
         elif method != "attention":
             shapes[f"{method}_pixels"] = ("f", "TSS")
-        shapes |= {f"{method}_words": ("f", "TT")} if method not in WITHOUT_WORDS else {}
+        shapes |= {f"{method}_words": ("f", "TT")} if METHODS[method].has_words else {}
     lengths = {"4": 4}
     for name, (kinds, shape) in shapes.items():
         if name not in arrays:
@@ -105,7 +105,7 @@ def is_explained(folder, identity):
 
 def plot_names(method):
     """Names of the plots of a method."""
-    return [f"{method}.png"] + ([f"words_{method}.png"] if method not in WITHOUT_WORDS else [])
+    return [f"{method}.png"] + ([f"words_{method}.png"] if METHODS[method].has_words else [])
 
 
 def _is_complete_png(path):
@@ -147,7 +147,7 @@ def write_files(folder, name, image, arrays):
         title = f"{caption_text(words)}{contrast}   [{method}]"
         draw_heatmaps(folder / f"{method}.png", image, words[1:], maps_of(arrays, method), title, method,
                       arrays.get("boxes"), split, arrays.get("flags"), is_shared(arrays))
-        if method not in WITHOUT_WORDS:
+        if METHODS[method].has_words:
             draw_words(folder / f"words_{method}.png", words[:-1], words[1:], arrays[f"{method}_words"], title, method)
     write_entry(folder, page_entry(name, image, arrays), image)
     np.savez_compressed(folder / ARRAYS, **{key: compact(value) if key.endswith("_pixels") else value

@@ -58,8 +58,8 @@ def draw_heatmaps(path, image, words, maps, title, method, boxes=None, split=Non
     """Draws the image, and beside it one heatmap per word over the image; below it the split of the word's logit.
 
     Each heatmap has its own colour scale, unless shared_scale; the number below it is the value of the strongest
-    colour. Signed maps are red where positive, blue where negative and transparent at zero; maps of the methods
-    NON_NEGATIVE get more opaque, and change from blue to yellow, as values grow.
+    colour. Signed maps are red where positive, blue where negative and transparent at zero; maps of the other
+    methods get more opaque, and change from blue to yellow, as values grow.
 
     image: uint8 (H, W, 3). words: T strings. maps: (T, h, w), stretched to the image; or (T, K), values of regions with
     `boxes` (K, 4), which are x0, y0, x1, y1 in pixels of the image. split: {part: (T,)} of the parts PARTS, whose bar

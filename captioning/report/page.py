@@ -33,14 +33,6 @@ FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title
 """
 EMBEDDED = 30
 IMAGE_SIDE, PRINTED_SIDE, HEATMAP_SIDE, THUMBNAIL_SIDE = 720, 280, 128, 96     # pixels; heatmaps are stretched
-DESCRIPTIONS = {
-    "lrp": "Layer-wise relevance propagation: the word's logit divided among pixels and earlier words.",
-    "lrp_specific": "LRP of the word minus the mean of LRP of the caption's other words: what is specific to the word.",
-    "gradient": "Gradient: how the logit reacts to small changes of each pixel; its sign says nothing about support.",
-    "grad_cam": "Grad-CAM: positions of the last feature map that raise the logit, at the resolution of that map.",
-    "guided_backprop": "Guided backpropagation: the gradient along positive paths only; shows edges and textures.",
-    "guided_grad_cam": "Guided Grad-CAM: guided backpropagation, weighted with Grad-CAM.",
-    "attention": "Attention: where the model looks when it predicts the word, not whether that supports the word."}
 
 
 def maps_of(arrays, method):
@@ -192,8 +184,9 @@ def page_template():
     """The page with its style, its script and the methods' descriptions, in which @DATA@ stands for the entries."""
     html, css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8")
                          for name in ("page.html", "page.css", "page.js"))
-    methods = {method: {"help": DESCRIPTIONS[method], "signed": is_signed(method), "labels": scale_labels(method),
-                        "word_labels": word_labels(method), "legend": _gradient(method)} for method in METHODS}
+    methods = {method: {"help": METHODS[method].description, "signed": is_signed(method),
+                        "labels": scale_labels(method), "word_labels": word_labels(method),
+                        "legend": _gradient(method)} for method in METHODS}
     return html.replace("@CSS@", css).replace("@SCRIPT@", script).replace("@METHODS@", _json(methods))
 
 

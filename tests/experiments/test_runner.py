@@ -16,7 +16,7 @@ from captioning.data.vocabulary import build
 from captioning.errors import InputError
 from captioning.experiments import runner
 from captioning.experiments.ablation import grey_out, patch_ablation, patch_ranks, word_ablation
-from captioning.experiments.batch import METHODS, Batch, Study
+from captioning.experiments.batch import RANDOM, Batch, Study
 from captioning.experiments.correctness import THRESHOLDS, correctness
 from captioning.experiments.deletion_insertion import deletion_insertion
 from captioning.experiments.grounding import areas, cross_validated, fit_logistic, grounding
@@ -25,9 +25,11 @@ from captioning.experiments.registry import EXPERIMENTS, mean_and_error
 from captioning.experiments.runner import measure, run_experiments
 from captioning.experiments.sanity import layers_from_the_top, randomise, rank_correlation, sanity
 from captioning.experiments.tpfp import auc, average_ranks, roc_curve, statistics, tpfp
+from captioning.explanation import methods
 from captioning.metrics.object_words import Objects
 from gridTDmodel import GridTDModel
 
+METHODS = (*methods.METHODS, RANDOM)
 S = 32      # side of an image in pixels: 16 patches
 SENTENCES = ["the dog on a big red ball with a small cat", "a cat and the small dog with a ball", "big cat",
              "the big red dog on the big ball"]

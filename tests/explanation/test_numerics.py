@@ -47,7 +47,7 @@ def check_model(model_type, number):
         images = extreme_images(8 if encoder is max_pooled else 1, generator).double()
     else:
         images = random_regions(number).repeat(2, 1, 1) * torch.logspace(-2, 2, 6)[:, None, None]
-    eps, method = (0, 0.01, 1e30)[number // 3 % 3], METHODS[number % len(METHODS)]
+    eps, method = (0, 0.01, 1e30)[number // 3 % 3], list(METHODS)[number % len(METHODS)]
     explanation = model.lrp(images, CAPTIONS, eps=eps)
     assert_finite(explanation, f"{number}, ε = {eps}")
     assert_bounded(explanation, biased, eps, f"{number}, ε = {eps}")

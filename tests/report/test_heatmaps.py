@@ -5,7 +5,7 @@ from helpers import pixels, reds_and_blues
 from PIL import Image, ImageDraw
 
 from captioning.errors import InputError
-from captioning.explanation.methods import LRP_METHODS, METHODS
+from captioning.explanation.methods import METHODS
 from captioning.report.colours import LEVELS, TABLES, colour_maps, legend, normalised_words, scale_labels, smooth
 from captioning.report.explanations import compact
 from captioning.report.heatmaps import PARTS, draw_heatmaps, draw_words, grey_background, overlay, thumbnail
@@ -186,9 +186,9 @@ def test_only_lrp_is_labelled_as_supporting_or_opposing_words(tmp_path, texts):
         texts.clear()
         draw_words(tmp_path / "x.png", ["<start>"], ["a"], np.ones((1, 1)), "a", method)
         words = " ".join(texts)
-        assert ("supports" in heatmaps) == ("supports" in words) == (method in LRP_METHODS)
+        assert ("supports" in heatmaps) == ("supports" in words) == METHODS[method].additive
         assert ("negative gradient" in heatmaps) == ("gradient" in method or "guided" in method)
-        assert ("negative gradient" in words) == (method not in LRP_METHODS)    # Grad-CAM's scores of words have a sign
+        assert ("negative gradient" in words) == (not METHODS[method].additive)
 
 
 def test_regions(tmp_path):
