@@ -58,7 +58,8 @@ def test_several_captions_per_image_equal_one_at_a_time(model):
 
 def test_unrolled_rule_equals_fused_forward(model):
     images, captions = inputs()
-    trace = model.teacher_force(model.encode(images), captions[:, None], Gradient())
+    with Gradient():
+        trace = model.teacher_force(model.encode(images), captions[:, None])
     torch.testing.assert_close(model.output(trace.hidden)[:, 0], model(images, captions), rtol=0, atol=1e-12)
 
 

@@ -1,14 +1,13 @@
-"""Image encoders: plain sequences of convolution, batch-norm, ReLU, pooling and residual blocks.
+"""Image encoders: sequences of convolution, batch-norm, ReLU, pooling and residual blocks.
 
 Each maps images (B, 3, S, S), normalised as in captioning.data.images, to features (B, C, h, w) (docs/method.md,
-section 1). `run` is the only forward pass: under an explaining rule, relevance and gradients travel back through it.
+section 1).
 """
 import torch
 from torch import nn
 
 from captioning import processes
 from captioning.errors import InputError
-from captioning.explanation.rules import PLAIN
 from captioning.weights import download_weights, read_weights
 
 IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
@@ -25,38 +24,26 @@ class Residual(nn.Module):
         return self.body(x) + self.shortcut(x)
 
 
-def run(layers, x, rule=PLAIN, signed=True):
-    """The forward pass of an encoder, or part of one, under a rule -> (output, whether it may have negative entries).
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of x (B, C, H, W); in training, mean and variance are those of all processes' images.
 
-    x (B, C, H, W); signed: whether x may have negative entries. Explaining rules fold a batch-norm into the convolution
-    before it (section 5) and treat a convolution and its ReLU as one operation. TypeError for other kinds of layers.
-    """
-    layers = list(layers)
-    while layers:
-        layer = layers.pop(0)
-        if isinstance(layer, nn.Sequential):
-            x, signed = run(layer, x, rule, signed)
-        elif isinstance(layer, Residual):
-            x = rule.stabilise(run(layer.body, x, rule, signed)[0] + run(layer.shortcut, x, rule, signed)[0])
-            signed = True
-        elif isinstance(layer, nn.Conv2d):
-            if not rule.fused and layers and isinstance(layers[0], nn.BatchNorm2d):
-                layer = _fold(layer, layers.pop(0))
-            rectified = bool(layers) and isinstance(layers[0], nn.ReLU)
-            layers = layers[rectified:]
-            x, signed = rule.conv(x, layer, signed, rectified), not rectified
-        elif isinstance(layer, nn.BatchNorm2d):
-            x = processes.batch_norm(x, layer)
-        elif isinstance(layer, nn.ReLU):
-            x, signed = rule.relu(x), False
-        elif isinstance(layer, nn.AvgPool2d):
-            x = rule.stabilise(layer(x))
-        elif isinstance(layer, nn.MaxPool2d):
-            x = layer(x)
-        else:
-            raise TypeError(f"an encoder consists of Conv2d, BatchNorm2d, ReLU, MaxPool2d, AvgPool2d and Residual, not "
-                            f"{type(layer).__name__}")
-    return x, signed
+    torch.nn.SyncBatchNorm does the same, but only on GPUs."""
+
+    def forward(self, x):
+        if processes.count() == 1 or not self.training:
+            return super().forward(x)
+        y = x.to(self.weight.dtype)         # mixed precision
+        sums = processes.all_reduce(torch.cat([y.sum((0, 2, 3)), y.new_tensor([y.numel() / y.shape[1]])]))
+        mean = sums[:-1] / sums[-1]
+        n = sums[-1].detach()
+        y = y - mean[:, None, None]
+        variance = processes.all_reduce((y * y).sum((0, 2, 3))) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (y * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def architecture(name):
@@ -154,7 +141,7 @@ def _small():
             layers.append(nn.MaxPool2d(2))
             continue
         kernel, stride = (3, 1) if layers else (5, 2)
-        layers += [nn.Conv2d(width, channels, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels),
+        layers += [nn.Conv2d(width, channels, kernel, stride, kernel // 2, bias=False), BatchNorm(channels),
                    nn.ReLU()]
         nn.init.kaiming_normal_(layers[-3].weight, nonlinearity="relu")
         width = channels

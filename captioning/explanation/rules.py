@@ -1,41 +1,349 @@
-"""Rules: which derivative each operation has. This choice determines the explanation method.
+"""Relevance rules as derivatives: the table of this file is what explains a model.
 
 Write r(x) = R(x)/x for a relevance R. Then r is 1 at the explained logit and travels backwards like a gradient, so that
-every relevance rule of docs/method.md (sections 4 and 5) is a modified derivative:
+every rule of docs/method.md (sections 4 and 5) is another derivative of a PyTorch function, and R(x) = x r(x) at the end.
 
-    linear   z = Wx + b         r(x) = Wᵀ [r(z) z/(z + ε sign z)]         ordinary derivative, then `stabilise`
-    sum      y = a + b          r(a) = r(b) = r(y) y/(y + ε sign y)       ordinary derivative, then `stabilise`
-    gate     y = σ(·) ⊙ s       r(s) = r(y) σ(·), no relevance for σ      `constant`
-    tanh     y = tanh(z)        r(z) = r(y) y/z                           `tanh`
-    ReLU     y = max(z, 0)      r(z) = r(y) y/z = r(y) [z > 0]            ordinary derivative
-    z⁺       y = conv(x) + b    r(x) = W⁺ᵀ [r(y) y/z⁺] where x > 0, W⁻ᵀ [r(y) y/z⁺] elsewhere, z⁺ = W⁺x⁺ + W⁻x⁻
-                                followed by a ReLU, a = max(y, 0):  r(y) y/z⁺ = r(a) a/z⁺
-    max-pool                    winner takes all                          ordinary derivative
+A model is written in plain PyTorch and knows nothing of this. While a rule is active, the functions of torch that its
+forward pass calls have the derivatives of the rule's table:
 
-and R(x) = x r(x) at the end. The gradient methods (section 6) are other choices of the same derivatives.
+    with LRP(eps=0.01):
+        logit = model(x)[0, word]
+    relevance = x * torch.autograd.grad(logit, x)[0]
 
-A rule is a class with the methods of `Plain`, where they are documented, and a new rule overrides those that differ.
-The γ-rule for convolutions (weights W + γW⁺ in place of W):
-
-    class Gamma(LRP):
-        def conv(self, x, layer, signed, rectified):
-            z = layer._conv_forward(x, layer.weight + 0.25 * layer.weight.clamp(min=0), layer.bias)
-            y = Plain.conv(self, x, layer, signed, rectified).detach()
-            return replace(z, y, y / stabilised(z.detach(), self.eps))
+The values of the forward pass do not change. A rule of your own is a class with another table, such as `Gamma` below.
 """
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import Function
 from torch.nn.grad import conv2d_input
+from torch.overrides import TorchFunctionMode
+
+from captioning.layers import gates_and_candidate, lstm_cell
+
+
+class Rule(TorchFunctionMode):
+    """A context in which functions of torch have the derivatives of `table`.
+
+    table: {name of a function: derivative(rule, function, *args, **kwargs) -> result}; torch.add, Tensor.add_, x + y
+    and the like all have the name "add". Functions that are not in the table keep their derivatives.
+    """
+    table = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self.call(name_of(function), function, args, kwargs or {})
+
+    def call(self, name, function, args, kwargs):
+        if name in self.table and carries_relevance(args):
+            return self.table[name](self, function, *args, **kwargs)
+        return function(*args, **kwargs)
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def lstm_by_steps(rule, function, x, state, weights, *options):
+    """nn.LSTM as its equations, one step after the other, each operation with the derivative of the rule."""
+    has_biases, layers, _, _, bidirectional, batch_first = options
+    if not (has_biases and layers == 1 and batch_first) or bidirectional:
+        raise NotImplementedError("only an nn.LSTM with batch_first=True, biases, one layer and one direction is explained")
+    # all gates, and the candidate, of the inputs; the same of the state
+    W_x, W_h, b_x, b_h = map(gates_and_candidate, weights)
+    h, c = (part[0] for part in state)
+    outputs = []
+    with rule:
+        inputs = [F.linear(x, W, b1 + b2) for W, b1, b2 in zip(W_x, b_x, b_h, strict=True)]
+        for t in range(x.shape[1]):
+            gates, g = (share[:, t] + F.linear(h, W) for share, W in zip(inputs, W_h, strict=True))
+            i, f, o = gates.sigmoid().chunk(3, -1)
+            h, c = lstm_cell(i, f, o, g, c)
+            outputs.append(h)
+        return torch.stack(outputs, 1), h[None], c[None]
+
+
+def guided_relu(rule, function, z, *args, **kwargs):
+    """r(z) = max(r(y), 0) [z > 0] (Springenberg et al. 2015)."""
+    return _GuidedReLU.apply(z)
+
+
+class Gradient(Rule):
+    """Ordinary derivatives. The LSTM runs step by step, since derivatives of PyTorch's own cannot be batched over words.
+    """
+    table = {"lstm": lstm_by_steps}
+
+
+class Guided(Gradient):
+    """Guided backpropagation (Springenberg et al. 2015)."""
+    table = Gradient.table | {"relu": guided_relu}
+
+
+# -- layer-wise relevance propagation ----------------------------------------------------------------------------------
+
+
+def linear(rule, function, *args, **kwargs):
+    """z = Σ_i W_ji x_i + b_j:  r(x) = Wᵀ [r(z) z/(z + ε sign z)]  (ε-rule, section 4).
+
+    The bracket is added when z is used by something other than a sum (see `LRP.finished`): a sum of linear layers is one
+    linear layer of all their inputs, which has one ε."""
+    z = function(*args, **kwargs)
+    return without_rule(z, function) if sum(map(is_signal, args[:2])) > 1 else unfinished(z)
+
+
+def add(rule, function, a, b, **kwargs):
+    """y = a + b:  r(a) = r(b) = r(y) y/(y + ε sign y)  (sum rule, section 4); with linear layers: `linear`."""
+    y = out_of_place(function)(a, b, **kwargs)
+    signals = [x for x in (a, b) if is_signal(x)]
+    return unfinished(y) if all(map(is_unfinished, signals)) else stabilised(y, rule.eps)
+
+
+def total(rule, function, *args, **kwargs):
+    """y = Σ_i x_i, or their mean: ordinary derivative, then y/(y + ε sign y)  (sum rule, section 4)."""
+    return stabilised(function(*args, **kwargs), rule.eps)
+
+
+def product(rule, function, a, b, **kwargs):
+    """y = a x with a constant a, such as a gate: r(x) = a r(y), all relevance goes to the signal x (section 4)."""
+    y = out_of_place(function)(a, b, **kwargs)
+    return without_rule(y, function) if is_signal(a) and is_signal(b) else y
+
+
+def constant(rule, function, *args, **kwargs):
+    """Gates σ(z) and attention weights softmax(z): r(z) = 0, they are constants (section 4)."""
+    return out_of_place(function)(*args, **kwargs).detach()
+
+
+def elementwise(rule, function, z, *args, **kwargs):
+    """y = tanh(z) and other activation functions: r(z) = r(y) y/z, relevance passes unchanged (section 4)."""
+    kwargs.pop("inplace", None)
+    return _Quotient.apply(z, out_of_place(function)(z.detach(), *args, **kwargs))
+
+
+def relu(rule, function, z, *args, **kwargs):
+    """y = max(z, 0):  r(z) = r(y) y/z = r(y) [z > 0], the ordinary derivative (section 4)."""
+    return torch.relu(z)
+
+
+def max_pool(rule, function, *args, **kwargs):
+    """Winner takes all, the ordinary derivative (section 5)."""
+    return function(*args, **kwargs)
+
+
+def conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """α1β0 rule (section 5), z⁺ = W⁺x⁺ + W⁻x⁻:  r(x) = W⁺ᵀ [r(y) y/z⁺] where x > 0, W⁻ᵀ [r(y) y/z⁺] elsewhere."""
+    x, padding = padded(x, weight, padding, dilation)
+    y = _AlphaBeta.apply(x, weight, bias, (stride, padding, dilation, groups))
+    y.convolution = x, weight, bias, stride, padding, dilation, groups      # for a batch-norm after it
+    return y
+
+
+def batch_norm(rule, function, x, mean, variance, weight, bias, training, momentum, eps):
+    """In evaluation mode an affine map of each channel, which becomes part of the convolution before it (section 5)."""
+    if training or not hasattr(x, "convolution"):
+        raise NotImplementedError("batch normalisation is explained in evaluation mode and after a convolution only")
+    inputs, conv_weight, conv_bias, *geometry = x.convolution
+    scale = weight / (variance + eps).sqrt()
+    conv_bias = (0 if conv_bias is None else conv_bias) - mean
+    return conv(rule, F.conv2d, inputs, conv_weight * scale[:, None, None, None], conv_bias * scale + bias, *geometry)
+
+
+class LRP(Rule):
+    """Layer-wise relevance propagation: ε-rule in the decoder, α1β0 (z⁺) rule in convolutions.
+
+    eps: ε ≥ 0. Parameters are no signals: freeze other weights with requires_grad_(False). The backward pass raises
+    NotImplementedError, which names the function, where relevance reaches a function that is not in the table and does more
+    than move numbers around, or the product of two signals. (Attention scores may be such: no relevance reaches them.)
+    """
+    table = Gradient.table | {
+        "linear": linear, "matmul": linear, "mm": linear, "bmm": linear,
+        "add": add, "sub": add, "sum": total, "mean": total, "avg_pool2d": total, "adaptive_avg_pool2d": total,
+        "mul": product, "div": product, "truediv": product,
+        "sigmoid": constant, "softmax": constant,
+        "tanh": elementwise, "relu6": elementwise, "hardtanh": elementwise, "leaky_relu": elementwise,
+        "relu": relu, "max_pool2d": max_pool, "conv2d": conv, "batch_norm": batch_norm}
+
+    # they move numbers around; those on the left are applied to unfinished sums as well
+    moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT", "T", "unsqueeze", "squeeze",
+             "expand", "expand_as", "select", "narrow", "chunk", "split", "unbind", "contiguous", "to"}
+    gathers = {"cat", "stack", "gather", "take_along_dim", "index_select", "masked_fill", "where", "repeat",
+               "repeat_interleave", "pad", "clone", "dropout", "neg", "type_as", "double", "float", "flip"}
+
+    def __init__(self, eps=0.01):
+        super().__init__()
+        self.eps = eps
+
+    def call(self, name, function, args, kwargs):
+        if name not in ("add", "sub") and name not in self.moves:
+            args = [self.finished(arg) for arg in args]
+        if name in self.table or not carries_relevance(args):
+            return super().call(name, function, args, kwargs)
+        result = function(*args, **kwargs)
+        if not carries_relevance([result]):
+            return result
+        if name not in self.moves and name not in self.gathers:
+            return without_rule(result, function)
+        if is_unfinished(args[0]):
+            for part in result if isinstance(result, tuple | list) else (result,):
+                unfinished(part)
+        return result
+
+    def finished(self, x):
+        """x, with the factor z/(z + ε sign z) of its derivative if it is the output of a linear layer that lacks it."""
+        if isinstance(x, tuple | list):
+            return type(x)(map(self.finished, x))
+        return stabilised(x, self.eps) if is_unfinished(x) else x
+
+
+class Gamma(LRP):
+    """LRP with the γ-rule in convolutions (Montavon et al. 2019): weights W + γW⁺ in place of W, ε-rule otherwise."""
+
+    def __init__(self, gamma=0.25, eps=0.01):
+        super().__init__(eps)
+        self.gamma = gamma
+
+    def conv(self, function, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        """y = Wx + b, z = (W + γW⁺)x + b:  r(x) = (W + γW⁺)ᵀ [r(y) y/(z + ε sign z)]."""
+        x, padding = padded(x, weight, padding, dilation)
+        geometry = stride, padding, dilation, groups
+        y = F.conv2d(x.detach(), weight, bias, *geometry)
+        z = F.conv2d(x, weight + self.gamma * weight.clamp(min=0), bias, *geometry)
+        y = _Replace.apply(z, y, y / away_from_zero(z.detach(), self.eps))
+        y.convolution = x, weight, bias, *geometry
+        return y
+
+    table = LRP.table | {"conv2d": conv}
+
+
+# -- what the derivatives are made of ----------------------------------------------------------------------------------
+
+
+def name_of(function):
+    """The name of a function of torch: "add" of torch.add, Tensor.add, Tensor.add_, x + y, y + x and x += y."""
+    if function is F.max_pool2d:
+        return "max_pool2d"
+    name = getattr(function, "__name__", "")
+    if name == "__get__":       # a property, such as Tensor.mT
+        return function.__self__.__name__
+    if name.startswith("__"):
+        name = name.strip("_")
+        name = name[1:] if name[0] in "ri" and name[1:] in ("add", "sub", "mul", "truediv", "matmul") else name
+    return name.rstrip("_")
+
+
+def is_signal(x):
+    """Whether relevance passes through x: a tensor with derivatives that is no parameter."""
+    return isinstance(x, torch.Tensor) and x.requires_grad and not isinstance(x, nn.Parameter)
+
+
+def carries_relevance(args):
+    """Whether one of the arguments of a function, or of the tensors in a list of them, is a signal."""
+    return any(carries_relevance(arg) if isinstance(arg, tuple | list) else is_signal(arg) for arg in args)
+
+
+def unfinished(z):
+    """Marks z as the output of a linear layer that lacks its ε."""
+    z.lacks_eps = True
+    return z
+
+
+def is_unfinished(x):
+    return getattr(x, "lacks_eps", False)
+
+
+def out_of_place(function):
+    """The function itself, or that of the same name that leaves its arguments unchanged."""
+    name = getattr(function, "__name__", "")
+    if name.startswith("__i"):
+        return getattr(torch.Tensor, f"__{name[3:]}")
+    return getattr(torch.Tensor, name[:-1]) if name.endswith("_") and not name.startswith("_") else function
+
+
+def padded(x, weight, padding, dilation):
+    """x and the padding of a convolution as numbers: "same" may need another margin on each side."""
+    if not isinstance(padding, str):
+        return x, padding
+    margins = []
+    for size, step in zip(weight.shape[:1:-1], reversed(pair(dilation)), strict=True):
+        margin = step * (size - 1) if padding == "same" else 0
+        margins += [margin // 2, margin - margin // 2]
+    return F.pad(x, margins), 0
+
+
+def pair(value):
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+
+
+def away_from_zero(z, eps):
+    """z + ε sign z, with sign(0) = +1."""
+    return torch.where(z >= 0, z + eps, z - eps)
+
+
+def ratio(z, eps):
+    """z / (z + ε sign z); 0 where both are zero. An ε below the smallest number of z's type counts as zero."""
+    return (z != 0).to(z.dtype) if eps < torch.finfo(z.dtype).tiny else z / away_from_zero(z, eps)
+
+
+def without_rule(y, function):
+    """y, the result of a function for which there is no rule: relevance must not reach it."""
+    if isinstance(y, tuple | list):
+        return type(y)(without_rule(part, function) for part in y)
+    return _WithoutRule.apply(y, name_of(function)) if is_signal(y) else y
+
+
+class _WithoutRule(Function):
+    """See `without_rule`."""
+
+    @staticmethod
+    def forward(ctx, y, name):
+        ctx.name = name
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, r):
+        raise NotImplementedError(f"LRP has no rule for {ctx.name}, or not for two signals: add one to the table of "
+                                  "captioning/explanation/rules.py")
+
+
+def stabilised(z, eps):
+    """z (any shape), whose derivative is z/(z + ε sign z): turns the derivative of a linear layer into the ε-rule."""
+    return _Stabilise.apply(z, eps)
+
+
+class _Stabilise(Function):
+    """See `stabilised`; the factor is computed only if the derivative is used."""
+
+    @staticmethod
+    def forward(ctx, z, eps):
+        ctx.save_for_backward(z)
+        ctx.eps = eps
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx, r):
+        z, = ctx.saved_tensors
+        return r * ratio(z, ctx.eps), None
+
+
+class _Quotient(Function):
+    """y as an elementwise function of z, whose derivative is y/z, and 1 at z = 0."""
+
+    @staticmethod
+    def forward(ctx, z, y):
+        ctx.save_for_backward(z, y)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, r):
+        z, y = ctx.saved_tensors
+        return r * torch.where(z == 0, 1, y / z), None
 
 
 class _Replace(Function):
-    """See `replace`."""
+    """The value y in place of z, with `scale` as derivative."""
 
     @staticmethod
-    def forward(ctx, x, y, scale):
+    def forward(ctx, z, y, scale):
         ctx.save_for_backward(scale)
-        return y.view_as(x)
+        return y.view_as(y)
 
     @staticmethod
     def backward(ctx, r):
@@ -44,7 +352,7 @@ class _Replace(Function):
 
 
 class _GuidedReLU(Function):
-    """ReLU that passes a gradient only where both input and gradient are positive (Springenberg et al. 2015)."""
+    """ReLU that passes a gradient only where both input and gradient are positive."""
 
     @staticmethod
     def forward(ctx, z):
@@ -57,192 +365,41 @@ class _GuidedReLU(Function):
         return r.clamp(min=0) * active
 
 
-class _CandidateLinear(Function):
-    """x Wᵀ for the pre-activations of an LSTM of d units; only the rows of the candidate g propagate relevance."""
+class _AlphaBeta(Function):
+    """A convolution whose derivative is the α1β0 rule (see `conv`)."""
 
     @staticmethod
-    def forward(ctx, x, weight, d):
-        ctx.save_for_backward(weight[2 * d:3 * d])
-        ctx.candidate = slice(2 * d, 3 * d)
-        return F.linear(x, weight)
-
-    @staticmethod
-    def backward(ctx, r):
-        weight, = ctx.saved_tensors
-        r = r[..., ctx.candidate]
-        # of two dimensions, as batched derivatives would compute a product of more for one word after the other
-        return torch.mm(r.reshape(-1, r.shape[-1]), weight).view(*r.shape[:-1], -1), None, None
-
-
-class _ZPlusConv(Function):
-    """A convolution, with its ReLU if `rectified`, whose derivative is the α1β0 rule (see `Plain.conv`)."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, geometry, signed, rectified):
+    def forward(ctx, x, weight, bias, geometry):
         if x.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
         y = F.conv2d(x, weight, bias, *geometry)
-        *_, ctx.groups = geometry
-        # W⁺x⁺ + W⁻x⁻ as one convolution, of twice the channels in each group
-        parts = _signs(x.unflatten(1, (ctx.groups, -1)), 2).flatten(1, 2) if signed else x
-        weight = _signs(weight, 1) if signed else weight.clamp(min=0)
-        z = F.conv2d(parts, weight, None, *geometry)
-        if rectified:
-            y = y.clamp_(min=0)
-        scale = y / z.masked_fill_(z == 0, torch.inf)       # no relevance passes where z⁺ is zero
-        ctx.save_for_backward(scale, weight, *((x > 0,) if signed else ()))
-        ctx.geometry, ctx.shape = geometry, parts.shape
+        ctx.save_for_backward(x, weight, y)
+        ctx.geometry = geometry
         return y
 
     @staticmethod
     def backward(ctx, r):
-        scale, weight, *positive = ctx.saved_tensors
-        r_x = conv2d_input(ctx.shape, weight, r * scale, *ctx.geometry)
-        if positive:
+        x, weight, y = ctx.saved_tensors
+        groups = ctx.geometry[-1]
+
+        # the same for all words, which pass one after the other
+        if not hasattr(ctx, "scale"):
+            ctx.signed = bool((x < 0).any())
+            # W⁺x⁺ + W⁻x⁻ as one convolution, of twice the channels in each group
+            parts = _signs(x.unflatten(1, (groups, -1)), 2).flatten(1, 2) if ctx.signed else x
+            ctx.weight = _signs(weight, 1) if ctx.signed else weight.clamp(min=0)
+            z = F.conv2d(parts, ctx.weight, None, *ctx.geometry)
+            ctx.scale = y / z.masked_fill_(z == 0, torch.inf)       # no relevance passes where z⁺ is zero
+            ctx.shape = parts.shape
+
+        r_x = conv2d_input(ctx.shape, ctx.weight, r * ctx.scale, *ctx.geometry)
+        if ctx.signed:
             B, _, *sides = r_x.shape
-            plus, minus = r_x.reshape(B, ctx.groups, 2, -1, *sides).unbind(2)
-            r_x = torch.where(positive[0], plus.reshape(B, -1, *sides), minus.reshape(B, -1, *sides))
-        return r_x, None, None, None, None, None
+            plus, minus = r_x.reshape(B, groups, 2, -1, *sides).unbind(2)
+            r_x = torch.where(x > 0, plus.reshape(B, -1, *sides), minus.reshape(B, -1, *sides))
+        return r_x, None, None, None
 
 
 def _signs(x, dim):
     """Positive and negative part of x, concatenated along `dim`."""
     return torch.cat([x.clamp(min=0), x.clamp(max=0)], dim)
-
-
-def replace(x, value, scale):
-    """Gives an elementwise operation on x any value and derivative: the forward pass returns `value`, the backward pass
-    multiplies the incoming derivative by `scale`. Both have the shape of x and carry no derivatives themselves."""
-    return _Replace.apply(x, value, scale)
-
-
-class Plain:
-    """Ordinary derivatives and fused kernels: training and decoding. Its methods are the interface of every rule."""
-
-    fused = True    # whether an LSTM may run as one operation, in which the rule's other methods have no effect
-
-    def leaf(self, x):
-        """x (any shape), at which a backward pass under this rule ends: explaining rules cut the graph here."""
-        return x
-
-    def stabilise(self, z):
-        """z (any shape), the output of a linear layer, or of a sum, mean or weighted sum. Value z, derivative 1; LRP:
-        z/(z + ε sign z), which turns the ordinary derivative of the operation before it into the ε-rule or sum rule."""
-        return z
-
-    def constant(self, a):
-        """a (any shape), a gate or an attention weight, or what it is computed from. Value a, derivative 1; LRP: 0, so
-        that the gated signal receives all relevance."""
-        return a
-
-    def tanh(self, z):
-        """tanh(z), z of any shape. Derivative 1 − tanh²(z); LRP: tanh(z)/z, relevance passes unchanged."""
-        return torch.tanh(z)
-
-    def relu(self, z):
-        """max(z, 0), z of any shape. Derivative [z > 0]; guided backpropagation: zero also for a negative gradient."""
-        return torch.relu(z)
-
-    def rectify(self, z):
-        """max(z, 0) of a linear layer's output z: `stabilise` and `relu` in one."""
-        return self.relu(self.stabilise(z))
-
-    def lstm_linear(self, x, weight, d):
-        """x Wᵀ, x (..., n) and W (≥ 4d, n): the share of x in the pre-activations i, f, g, o of an LSTM of d units, and
-        of further gates, without bias. Ordinary derivative; LRP: only that of the candidate g, as the others are gates.
-        """
-        return F.linear(x, weight)
-
-    def select_heads(self, c):
-        """c (..., M, d/M), the contexts of M attention heads. Value c, derivative 1; LRP: 0 for heads not selected."""
-        return c
-
-    def conv(self, x, layer, signed, rectified):
-        """layer(x) for an nn.Conv2d and x (B, C, H, W), followed by a ReLU if `rectified`. Ordinary derivative; LRP:
-        the α1β0 rule. signed: whether x may have negative entries, for which the rule needs W⁻ as well as W⁺."""
-        return self.relu(layer(x)) if rectified else layer(x)
-
-
-class Gradient(Plain):
-    """Ordinary derivatives, with every operation's backward pass batched over words: gradient and Grad-CAM."""
-
-    fused = False
-
-    def leaf(self, x):
-        return x.detach().requires_grad_()
-
-
-class Guided(Gradient):
-    """Guided backpropagation (Springenberg et al. 2015)."""
-
-    def relu(self, z):
-        return _GuidedReLU.apply(z)
-
-
-class LRP(Gradient):
-    """Layer-wise relevance propagation: ε-rule in the decoder, α1β0 (z⁺) rule in the convolutions.
-
-    eps: ε ≥ 0. head: index of the one attention head that propagates relevance (MH-FC); all heads by default.
-    """
-
-    def __init__(self, eps=0.01, head=None):
-        self.eps, self.head = eps, head
-
-    def stabilise(self, z):
-        return replace(z, z.detach(), ratio(z.detach(), self.eps))
-
-    def rectify(self, z):
-        positive = z.detach().clamp(min=0)
-        return replace(z, positive, ratio(positive, self.eps))
-
-    def constant(self, a):
-        return a.detach()
-
-    def tanh(self, z):
-        y = torch.tanh(z.detach())
-        return replace(z, y, torch.where(z.detach() == 0, 1, y / z.detach()))
-
-    def lstm_linear(self, x, weight, d):
-        return _CandidateLinear.apply(x, weight, d)
-
-    def select_heads(self, c):
-        if self.head is None:
-            return c
-        if not 0 <= self.head < c.shape[-2]:
-            raise ValueError(f"head {self.head} is not one of this model's 0 … {c.shape[-2] - 1}")
-        selected = torch.arange(c.shape[-2], device=c.device) == self.head
-        return replace(c, c.detach(), selected[:, None].to(c.dtype))
-
-    def conv(self, x, layer, signed, rectified):
-        padding = layer.padding
-        if isinstance(padding, str) or layer.padding_mode != "zeros":
-            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-            x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode), 0
-        geometry = layer.stride, padding, layer.dilation, layer.groups
-        return _ZPlusConv.apply(x, layer.weight, layer.bias, geometry, signed, rectified)
-
-
-def stabilised(z, eps):
-    """z + ε sign z, with sign(0) = +1."""
-    return torch.where(z >= 0, z + eps, z - eps)
-
-
-def ratio(z, eps):
-    """z / (z + ε sign z); 0 where both are zero. An ε below the smallest number of z's type counts as zero."""
-    return (z != 0).to(z.dtype) if eps < torch.finfo(z.dtype).tiny else z / stabilised(z, eps)
-
-
-PLAIN = Plain()
-
-
-def lstm_cell(preactivations, c, rule):
-    """One LSTM step under a rule: pre-activations (..., 4d) in the order i, f, g, o and c (..., d) -> h, c (..., d)."""
-    if rule.fused and c.is_cuda:        # one operation in place of nine, as in nn.LSTMCell on GPUs
-        gates = preactivations.flatten(0, -2).to(c.dtype)
-        with torch.autocast("cuda", enabled=False):
-            h, new_c, _ = torch.ops.aten._thnn_fused_lstm_cell(gates, torch.zeros_like(gates), c.flatten(0, -2))
-        return h.view(c.shape), new_c.view(c.shape)
-    i, f, g, o = preactivations.chunk(4, dim=-1)
-    g = rule.tanh(rule.stabilise(g))
-    c = rule.stabilise(rule.constant(f.sigmoid()) * c + rule.constant(i.sigmoid()) * g)
-    return rule.constant(o.sigmoid()) * rule.tanh(c), c

@@ -55,14 +55,15 @@ def inputs(encoder, seed=0, side=16):
     """Images, features and a relevance for them, of both signs and zero where the features are"""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(2, 3, side, side, generator=generator, dtype=torch.float64)
-    features = encoders.run(encoder, images)[0].detach()
+    features = encoder(images).detach()
     return images, features, features * torch.randn(features.shape, generator=generator, dtype=torch.float64)
 
 
 def to_pixels(encoder, images, relevance, eps=0.01):
     """R = x r(x): the rules' derivatives take r = R / features to the pixels"""
     images = images.clone().requires_grad_()
-    features, _ = encoders.run(encoder, images, LRP(eps))
+    with LRP(eps):
+        features = encoder(images)
     r = torch.where(features == 0, 0, relevance / features).detach()
     return images.detach() * torch.autograd.grad(features, images, r)[0]
 
@@ -183,8 +184,7 @@ def test_resnet_with_batch_norm_folded_equals_torchvision():
         expected = stage(expected)
     encoder = encoders._plain_sequence(model).eval()
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in encoder.modules())
-    for actual in (encoder(images), encoders.run(encoder, images)[0]):
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+    torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-10 * expected.abs().max().item())
 
 
 @torch.no_grad()
@@ -196,5 +196,4 @@ def test_vgg16_equals_torchvision():
     encoder = encoders._plain_sequence(model)
     expected = model.features[:-1](images)
     assert expected.shape == (1, 512, 4, 4) and encoders.feature_dim(encoder) == 512
-    for actual in (encoder(images), encoders.run(encoder, images)[0]):
-        torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(encoder(images), expected)

@@ -28,7 +28,6 @@ def test_weights_from_a_file(tmp_path, name):
     body = model.features[:-1] if name == "vgg16" else torch.nn.Sequential(*list(model.children())[:-2])
     with torch.no_grad():
         torch.testing.assert_close(encoder.double()(images), body.double()(images), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(encoders.run(encoder, images)[0], encoder(images))
     assert encoders.feature_dim(encoder) == {"vgg16": 512, "resnet50": 2048}[name]
 
 
@@ -52,8 +51,3 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         encoders.build("vgg16", tmp_path / "missing.pth")
     with pytest.raises(InputError, match="vgg11"):
         encoders.build("vgg11")
-
-
-def test_other_layers_are_refused():
-    with pytest.raises(TypeError, match="Tanh"):
-        encoders.run(torch.nn.Sequential(torch.nn.Tanh()), torch.zeros(1, 3, 8, 8))

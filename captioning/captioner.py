@@ -1,0 +1,49 @@
+"""What all captioning models of this repository have in common: the base class of both, and of one's own."""
+from torch import nn
+
+from captioning.explanation import encoders, lrp_inference
+
+
+class Captioner(nn.Module):
+    """A model that captions images word by word, from features (B, K, C) of K regions (docs/new_model.md).
+
+    A model defines start, initial_state, step, teacher_force and region_logits, and the layers embedding, dropout and W_o.
+    config: the arguments from which a checkpoint rebuilds it, the entry "encoder" among them: a name in
+    encoders.IMAGE_SIZE, an nn.Sequential of layers that the rules know, or None for region features.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        encoder = config["encoder"]
+        self.encoder = encoders.architecture(encoder) if isinstance(encoder, str) else encoder
+        self.feature_dim = config["feature_dim"] if encoder is None else encoders.feature_dim(self.encoder)
+
+    def encode(self, images):
+        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) are returned unchanged."""
+        images = images.to(self.W_o.weight.dtype)
+        return images if images.dim() == 3 else self.encoder(images).flatten(2).transpose(1, 2)
+
+    def region_mask(self, features):
+        """(B, K) bool, False at padding: regions that are all zero, if there is no encoder; with one None."""
+        return None if self.encoder is not None else (features != 0).any(-1)
+
+    def output(self, hidden):
+        """The predictor's input (..., d) -> logits (..., V)."""
+        return self.W_o(self.dropout(hidden))
+
+    def forward(self, images, captions):
+        """Logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1].
+
+        images (B, 3, H, W) or region features (B, K, C); captions (B, T+1), or (B, N, T+1) for N per image: ids from
+        <start> on, zero-padded."""
+        is_single = captions.dim() == 2
+        trace = self.teacher_force(self.encode(images), captions[:, None] if is_single else captions)
+        logits = self.output(trace.hidden)
+        return logits[:, 0] if is_single else logits
+
+    def lrp_inference(self, images, captions, stop_words, eps=0.01):
+        """Logits p and weighted logits p̃ (docs/method.md, section 7), each of the shape that `forward` returns.
+
+        stop_words: set of ids, special tokens included, whose weights stay 1."""
+        return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
