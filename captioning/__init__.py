@@ -1,24 +1,28 @@
-"""What the two captioning models and several scripts share.
+"""What the captioning models and several scripts share.
 
-Modules of this folder serve all others. `interrupt`, `errors`, `memory`, `files`, `processes`, `runs`, `device`,
-`weights`, `cli`, `published`, `recurrence` and `decoding` import no sub-package; `checkpoint` imports data and
-explanation, and the models where it creates one; `grounding` imports data and metrics.
-Sub-packages, from the lowest to the highest; each may import those before it, but no script:
+In Python:
+
+    from captioning import explain      # explain("photograph.jpg"): captions an image and explains every word
+    from captioning import LRP          # with LRP(): …  gives torch's functions the derivatives of relevance propagation
+
+Modules of this folder serve all others. `captioner` is the base class of the models, `layers` the equations that they
+share. Sub-packages, from the lowest to the highest; each may import those before it, but no script:
 
     data         annotations, vocabulary, images, stored features, demo scenes
-    explanation  relevance rules, encoders, explanations of both models, LRP-inference
+    explanation  relevance rules, encoders, explanations of the models, LRP-inference
     metrics      object words, CHAIR, tables of scores
     training     the training loop, losses, self-critical training
-    report       plots and the HTML page
+    report       explained images, plots and the HTML page
     experiments  measures of explanations
-
-`api` is what users import in Python: from captioning import explain.
 """
 
 
 def __getattr__(name):
-    """`explain` of captioning.api, imported when it is used: the scripts do not need it."""
+    """`explain` and `LRP`, imported when they are used: the scripts do not need them."""
     if name == "explain":
         from captioning.api import explain
         return explain
+    if name == "LRP":
+        from captioning.explanation.rules import LRP
+        return LRP
     raise AttributeError(f"module 'captioning' has no attribute {name!r}")

@@ -1,7 +1,23 @@
-"""What all captioning models of this repository have in common: the base class of both, and of one's own."""
+"""What all captioning models have in common: their base class, and their names on the command line."""
+from importlib import import_module
+
 from torch import nn
 
 from captioning.explanation import encoders, lrp_inference
+
+# --model_type: module and class, which are imported when they are used; a model of your own is registered here
+MODELS = {"gridtd": ("gridTDmodel", "GridTDModel"), "aoa": ("aoamodel", "AOAModel")}
+
+
+def model_class(model_type):
+    """The class of --model_type: GridTDModel of "gridtd", AOAModel of "aoa"."""
+    module, name = MODELS[model_type]
+    return getattr(import_module(module), name)
+
+
+def model_type(model):
+    """The inverse of `model_class`: "gridtd" or "aoa"."""
+    return next(key for key, (_, name) in MODELS.items() if type(model).__name__ == name)
 
 
 class Captioner(nn.Module):

@@ -42,23 +42,35 @@ class Rule(TorchFunctionMode):
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
+def lstm_step(inputs, state, W_h):
+    """The equations of an LSTM; inputs: the shares of its input, with biases, in the gates i, f, o and in g."""
+    h, c = state
+    gates, g = (share + F.linear(h, W) for share, W in zip(inputs, W_h, strict=True))
+    i, f, o = gates.sigmoid().chunk(3, -1)
+    return lstm_cell(i, f, o, g, c)
+
+
+def lstm_single(rule, function, x, state, *weights):
+    """nn.LSTMCell as its equations, each operation with the derivative of the rule."""
+    W_x, W_h, b_x, b_h = map(gates_and_candidate, weights)
+    with rule:
+        return lstm_step(map(F.linear, [x, x], W_x, map(torch.add, b_x, b_h)), state, W_h)
+
+
 def lstm_by_steps(rule, function, x, state, weights, *options):
     """nn.LSTM as its equations, one step after the other, each operation with the derivative of the rule."""
     has_biases, layers, _, _, bidirectional, batch_first = options
     if not (has_biases and layers == 1 and batch_first) or bidirectional:
-        raise NotImplementedError("only an nn.LSTM with batch_first=True, biases, one layer and one direction is explained")
-    # all gates, and the candidate, of the inputs; the same of the state
+        raise NotImplementedError("an nn.LSTM is explained if it has batch_first=True, biases, one layer and one direction")
     W_x, W_h, b_x, b_h = map(gates_and_candidate, weights)
-    h, c = (part[0] for part in state)
+    state = [part[0] for part in state]
     outputs = []
     with rule:
-        inputs = [F.linear(x, W, b1 + b2) for W, b1, b2 in zip(W_x, b_x, b_h, strict=True)]
+        inputs = list(map(F.linear, [x, x], W_x, map(torch.add, b_x, b_h)))
         for t in range(x.shape[1]):
-            gates, g = (share[:, t] + F.linear(h, W) for share, W in zip(inputs, W_h, strict=True))
-            i, f, o = gates.sigmoid().chunk(3, -1)
-            h, c = lstm_cell(i, f, o, g, c)
-            outputs.append(h)
-        return torch.stack(outputs, 1), h[None], c[None]
+            state = lstm_step([share[:, t] for share in inputs], state, W_h)
+            outputs.append(state[0])
+        return torch.stack(outputs, 1), state[0][None], state[1][None]
 
 
 def guided_relu(rule, function, z, *args, **kwargs):
@@ -69,7 +81,7 @@ def guided_relu(rule, function, z, *args, **kwargs):
 class Gradient(Rule):
     """Ordinary derivatives. The LSTM runs step by step, since derivatives of PyTorch's own cannot be batched over words.
     """
-    table = {"lstm": lstm_by_steps}
+    table = {"lstm": lstm_by_steps, "lstm_cell": lstm_single}
 
 
 class Guided(Gradient):
