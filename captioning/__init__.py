@@ -2,11 +2,12 @@
 
 In Python:
 
-    from captioning import explain      # explain("photograph.jpg"): captions an image and explains every word
-    from captioning import LRP          # with LRP(): …  gives torch's functions the derivatives of relevance propagation
+    from captioning import explain      # explain("photo.jpg") captions it and explains every word
+    from captioning import LRP          # with LRP(): …  torch's functions propagate relevance
 
-Modules of this folder serve all others. `captioner` is the base class of the models, `layers` the equations that they
-share. Sub-packages, from the lowest to the highest; each may import those before it, but no script:
+Modules of this folder serve all others. `captioner` is the base class of the models, `layers` the
+equations that they share. Sub-packages, from the lowest to the highest; each may import those before
+it, but no script:
 
     data         annotations, vocabulary, images, stored features, demo scenes
     explanation  relevance rules, encoders, explanations of the models, LRP-inference

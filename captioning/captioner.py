@@ -1,11 +1,12 @@
-"""What all captioning models have in common: their base class, and their names on the command line."""
+"""What all captioning models have in common: their base class, and their names."""
 from importlib import import_module
 
 from torch import nn
 
+from captioning import published
 from captioning.explanation import encoders, lrp_inference
 
-# --model_type: module and class, which are imported when they are used; a model of your own is registered here
+# --model_type: module and class, imported when they are used; register a model of yours here
 MODELS = {"gridtd": ("gridTDmodel", "GridTDModel"), "aoa": ("aoamodel", "AOAModel")}
 
 
@@ -21,11 +22,12 @@ def model_type(model):
 
 
 class Captioner(nn.Module):
-    """A model that captions images word by word, from features (B, K, C) of K regions (docs/new_model.md).
+    """A model that captions images word by word, from features (B, K, C) of K regions.
 
-    A model defines start, initial_state, step, teacher_force and region_logits, and the layers embedding, dropout and W_o.
-    config: the arguments from which a checkpoint rebuilds it, the entry "encoder" among them: a name in
-    encoders.IMAGE_SIZE, an nn.Sequential of layers that the rules know, or None for region features.
+    A subclass defines start, initial_state, step and teacher_force, the layers embedding, dropout
+    and W_o, and for the region loss region_logits (docs/new_model.md). config: the arguments from
+    which a checkpoint rebuilds it. Its entry "encoder" is a name in encoders.IMAGE_SIZE, an
+    nn.Sequential of layers that the rules know, or None for region features.
     """
 
     def __init__(self, config):
@@ -33,15 +35,22 @@ class Captioner(nn.Module):
         self.config = config
         encoder = config["encoder"]
         self.encoder = encoders.architecture(encoder) if isinstance(encoder, str) else encoder
-        self.feature_dim = config["feature_dim"] if encoder is None else encoders.feature_dim(self.encoder)
+        if encoder is None:
+            self.feature_dim = config["feature_dim"]
+        else:
+            self.feature_dim = encoders.feature_dim(self.encoder)
 
     def encode(self, images):
-        """images (B, 3, H, W) -> features (B, K, C), K row by row; region features (B, K, C) are returned unchanged."""
+        """images (B, 3, H, W) -> features (B, K, C), K row by row.
+
+        Region features (B, K, C) are returned unchanged."""
         images = images.to(self.W_o.weight.dtype)
-        return images if images.dim() == 3 else self.encoder(images).flatten(2).transpose(1, 2)
+        if images.dim() == 3:
+            return images
+        return self.encoder(images).flatten(2).transpose(1, 2)
 
     def region_mask(self, features):
-        """(B, K) bool, False at padding: regions that are all zero, if there is no encoder; with one None."""
+        """(B, K) bool, False at padding: regions that are all zero; None if there is an encoder."""
         return None if self.encoder is not None else (features != 0).any(-1)
 
     def output(self, hidden):
@@ -51,15 +60,24 @@ class Captioner(nn.Module):
     def forward(self, images, captions):
         """Logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1].
 
-        images (B, 3, H, W) or region features (B, K, C); captions (B, T+1), or (B, N, T+1) for N per image: ids from
-        <start> on, zero-padded."""
+        images (B, 3, H, W) or region features (B, K, C); captions (B, T+1), or (B, N, T+1) for N
+        per image: ids from <start> on, zero-padded."""
         is_single = captions.dim() == 2
-        trace = self.teacher_force(self.encode(images), captions[:, None] if is_single else captions)
-        logits = self.output(trace.hidden)
+        captions = captions[:, None] if is_single else captions
+        logits = self.output(self.teacher_force(self.encode(images), captions).hidden)
         return logits[:, 0] if is_single else logits
 
     def lrp_inference(self, images, captions, stop_words, eps=0.01):
-        """Logits p and weighted logits p̃ (docs/method.md, section 7), each of the shape that `forward` returns.
+        """Logits p and weighted logits p̃ (docs/method.md, section 7), of the shape of `forward`'s.
 
         stop_words: set of ids, special tokens included, whose weights stay 1."""
         return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
+
+    def load_published(self, state_dict):
+        """Loads a state_dict with the names of the published checkpoints (section 10).
+
+        InputError if it belongs to another model. Sets `query_per_region`, if the model has it."""
+        published.load(self, state_dict, self.PUBLISHED_NAMES)
+        if "query_per_region" in self.config:
+            self.config["query_per_region"] = True
+            self.query_per_region = True

@@ -1,16 +1,16 @@
-"""The model of docs/new_model.md, in one file of plain PyTorch, does all that the two models of the repository do."""
+"""The model of docs/new_model.md does all that the two models of the repository do."""
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
-import finetune
 import pytest
 import torch
-from helpers import CAPTIONS, max_pooled, random_images, random_regions, run_training, train_flags, train_run
+from helpers import CAPTIONS, max_pooled, random_images, random_regions, run_training, train_run
 
 import evaluation
 import explain
+import finetune
 from captioning import captioner, checkpoint
 from captioning.explanation.methods import METHODS
 from captioning.files import read_json
@@ -47,7 +47,8 @@ def test_relevance_is_conserved(model_type, encoder):
     is_word = (CAPTIONS[:, 1:] != 0).double()
     torch.testing.assert_close(explanation.conservation, is_word, rtol=0, atol=1e-9)
     if encoder:
-        torch.testing.assert_close(explanation.pixels.sum((2, 3, 4)), explanation.image, rtol=0, atol=1e-9)
+        pixels = explanation.pixels.sum((2, 3, 4))
+        torch.testing.assert_close(pixels, explanation.image, rtol=0, atol=1e-9)
     with_biases = make(model_type, encoder).lrp(images, CAPTIONS)
     parts = with_biases.image + with_biases.start + with_biases.previous + with_biases.rest
     torch.testing.assert_close(parts, with_biases.targets, rtol=0, atol=1e-12)
@@ -61,7 +62,8 @@ def test_every_method_explains_a_batch_like_its_items(model_type, method):
     alone = METHODS[method].explain(model, images[1:2], CAPTIONS[1:2])
     for name in ("words", "features", "pixels", "attention"):
         if getattr(batch, name) is not None:
-            torch.testing.assert_close(getattr(alone, name)[0], getattr(batch, name)[1], rtol=0, atol=1e-12)
+            torch.testing.assert_close(getattr(alone, name)[0], getattr(batch, name)[1], rtol=0,
+                                       atol=1e-12)
 
 
 def test_gradients_are_those_of_autograd(model_type):
@@ -88,15 +90,17 @@ def test_scripts_train_tune_evaluate_and_explain_it(demo_data, tmp_path):
     weight = str(tmp_path / "sat" / "checkpoint_best.pth")
     before = checkpoint.load(weight)[0].state_dict()
     for mode in ("lrp_tune", "erase_tune"):
-        tuned = run_training(finetune, [f"--{mode}", "--weight", weight, "--data_folder", str(demo_data), "--epochs", "1",
-                                        "--workers", "0", "--device", "cpu", "--save_path", str(tmp_path / mode)],
-                             tmp_path / mode)
+        tune_flags = [f"--{mode}", "--weight", weight, "--data_folder", str(demo_data), "--epochs", "1",
+                      "--workers", "0", "--device", "cpu", "--save_path", str(tmp_path / mode)]
+        tuned = run_training(finetune, tune_flags, tmp_path / mode)
         assert not torch.equal(tuned["state_dict"]["W_a.weight"], before["W_a.weight"])
+
     evaluation.main(evaluation.get_args_parser().parse_args(
-        ["--weight", weight, "--data_folder", str(demo_data), "--metrics", "cider", "chair", "--workers", "0",
-         "--explanations", "pointing_game", "--max_images", "2", "--device", "cpu"]))
+        ["--weight", weight, "--data_folder", str(demo_data), "--metrics", "cider", "chair",
+         "--explanations", "pointing_game", "--max_images", "2", "--workers", "0", "--device", "cpu"]))
     assert "chair_i" in read_json(tmp_path / "sat" / "metrics_test.json")
     image = next((demo_data / "demo" / "images").glob("test_*.png"))
     explain.main(explain.get_args_parser().parse_args(
-        ["--weight", weight, "--images", str(image), "--save_path", str(tmp_path / "explained"), "--device", "cpu"]))
+        ["--weight", weight, "--images", str(image), "--save_path", str(tmp_path / "explained"),
+         "--device", "cpu"]))
     assert (tmp_path / "explained" / image.stem / "lrp.png").is_file()

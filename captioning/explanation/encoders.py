@@ -1,7 +1,7 @@
 """Image encoders: sequences of convolution, batch-norm, ReLU, pooling and residual blocks.
 
-Each maps images (B, 3, S, S), normalised as in captioning.data.images, to features (B, C, h, w) (docs/method.md,
-section 1).
+Each maps images (B, 3, S, S), normalised as in captioning.data.images, to features (B, C, h, w)
+(docs/method.md, section 1).
 """
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ class Residual(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of x (B, C, H, W); in training, mean and variance are those of all processes' images.
+    """Batch normalisation of x (B, C, H, W) over the images of all processes.
 
     torch.nn.SyncBatchNorm does the same, but only on GPUs."""
 
@@ -33,7 +33,8 @@ class BatchNorm(nn.BatchNorm2d):
         if processes.count() == 1 or not self.training:
             return super().forward(x)
         y = x.to(self.weight.dtype)         # mixed precision
-        sums = processes.all_reduce(torch.cat([y.sum((0, 2, 3)), y.new_tensor([y.numel() / y.shape[1]])]))
+        count = y.new_tensor([y.numel() / y.shape[1]])
+        sums = processes.all_reduce(torch.cat([y.sum((0, 2, 3)), count]))
         mean = sums[:-1] / sums[-1]
         n = sums[-1].detach()
         y = y - mean[:, None, None]
@@ -55,10 +56,11 @@ def architecture(name):
 
 
 def _torchvision(name):
-    """torchvision's model with random weights; VGG without its classifier, whose 124 million weights are not used."""
+    """torchvision's model with random weights, VGG without the 124 million of its classifier."""
     from torchvision import models
     if not name.startswith("vgg"):
         return models.get_model(name)
+
     model = nn.Module()
     model.features = models.vgg.make_layers(models.vgg.cfgs[{"vgg16": "D", "vgg19": "E"}[name]])
     for layer in model.features:
@@ -69,10 +71,10 @@ def _torchvision(name):
 
 
 def build(name, weights=None):
-    """The encoder `name` with pretrained weights: of a file with torchvision's names, or ImageNet's from torchvision.
+    """The encoder `name` with the weights of a file with torchvision's names, or torchvision's own.
 
-    The encoder "small" is meant to be trained: without a file its weights are random. InputError if the weights cannot
-    be downloaded or read, or belong to another encoder.
+    The encoder "small" is meant to be trained: without a file its weights are random. InputError if
+    the weights cannot be downloaded or read, or belong to another encoder.
     """
     _check(name)
     if name == "small":
@@ -81,9 +83,10 @@ def build(name, weights=None):
             _load(encoder, read_weights(weights), weights)
         return encoder
     model = _torchvision(name)
-    state = read_weights(weights) if weights else download_weights(name, "IMAGENET1K_V1", "--encoder_weights")
+    state = read_weights(weights) if weights else download_weights(
+        name, "IMAGENET1K_V1", "--encoder_weights")
     prefix = ("features.",) if name.startswith("vgg") else ("conv1.", "bn1.", "layer")
-    _load(model, {key: value for key, value in state.items() if key.startswith(prefix)}, weights or name, prefix)
+    _load(model, state, weights or name, prefix)
     return _plain_sequence(model)
 
 
@@ -98,31 +101,39 @@ def _check(name):
 
 
 def _load(model, state, source, prefix=("",)):
-    """Loads `state` into the parameters and buffers of `model` whose names start with `prefix`: none may be missing."""
-    wanted = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
-    for key, value in wanted.items():
-        if key not in state and not key.endswith("num_batches_tracked"):
-            raise InputError(f"the encoder weights {source} lack '{key}': are they of another encoder?")
-        if key in state and state[key].shape != value.shape:
-            raise InputError(f"the encoder weights {source} have {tuple(state[key].shape)} for '{key}' instead of "
-                             f"{tuple(value.shape)}: are they of another encoder?")
-    model.load_state_dict({key: state[key].float() for key in wanted if key in state}, strict=False)
+    """Loads `state` into all parameters and buffers of `model` whose names start with `prefix`."""
+    loaded = {}
+    for key, value in model.state_dict().items():
+        # old files lack the counters of batch-norms
+        if not key.startswith(prefix) or (key.endswith("num_batches_tracked") and key not in state):
+            continue
+        if key not in state:
+            raise InputError(f"the encoder weights {source} lack '{key}': are they of another "
+                             "encoder?")
+        if state[key].shape != value.shape:
+            raise InputError(f"the encoder weights {source} have {tuple(state[key].shape)} for "
+                             f"'{key}' instead of {tuple(value.shape)}: are they of another encoder?")
+        loaded[key] = state[key].float()
+    model.load_state_dict(loaded, strict=False)
 
 
 def _plain_sequence(model):
-    """torchvision's VGG without its last max-pool, or ResNet without its head, as a sequence for `run`."""
+    """torchvision's VGG without its last max-pool, or ResNet without its head, as a sequence."""
     if hasattr(model, "features"):
         layers = list(model.features)[:-1]
-        return nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in layers))
+        return nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer
+                               for layer in layers))
     model.eval()
-    stem = [_fold(model.conv1, model.bn1), nn.ReLU(), model.maxpool]
-    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
-    return nn.Sequential(*stem, *(layer for stage in stages for block in stage for layer in _bottleneck(block)))
+    layers = [_fold(model.conv1, model.bn1), nn.ReLU(), model.maxpool]
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in stage:
+            layers += _bottleneck(block)
+    return nn.Sequential(*layers)
 
 
 def _bottleneck(block):
-    body = nn.Sequential(_fold(block.conv1, block.bn1), nn.ReLU(), _fold(block.conv2, block.bn2), nn.ReLU(),
-                         _fold(block.conv3, block.bn3))
+    body = nn.Sequential(_fold(block.conv1, block.bn1), nn.ReLU(), _fold(block.conv2, block.bn2),
+                         nn.ReLU(), _fold(block.conv3, block.bn3))
     shortcut = nn.Sequential(_fold(*block.downsample)) if block.downsample else nn.Sequential()
     return Residual(body, shortcut), nn.ReLU()
 
@@ -134,15 +145,18 @@ def _fold(conv, norm):
 
 
 def _small():
-    """Five convolutions with batch-norm, fast on CPUs: 3×112×112 to 128×7×7, with a receptive field of 67 pixels."""
-    layers, width = [], 3
+    """Five convolutions with batch-norm, fast on CPUs: 3×112×112 to 128×7×7.
+
+    Their receptive field has 67 pixels."""
+    layers = []
+    width = 3
     for channels in (32, "pool", 64, 96, "pool", 128, 128, "pool"):
         if channels == "pool":
             layers.append(nn.MaxPool2d(2))
             continue
         kernel, stride = (3, 1) if layers else (5, 2)
-        layers += [nn.Conv2d(width, channels, kernel, stride, kernel // 2, bias=False), BatchNorm(channels),
-                   nn.ReLU()]
-        nn.init.kaiming_normal_(layers[-3].weight, nonlinearity="relu")
+        conv = nn.Conv2d(width, channels, kernel, stride, kernel // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        layers += [conv, BatchNorm(channels), nn.ReLU()]
         width = channels
     return nn.Sequential(*layers)

@@ -1,12 +1,12 @@
 """The explanation methods by name, and their results as one map per word.
 
-A method that is registered here works everywhere: flags, page, PNGs and measures. Example:
+A method that is registered here works everywhere: flags, page, PNGs and measures. For example:
 
     from captioning.explanation.methods import METHODS, Method
 
-    METHODS["lrp_gamma"] = Method(
-        lambda model, images, captions, **options: model.lrp(images, captions, rule=Gamma(0.25), **options),
-        "LRP with the γ-rule in the convolutions.", additive=True)
+    METHODS["my_lrp"] = Method(
+        lambda model, *args, **options: model.lrp(*args, rule=MyRule(), **options),
+        "LRP with a rule of mine in the convolutions.", additive=True)
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from captioning.errors import InputError
+from captioning.explanation.rules import Gamma
 
-SPLIT = ("image", "start", "previous", "rest")  # the summands into which LRP splits the explained logit
+# the summands into which LRP splits the explained logit
+SPLIT = ("image", "start", "previous", "rest")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Method:
     """What the rest of the code needs to know about an explanation method."""
     explain: Callable           # (model, images, captions, **options) -> attribution.Explanation
     description: str            # one sentence, shown on the page
-    additive: bool = False      # a form of LRP: its parts add up to the logit, and it takes the option eps
+    additive: bool = False      # a form of LRP: its parts add up to the logit; takes the option eps
     signed: bool = True         # its maps have negative values
     has_words: bool = True      # it assigns something to the words read
     needs_pixels: bool = False  # it is defined by maps of pixels, so that region features have none
@@ -31,37 +33,56 @@ class Method:
     labels: tuple = ("negative gradient", "positive gradient")
 
 
+def _own(name):
+    """The method of the model that has this name."""
+    return lambda model, *args, **options: getattr(model, name)(*args, **options)
+
+
+def _gamma(model, *args, eps=0.01, **options):
+    return model.lrp(*args, rule=Gamma(0.25, eps), **options)
+
+
 METHODS = {
     "lrp": Method(
-        lambda model, *args, **options: model.lrp(*args, **options),
-        "Layer-wise relevance propagation: the word's logit divided among pixels and earlier words.",
+        _own("lrp"),
+        "Layer-wise relevance propagation: the word's logit, divided among pixels and earlier "
+        "words.",
         additive=True, labels=("opposes the word", "supports the word")),
     "lrp_specific": Method(
-        lambda model, *args, **options: model.lrp_specific(*args, **options),
-        "LRP of the word minus the mean of LRP of the caption's other words: what is specific to the word.",
+        _own("lrp_specific"),
+        "LRP of the word minus the mean of LRP of the caption's other words: what is specific to "
+        "the word.",
         additive=True, labels=("supports the other words more", "supports this word more")),
+    "lrp_gamma": Method(
+        _gamma,
+        "LRP with the γ-rule in the convolutions of the encoder, which keeps negative evidence.",
+        additive=True, labels=("opposes the word", "supports the word")),
     "gradient": Method(
-        lambda model, *args, **options: model.gradient(*args, **options),
-        "Gradient: how the logit reacts to small changes of each pixel; its sign says nothing about support."),
+        _own("gradient"),
+        "Gradient: how the logit reacts to small changes of each pixel; its sign says nothing "
+        "about support."),
     "grad_cam": Method(
-        lambda model, *args, **options: model.grad_cam(*args, **options),
-        "Grad-CAM: positions of the last feature map that raise the logit, at the resolution of that map.",
+        _own("grad_cam"),
+        "Grad-CAM: positions of the last feature map that raise the logit, at the resolution of "
+        "that map.",
         signed=False, needs_pixels=True, labels=("low", "high")),
     "guided_backprop": Method(
-        lambda model, *args, **options: model.guided_backprop(*args, **options),
-        "Guided backpropagation: the gradient along positive paths only; shows edges and textures."),
+        _own("guided_backprop"),
+        "Guided backpropagation: the gradient along positive paths only; shows edges and "
+        "textures."),
     "guided_grad_cam": Method(
-        lambda model, *args, **options: model.guided_grad_cam(*args, **options),
+        _own("guided_grad_cam"),
         "Guided Grad-CAM: guided backpropagation, weighted with Grad-CAM.", needs_pixels=True),
     "attention": Method(
-        lambda model, *args, **options: model.attention(*args, **options),
-        "Attention: where the model looks when it predicts the word, not whether that supports the word.",
+        _own("attention"),
+        "Attention: where the model looks when it predicts the word, not whether that supports the "
+        "word.",
         signed=False, has_words=False, labels=("low", "high")),
 }
 
 
 def pixel_maps(explanation, method, size):
-    """(B, T, H, W) of any method: pixels summed over channels; attention (mean over heads) upsampled to `size`."""
+    """(B, T, H, W) of any method: pixels summed over channels, or attention upsampled to `size`."""
     if method != "attention":
         return explanation.pixels.sum(2)
     maps = _mean_over_heads(explanation.attention).unflatten(-1, explanation.grid)
@@ -86,8 +107,8 @@ def methods_for_regions(methods, weight):
     """
     applicable = [method for method in methods if not METHODS[method].needs_pixels]
     if not applicable:
-        raise InputError(f"{weight} uses region features, which have no pixel maps: choose other --methods than "
-                         f"{' and '.join(methods)}, for example lrp")
+        raise InputError(f"{weight} uses region features, which have no pixel maps: choose other "
+                         f"--methods than {' and '.join(methods)}, for example lrp")
     if len(applicable) < len(methods):
         report_omitted([method for method in methods if method not in applicable], weight)
     return applicable

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from aoamodel import AOAModel
 from captioning.explanation import lrp_inference
-from captioning.explanation.rules import LRP, ratio
+from captioning.explanation.derivatives import ratio
+from captioning.explanation.rules import LRP
 from gridTDmodel import GridTDModel
 from studies.weighted_words import at_temperature
 

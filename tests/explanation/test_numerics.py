@@ -6,7 +6,7 @@ from torch import nn
 
 from aoamodel import AOAModel
 from captioning.explanation.methods import METHODS, SPLIT
-from captioning.explanation.rules import ratio
+from captioning.explanation.derivatives import ratio
 from gridTDmodel import GridTDModel
 
 LENGTH = 8
