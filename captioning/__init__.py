@@ -6,8 +6,8 @@ In Python:
     from captioning import LRP          # with LRP(): …  torch's functions propagate relevance
 
 Modules of this folder serve all others. `captioner` is the base class of the models, `layers` the
-equations that they share. Sub-packages, from the lowest to the highest; each may import those before
-it, but no script:
+equations that they share. Sub-packages, from the lowest to the highest; each may import those
+before it, but no script:
 
     data         annotations, vocabulary, images, stored features, demo scenes
     explanation  relevance rules, encoders, explanations of the models, LRP-inference

@@ -90,14 +90,15 @@ def test_scripts_train_tune_evaluate_and_explain_it(demo_data, tmp_path):
     weight = str(tmp_path / "sat" / "checkpoint_best.pth")
     before = checkpoint.load(weight)[0].state_dict()
     for mode in ("lrp_tune", "erase_tune"):
-        tune_flags = [f"--{mode}", "--weight", weight, "--data_folder", str(demo_data), "--epochs", "1",
-                      "--workers", "0", "--device", "cpu", "--save_path", str(tmp_path / mode)]
+        tune_flags = [f"--{mode}", "--weight", weight, "--data_folder", str(demo_data),
+                      "--epochs", "1", "--workers", "0", "--device", "cpu", "--save_path", str(tmp_path / mode)]
         tuned = run_training(finetune, tune_flags, tmp_path / mode)
         assert not torch.equal(tuned["state_dict"]["W_a.weight"], before["W_a.weight"])
 
     evaluation.main(evaluation.get_args_parser().parse_args(
         ["--weight", weight, "--data_folder", str(demo_data), "--metrics", "cider", "chair",
-         "--explanations", "pointing_game", "--max_images", "2", "--workers", "0", "--device", "cpu"]))
+         "--explanations", "pointing_game", "--max_images", "2", "--workers", "0",
+         "--device", "cpu"]))
     assert "chair_i" in read_json(tmp_path / "sat" / "metrics_test.json")
     image = next((demo_data / "demo" / "images").glob("test_*.png"))
     explain.main(explain.get_args_parser().parse_args(

@@ -112,7 +112,8 @@ def _load(model, state, source, prefix=("",)):
                              "encoder?")
         if state[key].shape != value.shape:
             raise InputError(f"the encoder weights {source} have {tuple(state[key].shape)} for "
-                             f"'{key}' instead of {tuple(value.shape)}: are they of another encoder?")
+                             f"'{key}' instead of {tuple(value.shape)}: are they of another "
+                             "encoder?")
         loaded[key] = state[key].float()
     model.load_state_dict(loaded, strict=False)
 
