@@ -72,7 +72,7 @@ def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, 
     common = ("--data_folder", demo_data, "--batch_size", "7", "--workers", "0", "--device", "cpu", "--dropout", "0")
     tuned = {f"{model}_{mode}": ("finetune", ("--weight", bases[model], *common, *flags, "--decoder_lr", "1e-2"))
              for model in bases for mode, flags in MODES.items()}
-    pixels = {"pixels": ("train", train_flags(demo_data, "", *common, "--captions_per_step", "2"))}
+    pixels = {"pixels": ("train", train_flags(demo_data, "", *common, "--captions_per_epoch", "2"))}
 
     def runs(folder, selected, epochs=3, *extra):
         return [(script, (*flags, *extra, "--epochs", str(epochs), "--save_path", tmp_path / folder / name))

@@ -90,10 +90,10 @@ def test_self_critical_training_has_no_dropout_and_all_references(bases, tmp_pat
     args = finetune.get_args_parser().parse_args(flags(bases["aoa"], tmp_path, "--cider_tune"))
     model, _ = checkpoint.load(bases["aoa"])
     before = dict(vars(args))
-    settings = finetune.complete_settings(args, model, {"dataset": "demo", "captions_per_step": 2})
+    settings = finetune.complete_settings(args, model, {"dataset": "demo", "captions_per_epoch": 2})
     finetune.set_dropout(model, settings)
     assert model.dropout.p == model.attention_dropout.p == 0 and model.config["dropout"] == 0.3
-    assert settings.captions_per_step is None and settings.dataset == "demo"
+    assert settings.captions_per_epoch is None and settings.dataset == "demo"
     assert vars(args) == before
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("model_type, extra", [
     ("gridtd", ("--ss_prob", "0.3", "--region_loss", "0.1", "--region_epochs", "1")),
-    ("aoa", ("--amp", "--captions_per_step", "2", "--lr_schedule", "cosine"))])
+    ("aoa", ("--amp", "--captions_per_epoch", "2", "--lr_schedule", "cosine"))])
 def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_type, extra):
     extra = ("--model_type", model_type, *extra)
     whole = train_run(demo_data, tmp_path / "whole", *extra)
@@ -71,7 +71,7 @@ def test_number_of_workers_does_not_change_the_weights(demo_data, tmp_path):
 
 def test_the_model_learns(demo_data, tmp_path):
     rows = train_run(demo_data, tmp_path, "--epochs", "10", "--decoder_lr", "1e-2", "--grad_clip", "1", "--dropout",
-                     "0", "--hidden_dim", "32", "--captions_per_step", "2")["training"]["state"]["log"]
+                     "0", "--hidden_dim", "32", "--captions_per_epoch", "2")["training"]["state"]["log"]
     assert rows[-1][2] < 0.7 * rows[0][2] and rows[-1][3] > 2 * rows[0][3]        # loss, accuracy
     model, vocabulary = checkpoint.load(tmp_path / "checkpoint_best.pth")
     assert isinstance(model, GridTDModel) and len(vocabulary) == model.config["vocab_size"]
