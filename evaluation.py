@@ -30,7 +30,7 @@ from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import open_features
 from captioning.data.loader import make_loader
 from captioning.data.predictions import image_ids, read_predictions, read_references
-from captioning.decoding import caption_batch, decode
+from captioning.decoding import caption_batch, decode, image_seeds
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.experiments.batch import RANDOM, Study
@@ -161,16 +161,10 @@ def caption_split(model, vocabulary, data, decoding, batch_size, workers, seed, 
     captions = []
     for batch in tqdm(make_loader(data, batches, workers, device), desc="captioning", unit="batch",
                       disable=processes.rank() > 0):
-        options = with_generator(decoding, seed + batch["index"][0].item(), device)
-        captions.append(caption_batch(model, batch["images"].to(device), vocabulary, False, device, **options))
+        seeds = image_seeds(batch["index"].tolist(), seed)
+        captions.append(caption_batch(model, batch["images"].to(device), vocabulary, False, device, seeds=seeds,
+                                      **decoding))
     return sum(processes.gather(captions), [])
-
-
-def with_generator(decoding, seed, device):
-    """Decoding options; sampling gets a generator, so that it is reproducible for any number of processes."""
-    if decoding["method"] != "sample":
-        return decoding
-    return decoding | {"generator": torch.Generator(device).manual_seed(seed)}
 
 
 def read_captions(args):
@@ -274,7 +268,7 @@ def make_study(model, vocabulary, methods, objects, boxes, frequent, masks, deco
                calibration=None):
     """What the experiments share; images that an experiment changes are captioned with the same decoding options."""
     def decode_features(features):
-        options = {"decode": decode} | with_generator(decoding, seed, features.device)
+        options = {"decode": decode, "seeds": image_seeds(range(len(features)), seed)} | decoding
         return options.pop("decode")(model, features, vocabulary, **options)
     return Study(model, vocabulary, tuple(methods), objects, boxes, set(frequent), stop_words(), masks,
                  decode_features, seed, read_boxes, calibration)

@@ -250,7 +250,8 @@ def explain_all(args, methods, model, vocabulary, targets, texts, annotations, r
                 inputs = torch.stack([preprocess(image, size) for image in images])
             inputs = inputs.to(device)
             given = [texts[path] for path in paths] if texts else None
-            captions = captions_to_explain(model, vocabulary, inputs, given, decoding_options(args), decode)
+            options = decoding_options(args) | {"seeds": decoding.image_seeds(indices, args.seed)}
+            captions = captions_to_explain(model, vocabulary, inputs, given, options, decode)
             results = explain_batch(model, vocabulary, inputs, captions, methods, args.contrast, args.eps, args.chunk,
                                     bar, calibration)
             if regions:

@@ -2,7 +2,7 @@
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
-from argparse import BooleanOptionalAction, Namespace
+from argparse import SUPPRESS, Action, BooleanOptionalAction, Namespace
 
 import torch
 
@@ -27,147 +27,175 @@ from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
 from captioning.memory import check_memory
-from captioning.report.tensorboard import epoch_logger
 from captioning.runs import record_run
 from captioning.training.loop import fit
-from captioning.training.losses import teacher_forced_loss
-from captioning.training.options import TrainingOptions
+from captioning.training.losses import CrossEntropy
 
-BYTES_PER_PARAMETER = 16        # the parameter, its gradient and Adam's two moments, of 4 bytes each
+EPOCHS = {"gridtd": 20, "aoa": 50}      # of Sun et al. (2022)
+BYTES_PER_PARAMETER = 16    # the parameter, its gradient and Adam's two moments, of 4 bytes each
 
 
 def get_args_parser():
     parser = Parser(__doc__)
-    add_training(parser).add_argument("--encoder_weights", metavar="FILE", help="weights of the CNN (default: "
-                                      "downloaded ImageNet weights)")
+    add_training(parser).add_argument("--encoder_weights", metavar="FILE", help="weights of the "
+                                      "CNN (default: downloaded ImageNet weights)")
     return parser
 
 
+class Renamed(Action):
+    """A flag of earlier versions, which ends with the name of the present one."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} has another name now: give {self.metavar}")
+
+
+def add_renamed(parser, names):
+    """Adds the earlier spellings of flags; names: {earlier: present}."""
+    for earlier, present in names.items():
+        parser.add_argument(earlier, action=Renamed, metavar=present, nargs="?", dest=SUPPRESS,
+                            default=SUPPRESS, help=SUPPRESS)
+
+
 def add_training(parser):
-    """Adds the argument groups that train.py and finetune.py share, and returns the group of the model."""
+    """Adds the flags that train.py and finetune.py share; returns the group of the model's."""
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="demo", help="name of a data set prepared by preparedataset.py")
-    add("--data_folder", default="data", help="folder to which preparedataset.py wrote the data set")
-    add("--from_pixels", action=BooleanOptionalAction, default=False, help="read and augment images even if features "
-        "are stored")
-    add("--captions_per_step", type=positive_int, help="captions sampled per image per epoch (default: all)")
+    add("--data_folder", default="data", help="folder to which preparedataset.py wrote it")
+    add("--from_pixels", action=BooleanOptionalAction, default=False, help="read and augment "
+        "images even if features are stored")
+    add("--captions_per_epoch", type=positive_int, help="captions sampled per image per epoch "
+        "(default: all)")
+
     model = parser.add_argument_group("model")
     add = model.add_argument
     add("--model_type", choices=["gridtd", "aoa"], default="gridtd", help="captioning model")
-    add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16",
-        help="CNN, or bottom_up for region features")
+    add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16", help="CNN, or "
+        "bottom_up for region features")
     add("--embed_dim", type=positive_int, default=512, help="dimension of the word embeddings")
-    add("--hidden_dim", type=positive_int, default=512, help="dimension of the LSTMs and of the projected regions")
-    add("--attention_dim", type=positive_int, default=196, help="gridtd: dimension of the attention")
+    add("--hidden_dim", type=positive_int, default=512, help="dimension of the LSTMs and of the "
+        "projected regions")
+    add("--attention_dim", type=positive_int, default=196, help="gridtd: dimension of the "
+        "attention")
     add("--num_head", type=positive_int, default=8, help="aoa: number of attention heads")
-    add("--dropout", type=fraction, help="dropout before the output layer (default: 0.5 for gridtd, 0.3 for aoa)")
+    add("--dropout", type=fraction, help="dropout before the output layer (default: 0.5 for "
+        "gridtd, 0.3 for aoa)")
+
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
-    add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN as well, on pixels; "
-        "the encoder 'small' is always trained")
-    add("--batch_size", type=positive_int, default=32, help="images per batch, over all processes of torchrun")
-    add("--accumulate", type=positive_int, default=1, help="number of parts in which each batch is computed, one after "
-        "the other, which needs less memory (docs/distributed.md)")
-    add("--epochs", type=positive_int, default=50, help="maximum number of epochs")
-    add("--patience", type=positive_int, default=6, help="stop after this many epochs without a better validation "
-        "CIDEr")
+    add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN as "
+        "well, on pixels; the encoder 'small' is always trained")
+    add("--batch_size", type=positive_int, default=32, help="images per batch, over all processes "
+        "of torchrun")
+    add("--accumulate", type=positive_int, default=1, help="number of passes in which each batch "
+        "is computed, one after the other, which needs less memory (docs/distributed.md)")
+    add("--epochs", type=positive_int, help="maximum number of epochs (default: 20 for gridtd, 50 "
+        "for aoa)")
+    add("--patience", type=positive_int, default=6, help="stop after this many epochs without a "
+        "better validation CIDEr")
     add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
     add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
-    add("--lr_schedule", choices=["plateau", "cosine"], default="plateau", help="plateau: multiply learning rates by "
-        "0.8 after every two epochs without a better CIDEr; cosine: half a cosine to zero over all epochs")
+    add("--lr_schedule", choices=["plateau", "cosine"], default="plateau", help="plateau: multiply "
+        "learning rates by 0.8 after every two epochs without a better CIDEr; cosine: half a "
+        "cosine to zero over all epochs")
     add("--weight_decay", type=non_negative, default=0.0, help="L2 penalty of Adam")
     add("--grad_clip", type=positive, default=0.1, help="maximum norm of the gradient")
-    add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: probability of reading a sampled word")
-    add("--label_smoothing", type=fraction, default=0.0, help="share of the target probability that is spread over all "
-        "words")
-    add("--region_loss", type=non_negative, default=0.0, help="weight of the region loss, which trains single regions "
-        "to predict words of the captions; it speeds up training of a randomly initialised encoder")
-    add("--region_epochs", type=natural, default=0, help="number of initial epochs on the region loss alone")
+    add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: probability of reading "
+        "a sampled word")
+    add("--label_smoothing", type=fraction, default=0.0, help="share of the target probability "
+        "that is spread over all words")
+    add("--region_loss", type=non_negative, default=0.0, help="weight of the region loss, which "
+        "trains single regions to predict words of the captions; it speeds up training of a "
+        "randomly initialised encoder")
+    add("--region_epochs", type=natural, default=0, help="number of first epochs that train on the "
+        "region loss alone")
     add("--amp", action=BooleanOptionalAction, default=False, help="mixed precision")
+    add("--compile", action=BooleanOptionalAction, default=False, help="compile the model's steps, "
+        "which takes minutes at first and pays in long runs")
     add_device(group)
     add_seed(group)
     add_workers(group)
+
     add = parser.add_argument_group("output").add_argument
-    add("--resume", default="auto", metavar="{auto,never,FILE}", help="checkpoint to resume from; auto: "
-        "checkpoint_last.pth in --save_path, if it exists")
-    add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
+    add("--resume", default="auto", metavar="{auto,never,FILE}", help="checkpoint to resume from; "
+        "auto: checkpoint_last.pth in --save_path, if it exists")
+    add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an "
+        "epoch")
     add("--save_path", default="output", help="folder for checkpoints, log.csv and curves.png")
-    add("--tensorboard", action="store_true", help="also log to TensorBoard, with a few explained validation images "
-        "per epoch")
+    add_renamed(parser, {"--captions_per_step": "--captions_per_epoch"})
     return model
 
 
-def complete_settings(args):
-    """The flags, with those that follow from others: 'small' is always trained, and encoders are trained on pixels."""
-    finetune_encoder = args.finetune_encoder or args.encoder == "small"
-    from_pixels = args.from_pixels or finetune_encoder
-    return Namespace(**vars(args) | {"finetune_encoder": finetune_encoder, "from_pixels": from_pixels})
-
-
-def open_data(settings, split, augment=False):
-    """CaptionDataset of one split, with pixels if settings.from_pixels, else with stored features.
-
-    augment: augment images. InputError if features are not stored."""
-    options = {"seed": settings.seed, "captions_per_step": settings.captions_per_step}
+def open_split(settings, split):
+    """CaptionDataset of one split: its pixels with --from_pixels, else its stored features."""
+    options = {"seed": settings.seed, "captions_per_step": settings.captions_per_epoch}
+    place = settings.data_folder, settings.dataset, split
     if settings.from_pixels:
-        return CaptionDataset(settings.data_folder, settings.dataset, split, augment=augment,
-                              image_size=encoders.IMAGE_SIZE[settings.encoder], **options)
+        return CaptionDataset(*place, image_size=encoders.IMAGE_SIZE[settings.encoder],
+                              augment=split == "train", **options)
     alternative = "" if settings.encoder == "bottom_up" else ", or train with --from_pixels"
-    return open_features_of(settings.data_folder, settings.dataset, split, settings.encoder, alternative, **options)
+    return open_features_of(*place, settings.encoder, alternative, **options)
 
 
 def make_model(args, vocabulary, feature_dim=2048):
-    """A new model, with --encoder_weights in its encoder; feature_dim: channels C of region features.
-
-    InputError if --hidden_dim is not a multiple of --num_head, or the model does not fit into the main memory."""
+    """A new model, with --encoder_weights; feature_dim: channels C of region features."""
     if args.model_type == "aoa" and args.hidden_dim % args.num_head:
-        raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head {args.num_head}")
-    config = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim, "hidden_dim": args.hidden_dim,
-              "encoder": None if args.encoder == "bottom_up" else args.encoder, "feature_dim": feature_dim}
-    config |= {"attention_dim": args.attention_dim} if args.model_type == "gridtd" else {"num_head": args.num_head}
+        raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head "
+                         f"{args.num_head}")
+    own_flag = {"gridtd": "attention_dim", "aoa": "num_head"}[args.model_type]
+    config = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim,
+              "hidden_dim": args.hidden_dim, own_flag: getattr(args, own_flag),
+              "encoder": None if args.encoder == "bottom_up" else args.encoder,
+              "feature_dim": feature_dim}
     if args.dropout is not None:
         config["dropout"] = args.dropout
-    with torch.device("meta"):      # without allocating memory
-        size = sum(parameter.numel() for parameter in model_class(args.model_type)(**config).parameters())
+
+    # built without memory first, so that a mistyped size ends with one sentence
+    with torch.device("meta"):
+        parameters = model_class(args.model_type)(**config).parameters()
+        size = sum(parameter.numel() for parameter in parameters)
     check_memory(BYTES_PER_PARAMETER * size, f"training a model of {size:,} parameters",
                  "lower --embed_dim, --hidden_dim or --attention_dim")
     model = model_class(args.model_type)(**config)
     if model.encoder is not None:
-        model.encoder = encoders.build(args.encoder, args.encoder_weights).to(memory_format=torch.channels_last)
+        encoder = encoders.build(args.encoder, args.encoder_weights)
+        model.encoder = encoder.to(memory_format=torch.channels_last)
     return model
 
 
-def make_logger(settings, model, vocabulary, val_data, device):
-    """The function `on_epoch` of `fit` for --tensorboard, in the first process; else None."""
-    if settings.tensorboard and not processes.rank():
-        return epoch_logger(settings.save_path, model, vocabulary, val_data, device)
-    return None
-
-
-def main(args):
-    processes.start()
-    settings = complete_settings(args)
-    print_settings(settings)
-    if settings.encoder == "bottom_up" and settings.from_pixels:
-        raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and --finetune_encoder")
-    device = pick_device(settings.device)
-    set_seed(settings.seed)
-    record_run(settings.save_path, settings, "train.py")
-    train_data, val_data = open_data(settings, "train", augment=True), open_data(settings, "val")
-    vocabulary = train_data.vocabulary
-    feature_dim = [train_data.feature_dim] if settings.encoder == "bottom_up" else []
-    model = make_model(settings, vocabulary, *feature_dim)
+def start_training(settings, model, vocabulary, train_data, val_data, loss, device):
+    """Checks that stored features fit the model, compiles it with --compile, and trains it."""
     for data in (train_data, val_data):
         if data.features:
             check_features(data, model)
     model = model.to(device)
-    loss_function = teacher_forced_loss(vocabulary, ss_prob=settings.ss_prob, region_weight=settings.region_loss,
-                                        region_epochs=settings.region_epochs,
-                                        label_smoothing=settings.label_smoothing)
-    options = TrainingOptions.from_settings(settings)
-    on_epoch = make_logger(settings, model, vocabulary, val_data, device)
-    best = fit(options, model, vocabulary, train_data, val_data, loss_function, device, on_epoch=on_epoch)
-    print(f"best validation CIDEr {best:.3f}: {settings.save_path}/checkpoint_best.pth", flush=True)
+    if settings.compile:
+        print("--compile: the first steps are slow, as the model is compiled", flush=True)
+        model.compile_training()
+    fit(settings, model, vocabulary, train_data, val_data, loss, device)
+
+
+def main(args):
+    processes.start()
+    settings = Namespace(**vars(args))
+    settings.finetune_encoder = args.finetune_encoder or args.encoder == "small"
+    settings.from_pixels = args.from_pixels or settings.finetune_encoder
+    settings.epochs = args.epochs or EPOCHS[args.model_type]
+    print_settings(settings)
+    if settings.encoder == "bottom_up" and settings.from_pixels:
+        raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and "
+                         "--finetune_encoder")
+    device = pick_device(settings.device)
+    set_seed(settings.seed)
+    record_run(settings.save_path, settings, "train.py")
+
+    train_data = open_split(settings, "train")
+    val_data = open_split(settings, "val")
+    vocabulary = train_data.vocabulary
+    feature_dim = [train_data.feature_dim] if settings.encoder == "bottom_up" else []
+    model = make_model(settings, vocabulary, *feature_dim)
+    loss = CrossEntropy(vocabulary, settings.ss_prob, settings.region_loss, settings.region_epochs,
+                        settings.label_smoothing)
+    start_training(settings, model, vocabulary, train_data, val_data, loss, device)
 
 
 if __name__ == "__main__":

@@ -43,14 +43,14 @@ def save(path, model, vocabulary, training=None):
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load(path, device="cpu", wordmap=None, num_head=8):
+def load(path, device="cpu", wordmap=None, num_head=8, content=None):
     """Loads a checkpoint of this repository or a published one: (model in evaluation mode on `device`, Vocabulary).
 
     wordmap: a {word: id} file, required for published checkpoints; if given for others it must match. num_head: number
-    of heads of a published AOA checkpoint, which does not contain it. InputError if the file is damaged or does not
+    of heads of a published AOA checkpoint, which does not contain it. content: of `read`, if it was called. InputError if the file is damaged or does not
     match.
     """
-    content = read(path)
+    content = content or read(path)
     vocabulary = read_wordmap(wordmap) if wordmap else None
     if "model_type" not in content:
         return _load_published(content["state_dict"], path, device, vocabulary, num_head)

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from captioning.decoding import METHODS
+from captioning.decoding import DECODING_METHODS
 from captioning.errors import one_line
 from captioning.files import shortened
 
@@ -72,7 +72,7 @@ def add_workers(group):
 def add_decoding(parser):
     """Adds the argument group of decoding: how captions are generated. `decoding_options` reads it."""
     add = parser.add_argument_group("decoding").add_argument
-    add("--decoding", choices=METHODS, default="beam_search", help="decoding method")
+    add("--decoding", choices=DECODING_METHODS, default="beam_search", help="decoding method")
     add("--beam_size", type=number(int, 1, 1000), default=3, help="beam width")
     add("--diversity", type=non_negative, default=0.5, help="diverse_beam_search: penalty for a word that an earlier "
         "group chose at the same step")

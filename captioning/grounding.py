@@ -49,7 +49,7 @@ def object_words(captions, vocabulary, objects):
 
 
 def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, flag=flags, replace=True,
-                    **options):
+                    seeds=None, **options):
     """Captions (B, T) of features (B, K, C), as by captioning.decoding.decode, that avoid flagged object words.
 
     Where a caption has flagged words, all words that name their categories are banned for this image and it is
@@ -57,7 +57,8 @@ def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=
     name another object instead; otherwise only the objects without a flag are allowed. options: those of `decode`.
     """
     def caption(rows, **bans):
-        tokens = decode(model, features[rows], vocabulary, max_len=max_len, **options, **bans)
+        of_rows = None if seeds is None else seeds[rows.cpu()]
+        tokens = decode(model, features[rows], vocabulary, max_len=max_len, seeds=of_rows, **options, **bans)
         return F.pad(tokens, (0, max_len - tokens.shape[1]))
     rows = torch.arange(len(features), device=features.device)      # the images whose caption is new
     tokens = caption(rows)

@@ -10,11 +10,11 @@ from torch.distributed.nn.functional import all_reduce
 
 
 def start():
-    """Joins the processes of torchrun if there are several; only the first keeps writing to standard output."""
+    """Joins the processes of torchrun if there are several; only the first keeps writing."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
         return
-    # names that PyTorch replaces by some that its older versions lack
-    warnings.filterwarnings("ignore", "`broadcast_buffers`|torch.distributed.nn.functional.all_reduce", FutureWarning)
+    # PyTorch recommends a name instead that its older versions lack
+    warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_reduce", FutureWarning)
     # the first process may wait for the slowest one for as long as that takes
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=datetime.timedelta(days=30))
@@ -52,7 +52,7 @@ def gather_each(item):
 
 
 def gather_to_first(item):
-    """In the first process the list of the items that the processes gave, one each; in the others []."""
+    """In the first process the list of the processes' items, one each; in the others []."""
     if count() == 1:
         return [item]
     items = [] if rank() else [None] * count()
@@ -61,7 +61,7 @@ def gather_to_first(item):
 
 
 def from_first(function, *args):
-    """The result of function(*args) in the first process, which alone calls it, in every process."""
+    """The result of function(*args), which the first process calls alone, in every process."""
     result = [None if rank() else function(*args)]
     if count() > 1:
         distributed.broadcast_object_list(result)
@@ -75,7 +75,7 @@ def wait():
 
 
 def total(values):
-    """The sum over all processes of a tensor on the CPU, in every process."""
+    """The sum of a tensor over all processes, in every process."""
     if count() > 1:
         distributed.all_reduce(values)
     return values
@@ -86,15 +86,26 @@ def any_of(condition):
     return total(torch.tensor(bool(condition), dtype=torch.int)).item() > 0
 
 
+def sum_gradients(parameters):
+    """Replaces the parameters' gradients by their sums over all processes, in one transfer."""
+    if count() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    sums = total(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, sums.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 def batch_norm(x, layer):
-    """The nn.BatchNorm2d `layer` of x (B, C, H, W); in training, mean and variance are those of all processes' images.
+    """The nn.BatchNorm2d `layer` of x (B, C, H, W); in training with statistics of all processes.
 
     torch.nn.SyncBatchNorm does the same, but only on GPUs."""
     if count() == 1 or not layer.training:
         return layer(x)
     y = x.to(layer.weight.dtype)        # mixed precision
     sums = all_reduce(torch.cat([y.sum((0, 2, 3)), y.new_tensor([y.numel() / y.shape[1]])]))
-    mean, n = sums[:-1] / sums[-1], sums[-1].detach()
+    mean = sums[:-1] / sums[-1]
+    n = sums[-1].detach()
     y = y - mean[:, None, None]
     variance = all_reduce((y * y).sum((0, 2, 3))) / n
     with torch.no_grad():

@@ -1,8 +1,9 @@
-"""Runs scripts, train.py and finetune.py in float64, one after the other: python tests/distributed.py RUNS, or under
-torchrun.
+"""Runs scripts, train.py and finetune.py in float64, one after the other, also under torchrun:
+python tests/distributed.py RUNS
 
-RUNS: a JSON file with a list of [script's name, flags]. In float64, since Adam turns the rounding errors of gradients
-that are exactly zero, such as those of the keys' bias, into steps as large as any other.
+RUNS: a JSON file with a list of [script's name, flags]. In float64, since Adam turns the rounding
+errors of gradients that are exactly zero, such as those of the keys' bias, into steps as large as
+any other.
 """
 import json
 import sys
@@ -29,8 +30,8 @@ def in_double(function, convert):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     log.draw_training_curves = lambda *_: None      # takes longer than the small models' training
-    CaptionDataset.__getitems__ = in_double(CaptionDataset.__getitems__,
-                                            lambda batch: batch | {"images": batch["images"].double()})
+    CaptionDataset.__getitems__ = in_double(
+        CaptionDataset.__getitems__, lambda batch: batch | {"images": batch["images"].double()})
     train.make_model = in_double(train.make_model, torch.nn.Module.double)
     checkpoint.load = in_double(checkpoint.load, lambda loaded: (loaded[0].double(), loaded[1]))
     for script, flags in json.loads(Path(sys.argv[1]).read_text()):

@@ -12,6 +12,7 @@ import train
 from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.data.dataset import features_path, split_path
+from captioning.decoding import image_seeds
 from captioning.files import fingerprint
 from captioning.training import log
 from gridTDmodel import GridTDModel
@@ -41,6 +42,13 @@ def make(model_type, encoder=None, seed=0, biased=True, **options):
             elif not name.startswith("embedding"):
                 parameter.mul_(2)
     return model
+
+
+def make_batch(captions, seed=0, epoch=0, step=0, **more):
+    """What the training loop gives to a loss besides features."""
+    index = torch.arange(len(captions))
+    return {"captions": captions, "index": index, "seeds": image_seeds(index.tolist(), seed),
+            "epoch": epoch, "step": step, **more}
 
 
 def random_images(seed=0):

@@ -1,4 +1,5 @@
-"""Decoding is exact: batched equals one at a time, beam 1 equals greedy, a wide beam equals exhaustive search."""
+"""Decoding is exact: batched equals one at a time, beam 1 equals greedy, a wide beam equals
+exhaustive search."""
 import itertools
 from collections import Counter
 
@@ -32,10 +33,11 @@ def features(B=4, seed=1):
 
 
 def log_probability(model, feature, words):
-    """Literal score of one sequence of ids: every step's log-softmax over the words that may be generated."""
+    """Literal score of one sequence of ids: the log-softmax of each step over allowed words."""
     captions = torch.tensor([[VOCABULARY.start, *words]])
     logits = model(feature[None], captions)[0]
-    return sum(logits[t, ALLOWED].log_softmax(0)[ALLOWED.index(word)].item() for t, word in enumerate(words))
+    return sum(logits[t, ALLOWED].log_softmax(0)[ALLOWED.index(word)].item()
+               for t, word in enumerate(words))
 
 
 def exhaustive(model, feature, max_len, length_penalty=0.0):
@@ -46,7 +48,8 @@ def exhaustive(model, feature, max_len, length_penalty=0.0):
             sequences.append((*words, VOCABULARY.end))
             if length == max_len:
                 sequences += [(*words, last) for last in ALLOWED[:-1]]
-    scored = {words: log_probability(model, feature, words) / len(words)**length_penalty for words in sequences}
+    scored = {words: log_probability(model, feature, words) / len(words)**length_penalty
+              for words in sequences}
     return max(scored.items(), key=lambda item: item[1])
 
 
@@ -55,21 +58,31 @@ def exhaustive(model, feature, max_len, length_penalty=0.0):
 def test_wide_beam_equals_exhaustive_search(model_type, length_penalty):
     for seed in range(3):
         model, x = toy(seed, model_type), features(2, seed)
-        found = decoding.beam_search(model, model.start(x), VOCABULARY, 4, 4**4, length_penalty=length_penalty)
+        found = decoding.beam_search(model, model.start(x), VOCABULARY, 4, 4**4,
+                                     length_penalty=length_penalty)
         for b in range(2):
             words, score = exhaustive(model, x[b], 4, length_penalty)
             assert tuple(found.tokens[b, 0][found.tokens[b, 0] != 0].tolist()) == words
             assert found.scores[b, 0].item() == pytest.approx(score, abs=1e-10)
 
 
-@pytest.mark.parametrize("options", [{}, {"length_penalty": 1.0}, {"block_trigrams": True},
-                                     {"groups": 2, "diversity": 0.8}, {"groups": 4, "diversity": 2.0}])
+@pytest.mark.parametrize("options", [
+    {}, {"length_penalty": 1.0}, {"block_trigrams": True}, {"groups": 2, "diversity": 0.8},
+    {"groups": 4, "diversity": 2.0}, "sample"])
 def test_batched_equals_one_at_a_time(options):
+    """Samples as well: their random numbers belong to the image."""
+    def decoded(model, x, seeds):
+        context = model.start(x)
+        if options == "sample":
+            return decoding.sample(model, context, VOCABULARY, 8, seeds, samples=4)
+        return decoding.beam_search(model, context, VOCABULARY, 8, 4, **options)
+
     for seed in range(4):
         model, x = toy(seed), features(5, seed)
-        together = decoding.beam_search(model, model.start(x), VOCABULARY, 8, 4, **options)
+        seeds = decoding.image_seeds(range(5), seed)
+        together = decoded(model, x, seeds)
         for b in range(5):
-            alone = decoding.beam_search(model, model.start(x[b:b + 1]), VOCABULARY, 8, 4, **options)
+            alone = decoded(model, x[b:b + 1], seeds[b:b + 1])
             T = min(alone.tokens.shape[-1], together.tokens.shape[-1])
             assert torch.equal(alone.tokens[0, :, :T], together.tokens[b, :, :T])
             torch.testing.assert_close(alone.scores[0], together.scores[b], rtol=0, atol=1e-10)
@@ -79,7 +92,8 @@ def test_batched_equals_one_at_a_time(options):
 def test_beam_of_one_is_greedy(model_type):
     model, x = toy(2, model_type), features()
     greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=8)
-    assert torch.equal(greedy, decoding.beam_search(model, model.start(x), VOCABULARY, 8, 1).tokens[:, 0])
+    found = decoding.beam_search(model, model.start(x), VOCABULARY, 8, 1)
+    assert torch.equal(greedy, found.tokens[:, 0])
     for b in range(len(x)):     # by definition: the most probable word at every step
         words = []
         while len(words) < greedy.shape[1] and VOCABULARY.end not in words:
@@ -99,7 +113,7 @@ def test_early_stopping_returns_the_best_hypothesis():
 
 def test_nothing_follows_end_and_special_tokens_are_never_generated():
     model, x = toy(1, sharp=1.0), features(8)
-    for method in decoding.METHODS:
+    for method in decoding.DECODING_METHODS:
         options = {"beam_size": 4} if "beam" in method else {}
         tokens = decoding.decode(model, x, VOCABULARY, method, max_len=10, **options)
         assert not torch.isin(tokens, torch.tensor([VOCABULARY.start, VOCABULARY.unk])).any()
@@ -108,7 +122,7 @@ def test_nothing_follows_end_and_special_tokens_are_never_generated():
 
 
 def diverse_reference(model, feature, groups, width, diversity, max_len):
-    """Vijayakumar et al. (2016), literally, for one image: lists of (score, words) of each group."""
+    """Vijayakumar et al. (2016), literally, for one image: [(score, words)] of all groups."""
     beams = [[(0.0, ())] for _ in range(groups)]
     for _ in range(max_len):
         said = Counter()
@@ -130,7 +144,8 @@ def diverse_reference(model, feature, groups, width, diversity, max_len):
 def test_diverse_beam_search_equals_a_literal_one():
     for seed in range(3):
         model, x = toy(seed), features(1, seed)
-        found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=2, diversity=0.7)
+        found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=2,
+                                     diversity=0.7)
         expected = sorted(diverse_reference(model, x[0], 2, 2, 0.7, 5), key=lambda h: -h[0])
         for n, (score, words) in enumerate(expected):
             assert tuple(found.tokens[0, n][found.tokens[0, n] != 0].tolist()) == words
@@ -140,16 +155,17 @@ def test_diverse_beam_search_equals_a_literal_one():
 def test_groups_without_diversity_are_all_greedy():
     model, x = toy(3), features()
     greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=6)
-    groups = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3, diversity=0.0).tokens
-    assert all(torch.equal(groups[:, n, :greedy.shape[1]], greedy) for n in range(3))
+    groups = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3, diversity=0.0)
+    assert all(torch.equal(groups.tokens[:, n, :greedy.shape[1]], greedy) for n in range(3))
 
 
 def test_diversity_makes_hypotheses_differ():
     model, x = toy(3), features(8)
 
     def distinct_first_words(diversity):
-        tokens = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3, diversity=diversity).tokens
-        return sum(len(set(first)) for first in tokens[..., 0].tolist())
+        found = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3,
+                                     diversity=diversity)
+        return sum(len(set(first)) for first in found.tokens[..., 0].tolist())
 
     assert distinct_first_words(50.0) == 8 * 3 > distinct_first_words(0.0) == 8
 
@@ -157,7 +173,8 @@ def test_diversity_makes_hypotheses_differ():
 def test_trigrams_are_blocked():
     for seed in range(8):
         model, x = toy(seed, sharp=8.0), features(6, seed)
-        tokens = decoding.decode(model, x, VOCABULARY, "beam_search", max_len=20, beam_size=2, block_trigrams=True)
+        tokens = decoding.decode(model, x, VOCABULARY, "beam_search", max_len=20, beam_size=2,
+                                 block_trigrams=True)
         for row in tokens.tolist():
             words = [word for word in row if word not in (0, VOCABULARY.end)]
             trigrams = list(zip(words, words[1:], words[2:], strict=False))
@@ -165,10 +182,11 @@ def test_trigrams_are_blocked():
 
 
 def first_words(model, x, count=4000, **options):
-    generator = torch.Generator().manual_seed(7)
+    seeds = decoding.image_seeds([7])
     with torch.no_grad():
-        tokens = decoding.sample(model, model.start(x), VOCABULARY, 1, samples=count, generator=generator, **options)
-    return Counter(tokens.tokens[0, :, 0].tolist())
+        found = decoding.sample(model, model.start(x), VOCABULARY, 1, seeds, samples=count,
+                                **options)
+    return Counter(found.tokens[0, :, 0].tolist())
 
 
 def test_sampling_follows_the_model():
@@ -176,12 +194,38 @@ def test_sampling_follows_the_model():
     p = torch.tensor([log_probability(model, x[0], [word]) for word in ALLOWED]).exp()
     counts = first_words(model, x)
     for word, probability in zip(ALLOWED, p.tolist(), strict=True):
-        assert counts[word] / 4000 == pytest.approx(probability, abs=4 * (probability / 4000)**0.5 + 1e-3)
+        tolerance = 4 * (probability / 4000)**0.5 + 1e-3
+        assert counts[word] / 4000 == pytest.approx(probability, abs=tolerance)
     ranked = [ALLOWED[i] for i in p.argsort(descending=True).tolist()]
     assert set(first_words(model, x, top_k=2)) == set(ranked[:2])
-    nucleus = next(n for n in range(1, 5) if p.sort(descending=True).values[:n].sum() >= 0.6)
+    sums = p.sort(descending=True).values.cumsum(0)
+    nucleus = next(n for n in range(1, 5) if sums[n - 1] >= 0.6)
     assert set(first_words(model, x, top_p=0.6)) == set(ranked[:nucleus])
     assert set(first_words(model, x, temperature=1e-3)) == {ranked[0]}
+
+
+def test_random_numbers_belong_to_images():
+    """More numbers begin with the same ones, other seeds give others, also in the next integer."""
+    seeds, cpu = decoding.image_seeds([3, 5, 3], 1, 0), torch.device("cpu")
+    numbers = decoding.uniform(seeds, (40,), cpu)
+    assert torch.equal(numbers[0], numbers[2]) and not torch.equal(numbers[0], numbers[1])
+    assert torch.equal(numbers[1:2, :7], decoding.uniform(seeds[1:2], (7,), cpu))
+    assert torch.equal(numbers.view(3, 4, 10)[:, :2], decoding.uniform(seeds, (2, 10), cpu))
+    assert not torch.equal(numbers, decoding.uniform(seeds + 1, (40,), cpu))
+    assert not torch.equal(seeds, decoding.image_seeds([3, 5, 3], 1, 1))
+    many = decoding.uniform(decoding.image_seeds(range(2000)), (2,), cpu)
+    assert ((many >= 0) & (many < 1)).all() and (many.mean(0) - 0.5).abs().max() < 0.03
+    assert torch.corrcoef(many.T)[0, 1].abs() < 0.1
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53])
+def test_words_of_probability_zero_are_never_drawn(number):
+    numbers = torch.full((2,), number, dtype=torch.float64)
+    p = torch.tensor([[0.0, 0.0, 0.3, 0.0, 0.7, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+    expected = {0.0: 2, 0.5: 4}.get(number, 4)
+    assert decoding.draw(p, numbers).tolist() == [expected, 1]
+    assert decoding.draw(p.double(), numbers).tolist() == [expected, 1]
+    decoding.draw(p * torch.nan, numbers)       # reported by the training loop
 
 
 def test_sample_scores_are_log_probabilities():
@@ -189,7 +233,8 @@ def test_sample_scores_are_log_probabilities():
     drawn = decoding.sample(model, model.start(x), VOCABULARY, 6, samples=3, temperature=1.3)
     for b, n in itertools.product(range(2), range(3)):
         words = [word for word in drawn.tokens[b, n].tolist() if word]
-        assert drawn.scores[b, n].item() == pytest.approx(log_probability(model, x[b], words), abs=1e-10)
+        expected = log_probability(model, x[b], words)
+        assert drawn.scores[b, n].item() == pytest.approx(expected, abs=1e-10)
 
 
 def test_invalid_options_are_refused():

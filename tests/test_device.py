@@ -1,25 +1,23 @@
-"""In float32 on --device, by default the CPU, models, explanations, decoding and training steps compute what they do in
-float64 on the CPU."""
+"""In float32 on --device, by default the CPU, models, explanations, decoding and training steps
+compute what they do in float64 on the CPU."""
 import copy
-from functools import partial
 
 import pytest
 import torch
-from helpers import CAPTIONS, V, make, max_pooled, random_images
+from helpers import CAPTIONS, V, make, make_batch, max_pooled, random_images
 
 from aoamodel import AOAModel
 from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
-from captioning.decoding import decode
-from captioning.explanation.lrp_inference import lrp_loss
+from captioning.decoding import decode, image_seeds
 from captioning.explanation.methods import METHODS
 from captioning.training.erasure import Choice, ErasureLoss, choose
 from captioning.training.loop import make_optimizer, train_step
-from captioning.training.losses import teacher_forced_loss
-from captioning.training.parts import WHOLE, Loss
+from captioning.training.losses import CrossEntropy, LRPInferenceLoss
 from captioning.training.scst import SCST
 from gridTDmodel import GridTDModel
 
-VOCABULARY = Vocabulary({word: i for i, word in enumerate([PAD, START, END, UNK, *(f"w{i}" for i in range(4, V))])})
+OTHERS = [f"w{i}" for i in range(4, V)]
+VOCABULARY = Vocabulary({word: i for i, word in enumerate([PAD, START, END, UNK, *OTHERS])})
 
 
 @pytest.fixture(params=[GridTDModel, AOAModel])
@@ -46,26 +44,28 @@ def test_explanations(models, device):
 
 def test_decoding(models, device):
     features = models[0].encode(random_images())
-    for options in ({"method": "greedy"}, {"beam_size": 3}, {"method": "diverse_beam_search", "beam_size": 2}):
+    for options in ({"method": "greedy"}, {"beam_size": 3}, {"method": "sample", "top_p": 0.9},
+                    {"method": "diverse_beam_search", "beam_size": 2}):
+        options["seeds"] = image_seeds(range(len(features)), 1)
         expected = decode(models[0], features, VOCABULARY, max_len=6, **options)
         tokens = decode(models[1], features.float().to(device), VOCABULARY, max_len=6, **options)
         assert tokens.device.type == device.type and torch.equal(tokens.cpu(), expected)
 
 
 def test_fine_tuning(models, device):
-    """Features with erased evidence, the loss of their predictions, log-probabilities of self-critical training, and
-    derivatives, with models in evaluation mode."""
+    """Features with erased evidence, the loss of their predictions, log-probabilities of
+    self-critical training, and derivatives, with models in evaluation mode."""
     categories = torch.tensor([-1, -1, -1, 0, 0, 1, 2, 1, -1, -1, -1, -1])
     features, results = models[0].encode(random_images()), []
-    words = CAPTIONS.masked_fill(CAPTIONS.eq(VOCABULARY.unk), 4)[:, None]
-    choice = choose(words, categories)
-    for model, place in zip(models, ("cpu", device), strict=True):
-        loss = ErasureLoss(VOCABULARY, categories.to(place), 0.5, 0.5, 0.5, fill="mean")
-        chosen = Choice(*(part.to(place) for part in choice))
-        erased = loss.erase(model, features.to(model.W_o.weight), chosen, WHOLE)
-        log_p = SCST(VOCABULARY, None, 5).log_probabilities(model, erased, words[..., 1:].to(place),
-                                                            model.start(erased))
-        erased_loss = loss.erased_loss(model, erased, chosen, WHOLE)
+    batch = make_batch(CAPTIONS.masked_fill(CAPTIONS.eq(VOCABULARY.unk), 4)[:, None])
+    choice = choose(batch, categories)
+    for model, place in zip(models, (torch.device("cpu"), device), strict=True):
+        loss = ErasureLoss(VOCABULARY, categories.to(place), 0.5, 0.5, 0.5)
+        chosen = Choice(*(x.to(place) for x in choice[:3]), *choice[3:])
+        erased = loss.erase(model, features.to(model.W_o.weight), chosen)
+        log_p = SCST(VOCABULARY, None, 5).log_probabilities(
+            model, erased, batch["captions"][..., 1:].to(place), model.start(erased))
+        erased_loss = loss.erased_loss(model, erased, chosen, loss.counts(batch))
         weights = [model.embedding.weight, model.W_v.weight, model.W_o.weight]
         derivatives = torch.autograd.grad(erased_loss + log_p.sum(), weights)
         results.append((erased, erased_loss, log_p, *derivatives))
@@ -75,13 +75,13 @@ def test_fine_tuning(models, device):
 
 def test_training_steps(models, device):
     """Their loss, correct words, words and the gradient's norm."""
-    batch = {"images": random_images(), "captions": CAPTIONS[:, None]}
-    for criterion in (None, lrp_loss):
+    for kind in (CrossEntropy, LRPInferenceLoss):
         results = []
         for model, place in zip(models, (torch.device("cpu"), device), strict=True):
-            stop = torch.arange(V, device=place) < 4
-            loss = teacher_forced_loss(VOCABULARY, criterion and partial(criterion, stop=stop), region_weight=0.5)
-            inputs = {"images": batch["images"].to(model.W_o.weight), "captions": batch["captions"]}
-            results.append(train_step(Loss(model, loss), [(WHOLE, inputs)], 0, make_optimizer(model, place, 1e-9, 1e-9),
-                                      torch.amp.GradScaler(place.type, enabled=False), place, 0.1))
+            stop = {"stop": torch.arange(V, device=place) < 4} if kind is LRPInferenceLoss else {}
+            loss = kind(VOCABULARY, region_weight=0.5, **stop)
+            batch = make_batch(CAPTIONS[:, None], images=random_images().to(model.W_o.weight))
+            optimizer = make_optimizer(model, place, 1e-9, 1e-9)
+            scaler = torch.amp.GradScaler(place.type, enabled=False)
+            results.append(train_step(model, loss, [batch], optimizer, scaler, place, 0.1))
         assert_close(results[1].float(), results[0])

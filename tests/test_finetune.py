@@ -27,13 +27,14 @@ def bases(demo_data, tmp_path_factory):
     """{model type: checkpoint}, trained long enough for rewards to differ."""
     folder = tmp_path_factory.mktemp("bases")
     for name in ("gridtd", "aoa"):
-        train_run(demo_data, folder / name, "--model_type", name, "--epochs", "3", "--decoder_lr", "1e-2")
+        train_run(demo_data, folder / name, "--model_type", name, "--epochs", "3", "--decoder_lr",
+                  "1e-2")
     return {name: folder / name / "checkpoint_last.pth" for name in ("gridtd", "aoa")}
 
 
 def flags(base, save_path, *extra):
-    return ["--weight", str(base), "--save_path", str(save_path), "--epochs", "2", "--workers", "0", "--device", "cpu",
-            *extra]
+    return ["--weight", str(base), "--save_path", str(save_path), "--epochs", "2", "--workers", "0",
+            "--device", "cpu", *extra]
 
 
 def run(base, save_path, *extra):
@@ -47,20 +48,22 @@ def test_every_mode_trains(bases, tmp_path, model_type, mode):
     extra = () if mode == "--lrp_tune" else ("--amp",)
     content = run(bases[model_type], tmp_path, mode, *extra)
     assert content["config"] == before["config"] and content["wordmap"] == before["wordmap"]
-    assert not torch.equal(content["state_dict"]["W_o.weight"], before["state_dict"]["W_o.weight"])
-    assert all(value.isfinite().all() for value in content["state_dict"].values())
-    recorded = content["training"]["flags"]
-    assert (recorded["batch_size"], recorded["hidden_dim"], recorded["finetune_encoder"]) == (4, 16, True)
-    assert recorded["epochs"] == 2 and recorded["decoder_lr"] == 1e-4
+    weights = content["state_dict"]
+    assert not torch.equal(weights["W_o.weight"], before["state_dict"]["W_o.weight"])
+    assert all(value.isfinite().all() for value in weights.values())
+    expected = {"batch_size": 4, "hidden_dim": 16, "finetune_encoder": True, "epochs": 2,
+                "decoder_lr": 1e-4, "mode": mode.removeprefix("--")}
+    assert content["training"]["flags"].items() >= expected.items()
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     assert len(rows) == 2 and {row["step"] for row in rows} == {"6"}
     assert float(rows[-1]["train_reward" if "cider" in mode else "train_accuracy"]) > 0
     assert checkpoint.load(tmp_path / "checkpoint_best.pth")[0].config == before["config"]
 
 
-@pytest.mark.parametrize("model_type, extra", [("gridtd", ("--lrp_cider_tune", "--samples", "2", "--baseline", "mean")),
-                                               ("aoa", ("--lrp_tune", "--amp")),
-                                               ("gridtd", ("--erase_tune", "--erase_every", "2", "--amp"))])
+@pytest.mark.parametrize("model_type, extra", [
+    ("gridtd", ("--lrp_cider_tune", "--samples", "2", "--baseline", "mean")),
+    ("aoa", ("--lrp_tune", "--amp")),
+    ("gridtd", ("--erase_tune", "--erase_every", "2", "--amp"))])
 def test_killed_run_ends_like_an_uninterrupted_one(bases, tmp_path, model_type, extra):
     whole = run(bases[model_type], tmp_path / "whole", *extra)
     last = tmp_path / "killed" / "checkpoint_last.pth"
@@ -82,34 +85,54 @@ def test_every_mode_trains_on_region_features(demo_data, tmp_path, mode):
     base = tmp_path / "base" / "x.pth"
     base.parent.mkdir()
     checkpoint.save(base, model, vocabulary)
-    content = run(base, tmp_path / "tuned", mode, "--data_folder", str(demo_data), "--batch_size", "8", "--epochs", "1")
-    assert content["config"] == model.config and content["training"]["flags"]["encoder"] == "bottom_up"
+    content = run(base, tmp_path / "tuned", mode, "--data_folder", str(demo_data), "--batch_size",
+                  "8", "--epochs", "1")
+    assert content["config"] == model.config
+    assert content["training"]["flags"]["encoder"] == "bottom_up"
 
 
-def test_self_critical_training_has_no_dropout_and_all_references(bases, tmp_path):
-    args = finetune.get_args_parser().parse_args(flags(bases["aoa"], tmp_path, "--cider_tune"))
-    model, _ = checkpoint.load(bases["aoa"])
+def complete(base, recorded, *extra):
+    """The settings of these flags and a checkpoint that recorded others, and the model."""
+    args = finetune.get_args_parser().parse_args(["--weight", str(base), *extra])
     before = dict(vars(args))
-    settings = finetune.complete_settings(args, model, {"dataset": "demo", "captions_per_step": 2})
+    model, _ = checkpoint.load(base)
+    settings = finetune.with_recorded_flags(args, {"training": {"flags": recorded}}, model)
+    finetune.complete(settings)
+    assert vars(args) == before
+    return settings, model
+
+
+def test_self_critical_training_has_no_dropout_and_all_references(bases):
+    recorded = {"dataset": "demo", "captions_per_epoch": 2}
+    settings, model = complete(bases["aoa"], recorded, "--cider_tune")
     finetune.set_dropout(model, settings)
     assert model.dropout.p == model.attention_dropout.p == 0 and model.config["dropout"] == 0.3
-    assert settings.captions_per_step is None and settings.dataset == "demo"
-    assert vars(args) == before
+    assert settings.captions_per_epoch is None and settings.dataset == "demo"
+
+
+def test_flags_recorded_by_earlier_versions_are_defaults(bases):
+    recorded = {"captions_per_step": 2, "batch_size": 7, "grad_clip": 0.5}
+    settings, _ = complete(bases["aoa"], recorded, "--erase_tune", "--batch_size", "3")
+    assert (settings.captions_per_epoch, settings.batch_size, settings.grad_clip) == (2, 3, 0.5)
+    assert settings.weight_decay == 0 and settings.model_type == "aoa"
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--lrp_tune"], "required: --weight"),
-    (["--weight", "x.pth"], "one of the arguments --erase_tune --lrp_tune --cider_tune --lrp_cider_tune --ce_tune is "
-     "required"),
-    (["--weight", "x.pth", "--lrp_tune", "--cider_tune"], "--cider_tune: not allowed with argument --lrp_tune"),
-    (["--weight", "x.pth", "--lrp_tune", "--encoder_weights", "y.pth"], "unrecognized arguments: --encoder_weights"),
+    (["--weight", "x.pth"], "one of the arguments --erase_tune --lrp_tune --cider_tune "
+     "--lrp_cider_tune --ce_tune is required"),
+    (["--weight", "x.pth", "--lrp_tune", "--cider_tune"],
+     "--cider_tune: not allowed with argument --lrp_tune"),
+    (["--weight", "x.pth", "--lrp_tune", "--encoder_weights", "y.pth"],
+     "unrecognized arguments: --encoder_weights"),
     (["--weight", "x.pth", "--lrp_tune"], "x.pth cannot be read"),
 ])
 def test_command_line_errors(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         run_script(finetune.main, finetune.get_args_parser().parse_args(arguments))
-    assert end.value.code == 2 and message in capsys.readouterr().err.strip().split("\n")[-1]
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.strip().split("\n")[-1]
 
 
 @pytest.mark.parametrize("extra, message", [
@@ -129,8 +152,9 @@ def test_contradicting_flags_are_refused(bases, tmp_path, extra, message):
         run(bases["gridtd"], tmp_path, *extra)
 
 
-@pytest.mark.parametrize("flag, value", [("batch_size", "many"), ("batch_size", 4.5), ("batch_size", True),
-                                         ("grad_clip", float("nan")), ("amp", 3), ("dropout", [0.5])])
+@pytest.mark.parametrize("flag, value", [
+    ("batch_size", "many"), ("batch_size", 4.5), ("batch_size", True), ("grad_clip", float("nan")),
+    ("amp", 3), ("dropout", [0.5])])
 def test_unsuitable_flags_in_the_checkpoint_are_refused(bases, tmp_path, flag, value):
     content = checkpoint.read(bases["gridtd"])
     content["training"]["flags"][flag] = value
@@ -142,7 +166,8 @@ def test_unsuitable_flags_in_the_checkpoint_are_refused(bases, tmp_path, flag, v
 def test_erasure_needs_object_words_of_the_vocabulary(bases, tmp_path):
     (tmp_path / "synonyms.txt").write_text("zeppelin, airship")
     with pytest.raises(InputError, match="no object word.*--synonyms"):
-        run(bases["gridtd"], tmp_path / "x", "--erase_tune", "--synonyms", str(tmp_path / "synonyms.txt"))
+        run(bases["gridtd"], tmp_path / "x", "--erase_tune", "--synonyms",
+            str(tmp_path / "synonyms.txt"))
 
 
 def test_the_initial_checkpoint_is_not_overwritten(bases):
@@ -152,7 +177,8 @@ def test_the_initial_checkpoint_is_not_overwritten(bases):
 
 def test_another_vocabulary_is_refused(bases, tmp_path):
     preparedataset.main(preparedataset.get_args_parser().parse_args(
-        ["--dataset", "demo", "--output_folder", str(tmp_path), "--demo_size", "4", "2", "2", "--workers", "0"]))
+        ["--dataset", "demo", "--output_folder", str(tmp_path), "--demo_size", "4", "2", "2",
+         "--workers", "0"]))
     with pytest.raises(InputError, match="another vocabulary"):
         run(bases["gridtd"], tmp_path / "x", "--cider_tune", "--data_folder", str(tmp_path))
 
@@ -169,7 +195,8 @@ def test_missing_frequencies_and_references_are_named(bases, demo_data, tmp_path
     with h5py.File(split, "a") as file:
         captions, name = file["captions"][:], file["names"].asstr()[3]
         damaged = captions.copy()
-        damaged[3, :, 1], damaged[3, :, 2:] = read(demo_data / "demo" / "wordmap_demo.json").end, 0
+        damaged[3, :, 1:] = 0
+        damaged[3, :, 1] = read(demo_data / "demo" / "wordmap_demo.json").end
         file["captions"][:] = damaged
     try:
         with pytest.raises(InputError, match=f"{name} has no reference"):
@@ -187,15 +214,16 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(bases, tmp_path,
     broken = tmp_path / "broken.pth"
     model, vocabulary = checkpoint.load(bases["gridtd"])
     with torch.no_grad():
-        model.W_v.weight.fill_(1e38)        # finite, as other weights are refused, but the logits are not
+        # finite, as other weights are refused, but the logits are not
+        model.W_v.weight.fill_(1e38)
     checkpoint.save(broken, model, vocabulary, checkpoint.read(bases["gridtd"])["training"])
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    (folder / "checkpoint_last.pth").write_bytes((tmp_path / "checkpoint_last.pth").read_bytes())
-    before = (folder / "checkpoint_last.pth").read_bytes()
-    with pytest.raises(InputError, match="not a finite number at epoch 1, step 1: lower --decoder_lr"):
-        run(broken, folder, mode, "--resume", "never")
-    assert (folder / "checkpoint_last.pth").read_bytes() == before
+    before = (tmp_path / "checkpoint_last.pth").read_bytes()
+    message = "not a finite number at epoch 1, step 1: lower --decoder_lr"
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "checkpoint_last.pth").write_bytes(before)
+    with pytest.raises(InputError, match=message):
+        run(broken, tmp_path / "copy", mode, "--resume", "never")
+    assert (tmp_path / "copy" / "checkpoint_last.pth").read_bytes() == before
 
 
 def test_settings_are_printed_before_the_checkpoint_is_read(bases, tmp_path, capsys):
@@ -205,44 +233,40 @@ def test_settings_are_printed_before_the_checkpoint_is_read(bases, tmp_path, cap
     run(bases["gridtd"], tmp_path / "tuned", "--ce_tune", "--epochs", "1")
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("settings: ") and "--batch_size None" in first
-    assert second.startswith("settings completed from the checkpoint: ") and "--batch_size 4" in second
-    assert "--epochs" not in second
+    assert second.startswith("settings completed from the checkpoint: ")
+    assert "--batch_size 4" in second and "--epochs" not in second
 
 
 def test_an_encoder_that_is_not_trained_does_not_change(bases, tmp_path):
-    """Its batch-norms neither, so that the run can be resumed: it must have the encoder of --weight."""
+    """Nor do its batch-norms; so the run can be resumed, which needs the encoder of --weight."""
     extra = ("--ce_tune", "--no-finetune_encoder")
     run(bases["gridtd"], tmp_path, *extra, "--epochs", "1")
-    content, before = run(bases["gridtd"], tmp_path, *extra), checkpoint.read(bases["gridtd"])["state_dict"]
-    assert content["training"]["state"]["epoch"] == 2 and not content["training"]["from_features"]
-    changed = {name.split(".")[0] for name in before if not torch.equal(content["state_dict"][name], before[name])}
+    content = run(bases["gridtd"], tmp_path, *extra)
+    training, weights = content["training"], content["state_dict"]
+    assert training["state"]["epoch"] == 2 and not training["from_features"]
+    changed = {name.split(".")[0]
+               for name, value in checkpoint.read(bases["gridtd"])["state_dict"].items()
+               if not torch.equal(weights[name], value)}
     assert "encoder" not in changed and "W_o" in changed
 
 
-def test_resuming_with_other_stop_words_is_refused(bases, tmp_path):
-    """Checkpoints of earlier versions, which have no fingerprint of the stop words, still resume."""
-    stop_words, tuned = tmp_path / "stop_words.txt", tmp_path / "tuned"
-    extra = ("--lrp_tune", "--stop_words", str(stop_words))
-    stop_words.write_text("a the")
+@pytest.mark.parametrize("mode, flag, words, others, what", [
+    ("--lrp_tune", "--stop_words", "a the", "a", "--stop_words"),
+    ("--erase_tune", "--synonyms", "dog, puppy\nball", "dog\nball",
+     "other object words.*--synonyms")])
+def test_resuming_with_other_words_is_refused(bases, tmp_path, mode, flag, words, others, what):
+    """Checkpoints of earlier versions, which have no fingerprint of the words, still resume."""
+    file, tuned = tmp_path / "words.txt", tmp_path / "tuned"
+    extra = (mode, flag, str(file))
+    file.write_text(words)
     content = run(bases["gridtd"], tuned, *extra, "--epochs", "1")
-    stop_words.write_text("a")
-    with pytest.raises(InputError, match="--stop_words.*same flags to resume.*--save_path.*--resume never"):
+    file.write_text(others)
+    with pytest.raises(InputError, match=f"{what}.*same flags to resume.*--resume never"):
         run(bases["gridtd"], tuned, *extra)
-    del content["training"]["flags"]["stop_words_fingerprint"]
-    torch.save(content, tuned / "checkpoint_last.pth")
-    assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
-
-
-def test_resuming_with_other_object_words_is_refused(bases, tmp_path):
-    """Checkpoints of earlier versions, which have no fingerprint of the object words, still resume."""
-    synonyms, tuned = tmp_path / "synonyms.txt", tmp_path / "tuned"
-    extra = ("--erase_tune", "--synonyms", str(synonyms))
-    synonyms.write_text("dog, puppy\nball")
-    content = run(bases["gridtd"], tuned, *extra, "--epochs", "1")
-    synonyms.write_text("dog\nball")
-    with pytest.raises(InputError, match="other object words.*--synonyms.*same flags to resume.*--resume never"):
-        run(bases["gridtd"], tuned, *extra)
-    del content["training"]["flags"]["object_words_fingerprint"]
+    recorded = content["training"]["flags"]
+    content["training"]["flags"] = {name: value for name, value in recorded.items()
+                                    if "fingerprint" not in name}
+    assert len(content["training"]["flags"]) == len(recorded) - 1
     torch.save(content, tuned / "checkpoint_last.pth")
     assert run(bases["gridtd"], tuned, *extra)["training"]["state"]["epoch"] == 2
 
@@ -252,13 +276,15 @@ def test_order_and_case_of_stop_words_do_not_matter(demo_data, tmp_path):
     for name, text in (("first", "a the"), ("second", "The,\nA a")):
         (tmp_path / name).write_text(text)
     ids = finetune.stop_word_ids(tmp_path / "first", vocabulary)
-    assert ids == finetune.stop_word_ids(tmp_path / "second", vocabulary) and vocabulary.wordmap["a"] in ids
+    assert ids == finetune.stop_word_ids(tmp_path / "second", vocabulary)
+    assert vocabulary.wordmap["a"] in ids
 
 
-def test_default_save_path_is_not_used_by_the_demo(bases):
-    """finetune.py --weight output/demo/checkpoint_best.pth --lrp_tune starts a new run after configs/demo.sh."""
-    args = finetune.get_args_parser().parse_args(["--weight", "output/demo/checkpoint_best.pth", "--lrp_tune"])
-    model, _ = checkpoint.load(bases["gridtd"])
-    folder = finetune.complete_settings(args, model, {}).save_path
-    assert folder == "output/demo_lrp_tune"
-    assert folder not in (ROOT / "configs" / "demo.sh").read_text()
+def test_default_save_path_is_not_used_by_the_demo(bases, monkeypatch):
+    """finetune.py --weight output/demo/checkpoint_best.pth --lrp_tune starts a new run after
+    configs/demo.sh."""
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda *_: load(bases["gridtd"]))
+    settings, _ = complete("output/demo/checkpoint_best.pth", {}, "--lrp_tune")
+    assert settings.save_path == "output/demo_lrp_tune"
+    assert settings.save_path not in (ROOT / "configs" / "demo.sh").read_text()

@@ -1,4 +1,5 @@
-"""Training from end to end: an interrupted and resumed run ends with the same weights; the model learns."""
+"""Training from end to end: a killed and resumed run ends with the same weights; the model learns.
+"""
 import csv
 import os
 import signal
@@ -13,6 +14,7 @@ import torch
 from fuzz import workspace
 from helpers import same, train_flags, train_run
 
+import finetune
 import train
 from captioning import checkpoint
 from captioning.data.dataset import features_path
@@ -27,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("model_type, extra", [
     ("gridtd", ("--ss_prob", "0.3", "--region_loss", "0.1", "--region_epochs", "1")),
-    ("aoa", ("--amp", "--captions_per_step", "2", "--lr_schedule", "cosine"))])
+    ("aoa", ("--amp", "--captions_per_epoch", "2", "--lr_schedule", "cosine"))])
 def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_type, extra):
     extra = ("--model_type", model_type, *extra)
     whole = train_run(demo_data, tmp_path / "whole", *extra)
@@ -49,8 +51,9 @@ def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_ty
 
 def test_interrupt_saves_and_explains_how_to_resume(demo_data, tmp_path):
     """Every step is saved; the signal reaches the workers as well, as in a terminal."""
-    command = [sys.executable, "train.py", *train_flags(demo_data, tmp_path, "--save_every", "1e-9", "--workers", "2")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    flags = train_flags(demo_data, tmp_path, "--save_every", "1e-9", "--workers", "2")
+    process = subprocess.Popen([sys.executable, "train.py", *flags], cwd=ROOT, text=True,
+                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while not (tmp_path / "checkpoint_last.pth").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -70,37 +73,42 @@ def test_number_of_workers_does_not_change_the_weights(demo_data, tmp_path):
 
 
 def test_the_model_learns(demo_data, tmp_path):
-    rows = train_run(demo_data, tmp_path, "--epochs", "10", "--decoder_lr", "1e-2", "--grad_clip", "1", "--dropout",
-                     "0", "--hidden_dim", "32", "--captions_per_step", "2")["training"]["state"]["log"]
-    assert rows[-1][2] < 0.7 * rows[0][2] and rows[-1][3] > 2 * rows[0][3]        # loss, accuracy
+    content = train_run(demo_data, tmp_path, "--epochs", "10", "--decoder_lr", "1e-2",
+                        "--grad_clip", "1", "--dropout", "0", "--hidden_dim", "32",
+                        "--captions_per_epoch", "2")
+    rows = content["training"]["state"]["log"]
+    assert rows[-1][2] < 0.7 * rows[0][2] and rows[-1][3] > 2 * rows[0][3]      # loss, accuracy
     model, vocabulary = checkpoint.load(tmp_path / "checkpoint_best.pth")
     assert isinstance(model, GridTDModel) and len(vocabulary) == model.config["vocab_size"]
 
 
 def test_resuming_with_other_flags_is_refused(demo_data, tmp_path):
     train_run(demo_data, tmp_path, "--epochs", "1")
-    with pytest.raises(InputError, match="--batch_size 4, not 3.*same flags.*another --save_path.*--resume never"):
+    with pytest.raises(InputError, match="--batch_size 4, not 3.*same flags.*another --save_path.*"
+                       "--resume never"):
         train_run(demo_data, tmp_path, "--batch_size", "3")
     with pytest.raises(InputError, match="other sizes"):
         train_run(demo_data, tmp_path, "--attention_dim", "12")
-    words = dict(checkpoint.read(tmp_path / "checkpoint_last.pth")["wordmap"])
+    last = tmp_path / "checkpoint_last.pth"
+    content = checkpoint.read(last)
+    words = dict(content["wordmap"])
     words["dog"], words["ball"] = words["ball"], words["dog"]
-    model, _ = checkpoint.load(tmp_path / "checkpoint_last.pth")
-    training = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]
-    checkpoint.save(tmp_path / "checkpoint_last.pth", model, Vocabulary(words), training)
+    checkpoint.save(last, checkpoint.load(last)[0], Vocabulary(words), content["training"])
     with pytest.raises(InputError, match="another vocabulary"):
         train_run(demo_data, tmp_path)
 
 
 def test_resuming_in_another_folder_writes_a_best_checkpoint(demo_data, tmp_path):
     train_run(demo_data, tmp_path / "first", "--epochs", "1")
-    train_run(demo_data, tmp_path / "second", "--resume", str(tmp_path / "first" / "checkpoint_last.pth"))
+    train_run(demo_data, tmp_path / "second", "--resume",
+              str(tmp_path / "first" / "checkpoint_last.pth"))
     assert (tmp_path / "second" / "checkpoint_best.pth").exists()
     assert len((tmp_path / "second" / "log.csv").read_text().splitlines()) == 3
 
 
 def test_region_epochs_do_not_count_against_patience(demo_data, tmp_path):
-    state = train_run(demo_data, tmp_path, "--region_epochs", "2", "--patience", "1")["training"]["state"]
+    content = train_run(demo_data, tmp_path, "--region_epochs", "2", "--patience", "1")
+    state = content["training"]["state"]
     assert state["epoch"] == 2 and state["bad_epochs"] == 0
 
 
@@ -115,13 +123,37 @@ def test_features_of_other_weights_are_refused(demo_data):
 
 
 @pytest.mark.parametrize("encoder, remedy", [
-    ("vgg19", "--features cnn --encoder vgg19, or train with --from_pixels"), ("bottom_up", "--features bottom_up")])
+    ("vgg19", "--features cnn --encoder vgg19, or train with --from_pixels"),
+    ("bottom_up", "--features bottom_up")])
 def test_missing_features_are_named_with_the_remedy(tmp_path, encoder, remedy):
-    with pytest.raises(InputError, match=f"features_{encoder}_train.* missing: run preparedataset.py with {remedy}$"):
+    message = f"features_{encoder}_train.* missing: run preparedataset.py with {remedy}$"
+    with pytest.raises(InputError, match=message):
         train_run(tmp_path / "data", tmp_path / "run", "--encoder", encoder)
 
 
-def test_parsed_arguments_are_not_modified(demo_data, tmp_path):
+def test_earlier_spellings_of_flags(capsys):
+    """One sentence that names the present one."""
+    for parser, arguments, name in (
+            (train.get_args_parser(), ["--captions_per_step", "2"], "--captions_per_epoch"),
+            (finetune.get_args_parser(), ["--keep_weight", "0"], "--erase_keep_weight"),
+            (finetune.get_args_parser(), ["--no-own_evidence"], "--no-erase_own_evidence")):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args(arguments)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and f"give {name}" in error and error.count("\n") == 1
+
+
+def test_default_number_of_epochs_and_recorded_flags(demo_data, tmp_path, monkeypatch):
+    """The paper's number of epochs; what follows from flags is recorded, and args are kept."""
+    seen = {}
+    monkeypatch.setattr(train, "start_training", lambda settings, *_: seen.update(
+        {settings.model_type: settings.epochs}))
+    for model_type in ("gridtd", "aoa"):
+        flags = train_flags(demo_data, tmp_path, "--model_type", model_type)
+        del flags[flags.index("--epochs"):flags.index("--epochs") + 2]
+        train.main(train.get_args_parser().parse_args(flags))
+    assert seen == {"gridtd": 20, "aoa": 50}
+    monkeypatch.undo()
     args = train.get_args_parser().parse_args(train_flags(demo_data, tmp_path, "--epochs", "1"))
     before = dict(vars(args))
     train.main(args)
@@ -140,5 +172,6 @@ def test_missing_gpu_is_reported(demo_data, tmp_path):
         pytest.skip("this machine has a GPU")
     command = [sys.executable, "train.py", *train_flags(demo_data, tmp_path), "--device", "cuda"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    errors = result.stderr.strip()
     assert result.returncode == 2
-    assert result.stderr.strip().startswith("error: --device cuda") and "\n" not in result.stderr.strip()
+    assert errors.startswith("error: --device cuda") and "\n" not in errors

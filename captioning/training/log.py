@@ -9,56 +9,66 @@ from captioning.files import atomic_path, write_text
 
 def columns(measure="accuracy"):
     """The columns of log.csv; measure: "accuracy", or "reward" for self-critical training."""
-    return ("epoch", "step", "train_loss", f"train_{measure}", "cider", "bleu_4", "decoder_lr", "seconds", "val_loss")
+    return ("epoch", "step", "train_loss", f"train_{measure}", "cider", "bleu_4", "decoder_lr",
+            "seconds", "val_loss")
 
 
 def write_log(folder, rows, measure="accuracy", region_epochs=0):
-    """Writes curves.png and log.csv, unless they contain these rows already; rows: one list per epoch, the values of
-    `columns`, of earlier versions without the last."""
+    """Writes curves.png and log.csv, unless they contain these rows already.
+
+    rows: one list per epoch, the values of `columns`, of earlier versions without the last."""
     names = columns(measure)
     rows = [[*row, *[math.nan] * (len(names) - len(row))] for row in rows]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    path, curves = Path(folder) / "log.csv", Path(folder) / "curves.png"
-    if path.is_file() and path.read_bytes() == text.getvalue().encode() and curves.is_file():
-        return
-    draw_training_curves(curves, rows, measure, region_epochs)
-    write_text(path, text.getvalue())      # last, as it tells that the curves are those of these rows
+    path = Path(folder) / "log.csv"
+    curves = Path(folder) / "curves.png"
+    is_written = path.is_file() and path.read_bytes() == text.getvalue().encode()
+    if not (is_written and curves.is_file()):
+        draw_training_curves(curves, rows, measure, region_epochs)
+        write_text(path, text.getvalue())   # last, as it tells that the curves are those of rows
 
 
 def draw_training_curves(path, rows, measure="accuracy", region_epochs=0):
-    """Plots the losses on training and validation images (left), and CIDEr and BLEU-4 of the validation captions
-    (right), against the epoch.
+    """Plots the losses (left), and CIDEr and BLEU-4 of the validation captions (right).
 
-    The first `region_epochs` epochs, which train on the region loss alone, are a shaded phase, with a line of its own
-    for that loss. The loss of self-critical training (measure "reward") is another quantity than the validation loss,
-    so that it has an axis of its own. The epoch of checkpoint_best.pth is marked.
+    The first `region_epochs` epochs, on the region loss alone, are a shaded phase with a line of
+    their own. The loss of self-critical training (measure "reward") is another quantity than the
+    validation loss, so that it has an axis of its own. The epoch of checkpoint_best.pth is marked.
     """
     from matplotlib.figure import Figure
     epochs, _, loss, _, cider, bleu, _, _, val_loss = zip(*rows, strict=True)
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     style = {"marker": "o", "markersize": 3}
+
     with_regions = sum(epoch <= region_epochs for epoch in epochs)
     if with_regions:
-        left.plot(epochs[:with_regions], loss[:with_regions], color="C2", label="region loss, training", **style)
+        left.plot(epochs[:with_regions], loss[:with_regions], color="C2",
+                  label="region loss, training", **style)
     if with_regions < len(epochs):
-        axis, label = (left.twinx(), "self-critical loss, training") if measure == "reward" else (left, "training")
+        axis, label = left, "training"
+        if measure == "reward":
+            axis, label = left.twinx(), "self-critical loss, training"
         axis.plot(epochs[with_regions:], loss[with_regions:], color="C0", label=label, **style)
     left.plot(epochs, val_loss, color="C1", label="validation", **style)
     left.set(title="loss per word", xlabel="epoch")
+
     right.plot(epochs, cider, label="CIDEr", **style)
     right.plot(epochs, bleu, label="BLEU-4", **style)
     best = epochs[cider.index(max(cider))]
     right.axvline(best, color="0.5", linestyle=":", label=f"best: epoch {best}")
     right.set(title="validation captions", xlabel="epoch", ylim=(0, None))
+
     for axes in (left, right):
         if with_regions:
-            axes.axvspan(epochs[0] - 0.5, region_epochs + 0.5, color="0.9", zorder=0, label="phase of the region loss")
+            axes.axvspan(epochs[0] - 0.5, region_epochs + 0.5, color="0.9", zorder=0,
+                         label="phase of the region loss")
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        handles = [handle for other in figure.axes if other.bbox.bounds == axes.bbox.bounds
-                   for handle in other.get_legend_handles_labels()[0]]
-        axes.legend(handles=handles, fontsize=8)
+        # one legend for the axes and its twin
+        same_place = [other for other in figure.axes if other.bbox.bounds == axes.bbox.bounds]
+        lines = [other.get_legend_handles_labels()[0] for other in same_place]
+        axes.legend(handles=sum(lines, []), fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

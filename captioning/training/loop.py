@@ -1,198 +1,206 @@
-"""The training loop, shared by training and fine-tuning: epochs, validation, checkpoints, resuming and the log."""
-import contextlib
+"""The training loop, shared by training and fine-tuning: epochs, steps, validation, the log.
+
+Each of several processes has its own images: an equal part of every batch, in one pass or several.
+Every pass returns its share of the mean loss of the whole batch, so that neither the number of
+processes nor --accumulate changes what is computed. All random numbers are functions of --seed,
+epoch and image, or, for dropout, of --seed, epoch, step and pass: a run that was interrupted and
+resumed ends with the same weights as one that was not.
+"""
 import math
-import signal
 import time
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from captioning import processes
 from captioning.data.loader import make_loader
-from captioning.decoding import caption_batch
+from captioning.decoding import caption_batch, image_seeds
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
-from captioning.training.log import columns, write_log
+from captioning.training.log import write_log
 from captioning.training.losses import cross_entropy
-from captioning.training.parts import Loss, Part, PartsOfBatches, own_slices
-from captioning.training.state import Saver, new_state, resume
+from captioning.training.state import Saver, catch_stop_requests, new_state, resume
 
-STEPS_PER_TRANSFER = 10     # steps whose results stay on the device, as each transfer waits for the device
+STEPS_PER_TRANSFER = 10     # steps whose results stay on the device, as each transfer waits for it
 
 
-def fit(options, model, vocabulary, train_data, val_data, loss_function, device, measure="accuracy",
-        on_epoch=None):
-    """Trains for options.epochs epochs, or until options.patience epochs bring no better CIDEr; returns the best
-    validation CIDEr.
+def fit(settings, model, vocabulary, train_data, val_data, loss, device):
+    """Trains for --epochs epochs, or until --patience epochs bring no better validation CIDEr.
 
-    loss_function(model, features, captions, epoch, part) -> (loss, correct words, words), scalar tensors; if `measure`
-    is "reward": (loss, summed reward, samples); see `parts.Part`. on_epoch: called after each epoch with {column of
-    log.csv: value}. All random numbers are functions of (seed, epoch, step), so that a run that was interrupted and
-    resumed ends with the same weights as one that was not. Under torchrun the processes share each batch; their number
-    changes the results only through dropout and scheduled sampling.
+    settings: a namespace of the flags of train.py. loss: see captioning/training/losses.py. Returns
+    the best validation CIDEr.
     """
-    if options.amp and not supports_amp(device):
-        print("--amp has no effect: this CPU has no bfloat16 instructions, so training uses float32", flush=True)
-    optimizer = make_optimizer(model, device, options.decoder_lr, options.encoder_lr if options.finetune_encoder
-                               else None, options.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=options.amp and amp_dtype(device) == torch.float16)
-    batches = math.ceil(len(train_data) / options.batch_size)
-    state = resume(options, model, vocabulary, optimizer, scaler, measure, batches) or new_state()
-    loss = Loss(model, loss_function)
-    if processes.count() > 1:   # some parameters are unused: those of the LSTMs where the region loss trains alone
-        loss = DistributedDataParallel(loss, find_unused_parameters=True, broadcast_buffers=False)
+    if settings.amp and not supports_amp(device):
+        print("--amp has no effect: this CPU has no bfloat16 instructions, so that training uses "
+              "float32", flush=True)
+    batches = epoch_batches(len(train_data), settings.batch_size, settings.seed, epoch=0)
+    smallest = min(map(len, batches))
+    passes = processes.count() * settings.accumulate
+    if smallest < passes:
+        raise InputError(f"a batch of {smallest} images cannot be split into {passes} passes, "
+                         "--accumulate times the number of processes: lower one of them")
+
+    encoder_lr = settings.encoder_lr if settings.finetune_encoder else None
+    optimizer = make_optimizer(model, device, settings.decoder_lr, encoder_lr,
+                               settings.weight_decay)
+    is_scaled = settings.amp and amp_dtype(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=is_scaled)
+    state = resume(settings, model, vocabulary, optimizer, scaler, loss.measure, len(batches))
+    state = state or new_state()
+
     with catch_stop_requests() as stop_requests:
-        saver = Saver(options, model, vocabulary, optimizer, scaler, state, stop_requests)
-        while state["epoch"] < options.epochs and state["bad_epochs"] < options.patience:
-            train_epoch(options, loss, train_data, device, optimizer, scaler, state, saver, measure)
-            metrics = validate(options, model, vocabulary, val_data, device, saver)
-            end_epoch(options, state, metrics, optimizer, saver, measure)
-            if on_epoch:
-                on_epoch(dict(zip(columns(measure), state["log"][-1], strict=True)))
+        saver = Saver(settings, model, vocabulary, optimizer, scaler, state, stop_requests)
+        while state["epoch"] < settings.epochs and state["bad_epochs"] < settings.patience:
+            train_epoch(settings, model, loss, train_data, device, optimizer, scaler, state, saver)
+            metrics = validate(settings, model, vocabulary, val_data, device, saver)
+            end_epoch(settings, loss.measure, metrics, optimizer, state, saver)
+    print(f"best validation CIDEr {state['best']:.3f}: {settings.save_path}/checkpoint_best.pth",
+          flush=True)
     return state["best"]
 
 
 def make_optimizer(model, device, decoder_lr, encoder_lr=None, weight_decay=0.0):
-    """Adam over the decoder's parameters and the encoder's; encoder_lr None: the encoder is not trained."""
+    """Adam over the decoder's parameters and the encoder's, unless encoder_lr is None."""
     encoder = list(model.encoder.parameters()) if model.encoder is not None else []
+    encoder_ids = set(map(id, encoder))
     for parameter in encoder:
         parameter.requires_grad_(encoder_lr is not None)
-    encoder_ids = {id(parameter) for parameter in encoder}
-    groups = [{"params": [p for p in model.parameters() if id(p) not in encoder_ids], "lr": decoder_lr}]
+    decoder = [p for p in model.parameters() if id(p) not in encoder_ids]
+    groups = [{"params": decoder, "lr": decoder_lr}]
     if encoder and encoder_lr is not None:
         groups.append({"params": encoder, "lr": encoder_lr})
-    return torch.optim.Adam(groups, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.Adam(groups, weight_decay=weight_decay, fused=fused)
 
 
-def train_epoch(options, loss_module, data, device, optimizer, scaler, state, saver, measure):
+def train_epoch(settings, model, loss, data, device, optimizer, scaler, state, saver):
     """Trains from step state["step"] to the end of epoch state["epoch"]."""
     epoch = state["epoch"]
-    loss_module.train()
+    model.train()
+    if model.encoder is not None and not settings.finetune_encoder:
+        model.encoder.eval()        # its batch-norms must not move
+
+    # this process's images of every remaining step: a list of indices for each pass
     data.set_epoch(epoch)
-    batches = epoch_batches(len(data), options.batch_size, options.seed, epoch)
-    passes, first_step = options.accumulate, epoch * len(batches)
-    parts = [(batch, images) for batch in batches[state["step"]:] for images, _ in own_slices(len(batch), passes)]
-    loader = Timed(make_loader(PartsOfBatches(data), parts, options.workers, device))
-    bar = tqdm(batches[state["step"]:], initial=state["step"], total=len(batches), desc=f"epoch {epoch + 1}",
+    steps = epoch_batches(len(data), settings.batch_size, settings.seed, epoch)
+    own = [own_passes(indices, settings.accumulate) for indices in steps[state["step"]:]]
+    passes = [indices for step in own for indices in step]
+    loader = iter(make_loader(data, passes, settings.workers, device))
+
+    bar = tqdm(own, initial=state["step"], total=len(steps), desc=f"epoch {epoch + 1}",
                unit="batch", disable=processes.rank() > 0)
     results = []        # of the steps since the last transfer from the device
+    waited = 0.0
     began = started = time.monotonic()
-    for batch in bar:
-        if options.lr_schedule == "cosine":
-            anneal(options, optimizer, epoch + state["step"] / len(batches))
-        seed = step_seed(options.seed, epoch, state["step"])
-        own_parts = step_parts(len(batch), passes, seed, device, first_step + state["step"])
-        results.append(train_step(loss_module, zip(own_parts, loader, strict=False), epoch, optimizer, scaler, device,
-                                  options.grad_clip, options.amp))
+    for indices in bar:
+        loading = time.monotonic()
+        batches = [next(loader) for _ in indices]
+        waited += time.monotonic() - loading
+        for batch in batches:
+            batch["seeds"] = image_seeds(batch["index"].tolist(), settings.seed, epoch)
+            batch["epoch"] = epoch
+            batch["step"] = epoch * len(steps) + state["step"]
+
+        if settings.lr_schedule == "cosine":        # half of one, which reaches 0 at --epochs
+            progress = min(1, (epoch + state["step"] / len(steps)) / settings.epochs)
+            factor = 0.5 * (1 + math.cos(math.pi * progress))
+            rates = settings.decoder_lr, settings.encoder_lr
+            for group, lr in zip(optimizer.param_groups, rates, strict=False):
+                group["lr"] = lr * factor
+        seed = step_seed(settings.seed, epoch, state["step"])
+        results.append(train_step(model, loss, batches, optimizer, scaler, device,
+                                  settings.grad_clip, settings.amp, seed))
         state["step"] += 1
-        save, now = saver.is_due(), time.monotonic()
-        if save or state["step"] % STEPS_PER_TRANSFER == 0 or state["step"] == len(batches):
-            add_results(options, state, results, scaler.is_enabled())
+
+        # results are read every few steps, and before a checkpoint is written
+        save = saver.is_due()
+        now = time.monotonic()
+        if save or state["step"] % STEPS_PER_TRANSFER == 0 or state["step"] == len(steps):
+            add_results(settings, state, results, scaler.is_enabled())
             results.clear()
-            loss, correct, words = state["sums"]
-            bar.set_postfix({"loss": f"{loss / max(words, 1):.3f}", measure: f"{correct / max(words, 1):.3f}",
-                             "waiting for data": f"{loader.seconds / (now - began):.1%}"})
-        state["seconds"], started = state["seconds"] + now - started, now
+            total, correct, words = state["sums"]
+            bar.set_postfix({"loss": f"{total / max(words, 1):.3f}",
+                             loss.measure: f"{correct / max(words, 1):.3f}",
+                             "waiting for data": f"{waited / (now - began):.1%}"})
+        state["seconds"] += now - started
+        started = now
         if save:
             saver.save_and_stop_if_requested()
     bar.close()
 
 
-class Timed:
-    """An iterator over `items` that counts the seconds spent waiting for them."""
+def train_step(model, loss, batches, optimizer, scaler, device, grad_clip, amp=False, seed=0):
+    """One update of the parameters by this process's passes over a batch.
 
-    def __init__(self, items):
-        self.iterator, self.seconds = iter(items), 0.0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        started = time.monotonic()
-        try:
-            return next(self.iterator)
-        finally:
-            self.seconds += time.monotonic() - started
-
-
-def anneal(options, optimizer, epochs):
-    """Sets the learning rates after `epochs` epochs: half a cosine that reaches zero after options.epochs."""
-    factor = 0.5 * (1 + math.cos(math.pi * min(1, epochs / options.epochs)))
-    for group, lr in zip(optimizer.param_groups, (options.decoder_lr, options.encoder_lr), strict=False):
-        group["lr"] = lr * factor
-
-
-def step_parts(size, passes, seed, device, step):
-    """Yields this process's Parts of batch number `step`, of `size` images, and seeds PyTorch's random numbers for
-    each of them."""
-    for i, (images, share) in enumerate(own_slices(size, passes), start=processes.rank() * passes):
-        # dropout differs in each part, and from the generator, also in the lowest 32 bits, which are all a CPU uses
-        torch.manual_seed((seed + i * 0x9E3779B1) % 2**63)
-        generator = torch.Generator(device).manual_seed((seed + 2**62 + 2**31) % 2**63)
-        yield Part(images, generator, size, passes, share, step)
-
-
-def train_step(loss_module, parts, epoch, optimizer, scaler, device, grad_clip, amp=False):
-    """One update of the parameters. loss_module: a `parts.Loss`, possibly in DistributedDataParallel; parts: pairs of
-    Part and batch. Returns a tensor (4,) on the device: the process's loss, correct words and words, and the
-    gradient's norm before clipping."""
+    batches: of each pass, the dictionary that losses.py describes, with "images". Returns a tensor
+    (4,) on the device: loss, correct words and words of this process, and the gradient's norm.
+    """
     optimizer.zero_grad(set_to_none=True)
+
+    # the words of the whole batch, by which every pass of every process divides its sums
+    for batch in batches:
+        batch["captions"] = batch["captions"].to(device, non_blocking=True)
+    counts = processes.total(sum(loss.counts(batch) for batch in batches))
+
+    # the gradient of the whole batch's loss is the sum of those of all passes
     sums = 0
-    for number, (part, batch) in enumerate(parts, start=1):
-        images, captions = (batch[key].to(device, non_blocking=True) for key in ("images", "captions"))
+    for number, batch in enumerate(batches, start=processes.rank() * len(batches)):
+        # dropout differs in each pass; a CPU uses the lowest 32 bits of a seed alone
+        torch.manual_seed((seed + number * 0x9E3779B1) % 2**63)
+        images = batch["images"].to(device, non_blocking=True)
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        # DistributedDataParallel averages gradients over the processes in the last pass
-        is_last = processes.count() == 1 or number == part.passes
-        with contextlib.nullcontext() if is_last else loss_module.no_sync():
-            with autocast(device, amp):
-                loss, *counts = loss_module(images, captions, epoch, part._replace(index=batch.get("index")))
-            scaler.scale(loss * processes.count()).backward()
-        sums = sums + torch.stack([loss.detach(), *counts])
+        with autocast(device, amp):
+            value, log = loss(model, model.encode(images), batch, counts)
+        scaler.scale(value).backward()
+        sums = sums + torch.stack([value.detach(), *log])
+    processes.sum_gradients(model.parameters())
+
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(loss_module.parameters(), grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     scaler.step(optimizer)
     scaler.update()
     return torch.cat([sums, norm[None]])
 
 
-def add_results(options, state, results, scaled):
-    """Transfers the results of the last steps from the device, adds those of all processes, and adds summed loss,
-    correct words and words to state["sums"], in float64.
+def add_results(settings, state, results, is_scaled):
+    """Adds the last steps' loss, correct words and words, of all processes, to state["sums"].
 
-    InputError that names the first step whose loss or gradient is not finite; scaled: with a gradient scaler, which
-    skips such gradients, only the loss counts.
-    """
-    rows = torch.stack(results).cpu().double()      # in this order, as MPS devices have no float64
+    InputError that names the first step whose loss or gradient is not finite. is_scaled: the
+    gradient scaler skips such gradients, so that only the loss counts."""
+    rows = torch.stack(results).cpu().double()      # in this order, as MPS has no float64
     rows[:, :3] = processes.total(rows[:, :3].contiguous())
-    finite = (rows[:, :3] if scaled else rows).isfinite().all(1).tolist()
+    finite = (rows[:, :3] if is_scaled else rows).isfinite().all(1).tolist()
     if not all(finite):
         step = state["step"] - len(results) + finite.index(False) + 1
-        raise InputError(f"the loss or its gradient is not a finite number at epoch {state['epoch'] + 1}, step {step}: "
-                         f"lower --decoder_lr {options.decoder_lr:g}, --encoder_lr or --grad_clip; the checkpoints in "
-                         f"{options.save_path} were written before that step")
+        raise InputError(f"the loss or its gradient is not a finite number at epoch "
+                         f"{state['epoch'] + 1}, step {step}: lower --decoder_lr "
+                         f"{settings.decoder_lr:g}, --encoder_lr or --grad_clip; the checkpoints "
+                         f"in {settings.save_path} were written before that step")
     sums = torch.tensor(state["sums"], dtype=torch.float64)
-    for row in rows:
-        sums += row[:3] * torch.stack([row[2], *row.new_ones(2)])
+    for loss, correct, words, _ in rows:
+        sums += torch.stack([loss * words, correct, words])
     state["sums"] = sums.tolist()
 
 
-def validate(options, model, vocabulary, data, device, saver):
-    """CIDEr and BLEU of the greedy captions of the validation split; "loss": cross-entropy of its references."""
+def validate(settings, model, vocabulary, data, device, saver):
+    """CIDEr and BLEU of greedy captions of the validation images; "loss": of their references."""
     from pycocoevalcap.caption_metrics import scores
     model.eval()
-    captions, sums = [], torch.zeros(2, device=device)      # sums: of the loss, and of words
-    batches = processes.shard([batch.tolist() for batch in torch.arange(len(data)).split(options.batch_size)])
-    for batch in tqdm(make_loader(data, batches, options.workers, device), desc="validation", unit="batch",
-                      leave=False, disable=processes.rank() > 0):
-        images, references = (batch[key].to(device) for key in ("images", "captions"))
-        with torch.no_grad(), autocast(device, options.amp):
-            features = model.encode(images)
-            loss, _, words = cross_entropy(model, model.teacher_force(features, references, skip_padding=True),
-                                           references)
-        sums += torch.stack([loss * words, words])
-        captions.append(caption_batch(model, features, vocabulary, options.amp, device))
+    batches = torch.arange(len(data)).split(settings.batch_size)
+    batches = processes.shard([batch.tolist() for batch in batches])
+    captions = []
+    sums = torch.zeros(2, device=device)        # of the loss, and of words
+    for batch in tqdm(make_loader(data, batches, settings.workers, device), desc="validation",
+                      unit="batch", leave=False, disable=processes.rank() > 0):
+        references = batch["captions"].to(device)
+        with torch.no_grad(), autocast(device, settings.amp):
+            features = model.encode(batch["images"].to(device))
+            hidden = model.teacher_force(features, references).hidden
+            loss, _, words = cross_entropy(model, hidden, references)
+        sums += torch.stack([loss, words])
+        captions.append(caption_batch(model, features, vocabulary, settings.amp, device,
+                                      method="greedy"))
         if saver.stop_requests:
             break
     if processes.any_of(saver.stop_requests):
@@ -202,51 +210,51 @@ def validate(options, model, vocabulary, data, device, saver):
     return scores(captions, data.references, ("cider", "bleu")) | {"loss": loss / words}
 
 
-def end_epoch(options, state, metrics, optimizer, saver, measure):
+def end_epoch(settings, measure, metrics, optimizer, state, saver):
     """Logs the epoch, lowers the learning rate on a plateau of CIDEr, and saves checkpoints."""
     loss, correct, words = state["sums"]
-    state["log"].append([state["epoch"] + 1, state["step"], loss / words, correct / words, metrics["cider"],
-                         metrics["bleu_4"], optimizer.param_groups[0]["lr"], round(state["seconds"], 1),
-                         metrics["loss"]])
-    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {correct / words:.3f}, validation loss "
-          f"{metrics['loss']:.3f}, CIDEr {metrics['cider']:.3f}, BLEU-4 {metrics['bleu_4']:.3f}", flush=True)
-    is_better = metrics["cider"] > state["best"]
-    state["best"] = max(metrics["cider"], state["best"])
-    trains_captions = state["epoch"] >= options.region_epochs
-    state["bad_epochs"] = 0 if is_better or not trains_captions else state["bad_epochs"] + 1
-    if options.lr_schedule == "plateau" and state["bad_epochs"] and state["bad_epochs"] % 2 == 0:
+    cider = metrics["cider"]
+    state["log"].append([state["epoch"] + 1, state["step"], loss / words, correct / words, cider,
+                         metrics["bleu_4"], optimizer.param_groups[0]["lr"],
+                         round(state["seconds"], 1), metrics["loss"]])
+    print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {correct / words:.3f}, "
+          f"validation loss {metrics['loss']:.3f}, CIDEr {cider:.3f}, BLEU-4 "
+          f"{metrics['bleu_4']:.3f}", flush=True)
+
+    # epochs on the region loss alone do not train captions
+    is_better = cider > state["best"]
+    state["best"] = max(cider, state["best"])
+    if is_better or state["epoch"] < settings.region_epochs:
+        state["bad_epochs"] = 0
+    else:
+        state["bad_epochs"] += 1
+    is_plateau = state["bad_epochs"] > 0 and state["bad_epochs"] % 2 == 0
+    if settings.lr_schedule == "plateau" and is_plateau:
         for group in optimizer.param_groups:
             group["lr"] *= 0.8
+
     state.update(epoch=state["epoch"] + 1, step=0, sums=[0.0, 0.0, 0.0], seconds=0.0)
     if is_better:
         saver.save("checkpoint_best.pth")
     saver.save()
     if not processes.rank():
-        write_log(options.save_path, state["log"], measure, options.region_epochs)
-
-
-@contextlib.contextmanager
-def catch_stop_requests():
-    """Yields a list, to which Ctrl-C and SIGTERM append instead of ending the process; a second Ctrl-C ends it."""
-    requests = []
-
-    def request_stop(number, frame):
-        requests.append(number)
-        if processes.count() == 1:      # torchrun sends a second signal
-            signal.signal(signal.SIGINT, handlers[0])
-
-    handlers = [signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield requests
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
+        write_log(settings.save_path, state["log"], measure, settings.region_epochs)
 
 
 def epoch_batches(size, batch_size, seed, epoch):
-    """Lists of the indices of each batch: a permutation that depends on (seed, epoch) alone."""
+    """The indices of each batch: a permutation that depends on (seed, epoch) alone.
+
+    Batches have equally many images, or one fewer, so that none is too small to be split."""
     generator = torch.Generator().manual_seed(step_seed(seed, epoch, -1))
-    return [batch.tolist() for batch in torch.randperm(size, generator=generator).split(batch_size)]
+    order = torch.randperm(size, generator=generator)
+    return [batch.tolist() for batch in order.tensor_split(math.ceil(size / batch_size))]
+
+
+def own_passes(indices, passes):
+    """This process's images of a batch: for each of its passes the same number, or one more."""
+    parts = torch.tensor(indices).tensor_split(processes.count() * passes)
+    first = processes.rank() * passes
+    return [part.tolist() for part in parts[first:first + passes]]
 
 
 def step_seed(seed, epoch, step):

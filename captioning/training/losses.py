@@ -1,41 +1,19 @@
-"""Losses on reference captions: cross-entropy with teacher forcing, scheduled sampling and the region loss.
+"""Losses on reference captions: cross-entropy with teacher forcing, also of LRP-inference.
 
-Each loss is returned as three scalar tensors: the mean loss, the number of correct words and the number of words. Of a
-`parts.Part` of a batch: its share of the batch's mean loss, and its correct words and words.
+A loss is called with the images that one process computes in one pass, and returns their share of
+the mean over the whole batch, so that the shares of all passes and processes add up to that mean:
+    loss.counts(batch) -> (n,) what its sums are divided by; the loop adds those of the whole batch
+    loss(model, features, batch, counts) -> the share, and (correct words, words), as scalar tensors
+    loss.measure: what the ratio of these two is called in log.csv
+batch: a dictionary of "captions" (B, N, T+1), ids from <start> on, zero-padded; "index" (B,) in the
+data set; "seeds" (B,) of `decoding.image_seeds`; "epoch" and "step", the number of steps before it.
 """
-from functools import partial
-
 import torch
 from torch.nn import functional as F
 
-from captioning.decoding import without_special
+from captioning.decoding import draw, uniform, without_special
 from captioning.device import without_gradient
-from captioning.recurrence import word_rows
-from captioning.training.parts import WHOLE
-
-
-def teacher_forced_loss(vocabulary, criterion=None, ss_prob=0.0, region_weight=0.0, region_epochs=0,
-                        label_smoothing=0.0):
-    """The loss function of `captioning.training.loop.fit` for training on reference captions.
-
-    criterion(model, trace, captions, total=words of the whole batch) -> (loss, correct words, words): the loss of a
-    teacher-forced trace, by default the cross-entropy with label_smoothing. ss_prob: probability of scheduled sampling.
-    region_weight: weight of the region loss, which is added to the criterion. region_epochs: number of epochs, from the
-    first, that train on the region loss alone.
-    """
-    criterion = criterion or partial(cross_entropy, label_smoothing=label_smoothing)
-
-    def loss_function(model, features, all_captions, epoch, part=WHOLE):
-        if epoch < region_epochs:
-            return region_loss(model, features, all_captions, vocabulary, part)
-        captions = all_captions[part.images]
-        inputs = mix_in_predictions(model, features, captions, ss_prob, vocabulary) if ss_prob else captions
-        loss, correct, words = criterion(model, model.teacher_force(features, inputs, skip_padding=True), captions,
-                                         total=count_words(all_captions))
-        if region_weight:
-            loss = loss + region_weight * region_loss(model, features, all_captions, vocabulary, part)[0]
-        return loss, correct, words
-    return loss_function
+from captioning.explanation.lrp_inference import weighted_hidden
 
 
 def count_words(captions):
@@ -43,56 +21,154 @@ def count_words(captions):
     return (captions[..., 1:] != 0).sum()
 
 
-def cross_entropy(model, trace, captions, label_smoothing=0.0, total=None):
-    """`word_loss` of the logits p of a teacher-forced trace against captions (B, N, T+1)."""
-    rows = word_rows(captions)
-    return word_loss(model.output(trace.hidden.flatten(0, -2)[rows]), captions[..., 1:].flatten()[rows],
-                     label_smoothing, total)
+def word_rows(captions):
+    """Indices (n,) into B·N·T of the positions of captions (..., T+1) that predict a word.
+
+    The product with W_o is computed for these alone. On other devices than a CPU, where reading
+    their number would wait for the device, a slice of all positions."""
+    if captions.device.type != "cpu":
+        return slice(None)
+    return captions[..., 1:].flatten().nonzero().squeeze(1)
 
 
-def word_loss(logits, targets, label_smoothing=0.0, total=None):
-    """Cross-entropy of logits (n, V) against targets (n,), without <pad> -> (mean loss, correct words, words).
+def word_loss(logits, targets, label_smoothing=0.0):
+    """Summed cross-entropy of logits (n, V) against targets (n,), correct words, words.
 
-    total: number of words to divide by, default those of the targets. label_smoothing: share of the target probability
-    that is spread over all V words (Szegedy et al. 2016)."""
+    <pad> does not count. label_smoothing: share of the target probability that is spread over all
+    V words (Szegedy et al. 2016)."""
     is_word = targets != 0
-    loss = F.cross_entropy(logits.float(), targets, ignore_index=0, label_smoothing=label_smoothing, reduction="sum")
-    words = is_word.sum()
-    return loss / (words if total is None else total), ((logits.argmax(-1) == targets) & is_word).sum(), words
+    loss = F.cross_entropy(logits.float(), targets, ignore_index=0, reduction="sum",
+                           label_smoothing=label_smoothing)
+    return loss, ((logits.argmax(-1) == targets) & is_word).sum(), is_word.sum()
 
 
-def region_loss(model, features, captions, vocabulary, part=WHOLE):
-    """Multiple-instance loss of the words that single regions predict, after Fang et al. (2015), with the maximum over
-    regions in place of their noisy-OR.
+def cross_entropy(model, hidden, captions, label_smoothing=0.0):
+    """`word_loss` of captions (B, N, T+1), teacher-forced; hidden (B, N, T, d): a Trace's."""
+    rows = word_rows(captions)
+    logits = model.output(hidden.flatten(0, -2)[rows])
+    return word_loss(logits, captions[..., 1:].flatten()[rows], label_smoothing)
 
-    Every word in an image's captions (B, N, L) should be predicted from at least one region of features (B, K, C)
-    alone, and all other words from none; special tokens do not count. captions: those of the whole batch. Returns
-    (binary cross-entropy per distinct word of an image's captions, predicted words, words).
+
+def lrp_loss(model, trace, captions, stop, weight=1.0):
+    """Summed CE(p, y) + weight · CE(p̃, y) (docs/method.md, section 7), correct words of p, words.
+
+    Where ω is 1, p̃ equals p: the second product with W_o is computed for the other words only.
+    trace: of teacher forcing on captions (B, N, T+1). stop (V,) bool: words whose ω is 1."""
+    rows = word_rows(captions)
+    c_hat, h, hidden = (x.flatten(0, -2)[rows] for x in (trace.c_hat, trace.h, trace.hidden))
+    targets = captions[..., 1:].flatten()[rows]                                        # (n,)
+    is_word = targets != 0
+
+    # p and p̃ have the same dropout mask
+    mask = model.dropout(torch.ones_like(hidden))
+    logits = model.W_o(mask * hidden)                                                  # (n, V)
+    predicted = logits.argmax(-1)
+    losses = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=0)
+
+    other = is_word & ~stop[predicted]
+    hidden = weighted_hidden(model, c_hat[other], h[other], predicted[other], stop)
+    weighted = model.W_o(mask[other] * hidden)
+    loss = (losses * torch.where(other, 1, 1 + weight)).sum()
+    loss = loss + weight * F.cross_entropy(weighted.float(), targets[other], reduction="sum")
+    return loss, ((predicted == targets) & is_word).sum(), is_word.sum()
+
+
+class CrossEntropy:
+    """CE(p, y) with teacher forcing, optionally with scheduled sampling and the region loss.
+
+    ss_prob: probability of scheduled sampling. region_weight: weight of the region loss.
+    region_epochs: number of first epochs that train on the region loss alone.
+    """
+    measure = "accuracy"
+
+    def __init__(self, vocabulary, ss_prob=0.0, region_weight=0.0, region_epochs=0,
+                 label_smoothing=0.0):
+        self.vocabulary = vocabulary
+        self.ss_prob = ss_prob
+        self.region_weight = region_weight
+        self.region_epochs = region_epochs
+        self.label_smoothing = label_smoothing
+
+    def counts(self, batch):
+        """Words, and distinct words of the images."""
+        captions = batch["captions"]
+        return torch.stack([count_words(captions), present_words(captions, self.vocabulary).sum()])
+
+    def __call__(self, model, features, batch, counts):
+        captions = batch["captions"]
+        if batch["epoch"] < self.region_epochs:
+            loss, *log = region_loss(model, features, captions, self.vocabulary)
+            return loss / counts[1].clamp(min=1), log
+
+        inputs = captions
+        if self.ss_prob:
+            inputs = mix_in_predictions(model, features, captions, self.ss_prob, self.vocabulary,
+                                        batch["seeds"])
+        loss, *log = self.word_loss(model, model.teacher_force(features, inputs), captions)
+        loss = loss / counts[0]
+        if self.region_weight:
+            regions, *_ = region_loss(model, features, captions, self.vocabulary)
+            loss = loss + self.region_weight * regions / counts[1].clamp(min=1)
+        return loss, log
+
+    def word_loss(self, model, trace, captions):
+        """Summed loss of the words of captions (B, N, T+1), correct words, words."""
+        return cross_entropy(model, trace.hidden, captions, self.label_smoothing)
+
+
+class LRPInferenceLoss(CrossEntropy):
+    """CE(p, y) + weight · CE(p̃, y); stop, weight: of `lrp_loss`; options: of CrossEntropy."""
+
+    def __init__(self, vocabulary, stop, weight=1.0, **options):
+        super().__init__(vocabulary, **options)
+        self.stop = stop
+        self.weight = weight
+
+    def word_loss(self, model, trace, captions):
+        return lrp_loss(model, trace, captions, self.stop, self.weight)
+
+
+def present_words(captions, vocabulary):
+    """(B, V) 1 for the words of an image's captions (B, N, L), without special tokens; else 0."""
+    present = torch.zeros(len(captions), len(vocabulary), device=captions.device)
+    present.scatter_(1, captions.flatten(1), 1)
+    present[:, [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
+    return present
+
+
+def region_loss(model, features, captions, vocabulary):
+    """Multiple-instance loss of the words that single regions predict, after Fang et al. (2015).
+
+    Every word in an image's captions (B, N, L) should be predicted from at least one region of
+    features (B, K, C) alone, and all other words from none: the maximum over regions replaces
+    their noisy-OR. Special tokens do not count. Returns the summed binary cross-entropy, predicted
+    words, and distinct words of the images.
     """
     logits = model.region_logits(features).float()                                     # (B, K, V)
     if model.encoder is None:       # regions that are all zero are padding
         logits = logits.masked_fill((features == 0).all(-1, keepdim=True), -100.0)
     highest = logits.amax(1)                                                           # (B, V)
-    is_ordinary = torch.ones_like(highest[0])
-    is_ordinary[[vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
-    is_present = highest.new_zeros(len(captions), len(is_ordinary)).scatter_(1, captions.flatten(1), 1)
-    total, is_present = (is_present * is_ordinary).sum(), is_present[part.images]
-    loss = F.binary_cross_entropy_with_logits(highest, is_present, is_ordinary.expand_as(highest), reduction="sum")
-    words = is_present * is_ordinary
-    return loss / total.clamp(min=1), ((highest > 0) * words).sum(), words.sum()
+    words = present_words(captions, vocabulary)
+    losses = F.binary_cross_entropy_with_logits(highest, words, reduction="none")
+    special = [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]
+    losses = losses.index_fill(1, torch.tensor(special, device=losses.device), 0)
+    return losses.sum(), ((highest > 0) * words).sum(), words.sum()
 
 
-def mix_in_predictions(model, features, captions, probability, vocabulary):
-    """Scheduled sampling (Bengio et al. 2015) of all steps at once (Mihaylova and Martins 2019): captions (B, N, T+1)
-    in which each word between <start> and <end> is replaced, with this probability, by a word sampled from the model's
-    prediction at that step with teacher forcing. <pad>, <start> and <unk> are never sampled."""
+def mix_in_predictions(model, features, captions, probability, vocabulary, seeds):
+    """Scheduled sampling (Bengio et al. 2015) of all steps at once (Mihaylova and Martins 2019).
+
+    Returns captions (B, N, T+1) in which each word between <start> and <end> is replaced, with
+    this probability, by a word drawn from the model's prediction at that step with teacher forcing.
+    """
+    N, T = captions.shape[1], captions.shape[2] - 1
+    # the steps come first, so that their number does not change the numbers of each
+    numbers = uniform(seeds, (T, N, 2), captions.device).transpose(1, 2)            # (B, N, T, 2)
     with without_gradient():
-        hidden = model.teacher_force(features, captions, skip_padding=True).hidden
-        logits = model.output(hidden).float()                                          # (B, N, T, V)
-        p = without_special(logits, vocabulary).softmax(-1)
-        # draws like torch.multinomial, which fails if p is not finite: the training loop reports that a little later
-        draws = torch.empty_like(p).exponential_().clamp_(min=torch.finfo(p.dtype).tiny)
-        sampled = (p / draws).argmax(-1)
+        logits = model.output(model.teacher_force(features, captions).hidden).float()
+        p = without_special(logits, vocabulary).softmax(-1)                         # (B, N, T, V)
+        drawn = draw(p, numbers[..., 0])
     words = captions[..., 1:-1]
-    replace = (torch.rand(words.shape, device=words.device) < probability) & (captions[..., 2:] != 0)
-    return torch.cat([captions[..., :1], torch.where(replace, sampled[..., :-1], words), captions[..., -1:]], -1)
+    replace = (numbers[..., :-1, 1] < probability) & (captions[..., 2:] != 0)
+    mixed = torch.where(replace, drawn[..., :-1], words)
+    return torch.cat([captions[..., :1], mixed, captions[..., -1:]], -1)

@@ -12,7 +12,8 @@ from captioning.data.hdf5 import open_hdf5, read_whole, reading
 from captioning.errors import InputError
 from captioning.files import atomic_path
 
-N, SIGMA = 4, 6.0           # longest n-grams; standard deviation of the length penalty, in words
+N = 4               # longest n-grams
+SIGMA = 6.0         # standard deviation of the length penalty, in words
 
 
 def frequencies_path(data_folder, dataset):
@@ -21,9 +22,9 @@ def frequencies_path(data_folder, dataset):
 
 
 def ngrams(ids, n, V):
-    """The n-grams of zero-padded ids (..., L) as keys (..., L − n + 1): numbers in base V, 0 for those with padding.
+    """The n-grams of zero-padded ids (..., L) as keys (..., L − n + 1), 0 for those with padding.
 
-    ids: a numpy array or a tensor of 64-bit integers.
+    Keys are numbers in base V. ids: a numpy array or a tensor of 64-bit integers.
     """
     count = max(ids.shape[-1] - n + 1, 0)
     keys = ids[..., :count]
@@ -33,81 +34,92 @@ def ngrams(ids, n, V):
 
 
 def write_frequencies(path, captions, V):
-    """Writes document frequencies: for each n-gram, the number of images with a caption that contains it.
+    """Writes document frequencies: the number of images with a caption that contains an n-gram.
 
-    captions: array (images, R, L) of ids from <start> to <end>; <end> counts as a word. The HDF5 file contains sorted
-    `keys_<n>` and `counts_<n>` for n = 1..4; n-grams of a single image are omitted, as CIDEr-D gives them the same
-    weight as unseen ones. InputError if V words are too many for 64-bit keys.
+    captions: array (images, R, L) of ids from <start> to <end>; <end> counts as a word. The HDF5
+    file contains sorted `keys_<n>` and `counts_<n>` for n = 1..4; n-grams of a single image are
+    omitted, as CIDEr-D gives them the same weight as unseen ones. InputError if V words are too
+    many for 64-bit keys.
     """
     if V ** N >= 2 ** 63:
-        raise InputError(f"a vocabulary of {V} words is too large for the 64-bit n-gram keys of CIDEr-D: raise "
-                         "--min_word_freq")
+        raise InputError(f"a vocabulary of {V} words is too large for the 64-bit n-gram keys of "
+                         "CIDEr-D: raise --min_word_freq")
     buffer = io.BytesIO()       # writing HDF5 directly may crash on a full disk
     with h5py.File(buffer, "w") as file:
         file.attrs.update(images=len(captions), words=V)
         for n in range(1, N + 1):
-            keys = np.sort(ngrams(captions[..., 1:].astype(np.int64), n, V).reshape(len(captions), -1), axis=1)
-            keys[:, 1:][keys[:, 1:] == keys[:, :-1]] = 0                               # count once per image
+            keys = ngrams(captions[..., 1:].astype(np.int64), n, V)
+            keys = np.sort(keys.reshape(len(captions), -1), axis=1)
+            keys[:, 1:][keys[:, 1:] == keys[:, :-1]] = 0        # count once per image
             keys, counts = np.unique(keys[keys != 0], return_counts=True)
-            for name, values in (("keys", keys[counts > 1]), ("counts", counts[counts > 1].astype(np.int32))):
-                file.create_dataset(f"{name}_{n}", data=values, compression="gzip", shuffle=True)
+            tables = {f"keys_{n}": keys[counts > 1], f"counts_{n}": counts[counts > 1].astype("i4")}
+            for name, values in tables.items():
+                file.create_dataset(name, data=values, compression="gzip", shuffle=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 class CiderD:
-    """CIDEr-D with the document frequencies of the training captions, computed in float64 on the CPU.
+    """CIDEr-D with the document frequencies of the training captions, in float64 on the CPU.
 
-    path: a file of `write_frequencies` for a vocabulary of V words; InputError if it is missing, damaged or belongs to
-    another vocabulary.
+    path: a file of `write_frequencies` for a vocabulary of V words; InputError if it is missing,
+    damaged or belongs to another vocabulary.
     """
 
     def __init__(self, path, V):
         names = [f"{name}_{n}" for n in range(1, N + 1) for name in ("keys", "counts")]
         with open_hdf5(path, names) as file, reading(path):
             if file.attrs["words"] != V:
-                raise InputError(f"{path} was computed for a vocabulary of {file.attrs['words']} words, not {V}: run "
-                                 "preparedataset.py again")
-            self.V, self.log_images = V, math.log(file.attrs["images"])
-            self.tables = [[torch.from_numpy(read_whole(file, f"{name}_{n}", "iu")).long()
-                            for name in ("keys", "counts")] for n in range(1, N + 1)]
-            is_valid = file.attrs["images"] > 0 and all(
+                raise InputError(f"{path} was computed for a vocabulary of {file.attrs['words']} "
+                                 f"words, not {V}: run preparedataset.py again")
+            self.V = V
+            images = file.attrs["images"]
+            arrays = [torch.from_numpy(read_whole(file, name, "iu")).long() for name in names]
+            self.tables = list(zip(arrays[::2], arrays[1::2], strict=True))     # of each n
+            is_valid = images > 0 and all(
                 keys.dim() == 1 and keys.shape == counts.shape and (keys[1:] > keys[:-1]).all()
-                and (counts > 1).all() and (counts <= file.attrs["images"]).all() for keys, counts in self.tables)
+                and (counts > 1).all() and (counts <= images).all()
+                for keys, counts in self.tables)
         if not is_valid:
-            raise InputError(f"{path} is damaged (its n-grams are not sorted, or their counts not between 2 and the "
-                             "number of images): run preparedataset.py again")
+            raise InputError(f"{path} is damaged (its n-grams are not sorted, or their counts not "
+                             "between 2 and the number of images): run preparedataset.py again")
+        self.log_images = math.log(images)
 
     def __call__(self, captions, references):
-        """CIDEr-D (B, S) of captions (B, S, T) against references (B, R, L), zero-padded ids without <start>.
+        """CIDEr-D (B, S) of captions (B, S, T) against references (B, R, L), without <start>.
 
-        Ten times the cosine similarity of clipped tf-idf vectors, times a Gaussian penalty for a difference in length,
-        averaged over n = 1..4 and over the references."""
-        S, longest = captions.shape[1], max(captions.shape[-1], references.shape[-1], N)
-        ids = torch.cat([F.pad(part.cpu().long(), (0, longest - part.shape[-1])) for part in (captions, references)], 1)
+        Ten times the cosine similarity of clipped tf-idf vectors, times a Gaussian penalty for a
+        difference in length, averaged over n = 1..4 and over the references."""
+        S = captions.shape[1]
+        longest = max(captions.shape[-1], references.shape[-1], N)
+        ids = torch.cat([F.pad(x.cpu().long(), (0, longest - x.shape[-1]))
+                         for x in (captions, references)], 1)                          # (B, S+R, L)
         cosines = 0
         for n, table in enumerate(self.tables, start=1):
-            vectors = self.tf_idf(ngrams(ids, n, self.V), table)                       # (B, S + R, M)
+            vectors = self.tf_idf(ngrams(ids, n, self.V), table)                       # (B, S+R, M)
             norms = vectors.norm(dim=-1)
-            caption, reference = vectors[:, :S, None], vectors[:, None, S:]
+            caption = vectors[:, :S, None]
+            reference = vectors[:, None, S:]
             norm = norms[:, :S, None] * norms[:, None, S:]                             # (B, S, R)
             product = (torch.minimum(caption, reference) * reference).sum(-1)
             cosines = cosines + torch.where(norm == 0, 0, product / norm)
-        lengths = ((ids != 0).sum(-1) - 1).clamp(min=0).double()
+        lengths = ((ids != 0).sum(-1) - 1).clamp(min=0).double()        # without <end>
         difference = lengths[:, :S, None] - lengths[:, None, S:]
-        return (10 / N * cosines * torch.exp(-difference ** 2 / (2 * SIGMA ** 2))).mean(-1)
+        penalty = torch.exp(-difference ** 2 / (2 * SIGMA ** 2))
+        return (10 / N * cosines * penalty).mean(-1)
 
     def tf_idf(self, keys, table):
-        """tf-idf vectors (B, S, M) of n-gram keys (B, S, P); the M entries are the distinct n-grams of each image."""
+        """tf-idf vectors (B, S, M) of n-gram keys (B, S, P); M: the image's distinct n-grams."""
         known_keys, counts = table
         ordered, order = keys.flatten(1).sort(dim=1)                                   # (B, M)
-        is_new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
-        entry = torch.empty_like(order).scatter_(1, order, is_new.cumsum(1))           # of each key in the vectors
+        number = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(1)
+        entry = torch.empty_like(order).scatter_(1, order, number)      # of each key
         tf = torch.zeros(*keys.shape[:2], entry.shape[1], dtype=torch.float64)
         tf.scatter_add_(2, entry.view(keys.shape), (keys != 0).double())
         frequency = torch.ones(ordered.shape, dtype=torch.float64)
         if len(known_keys):
             nearest = torch.searchsorted(known_keys, ordered).clamp_(max=len(known_keys) - 1)
             frequency = torch.where(known_keys[nearest] == ordered, counts[nearest], frequency)
-        idf = torch.zeros_like(frequency).scatter_(1, is_new.cumsum(1), self.log_images - frequency.log())
+        idf = self.log_images - frequency.log()
+        idf = torch.zeros_like(idf).scatter_(1, number, idf)
         return tf * idf[:, None]

@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 
 from captioning.training.log import write_log
 
-ROWS = [[epoch, 6, 10.0 / epoch, 0.1 * epoch, 0.2 * epoch if epoch < 4 else 0.1, 0.1, 1e-3, 1.5, 9.0 / epoch]
-        for epoch in (1, 2, 3, 4)]
+CIDER = {1: 0.2, 2: 0.4, 3: 0.6, 4: 0.1}
+ROWS = [[epoch, 6, 10.0 / epoch, 0.1 * epoch, CIDER[epoch], 0.1, 1e-3, 1.5, 9.0 / epoch]
+        for epoch in CIDER]
 
 
 @pytest.fixture
@@ -31,8 +32,9 @@ def lines(figure, *axes):
 def test_log_has_one_row_per_epoch(tmp_path):
     write_log(tmp_path, ROWS, "reward")
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"] and float(rows[1]["train_reward"]) == 0.2
-    assert float(rows[1]["val_loss"]) == 4.5 and (tmp_path / "curves.png").stat().st_size > 1000
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[1]["train_reward"]) == 0.2 and float(rows[1]["val_loss"]) == 4.5
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_files_with_these_rows_are_not_written_again(tmp_path, figures):
@@ -59,7 +61,8 @@ def test_phases_and_losses(tmp_path, figures, region_epochs, expected):
     write_log(tmp_path, ROWS, region_epochs=region_epochs)
     assert lines(figures[0], 0) == expected | {"validation": [1, 2, 3, 4]}
     assert lines(figures[0], 1) == {"CIDEr": [1, 2, 3, 4], "BLEU-4": [1, 2, 3, 4]}
-    texts = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figures[0].axes]
+    legends = [axes.get_legend().get_texts() for axes in figures[0].axes]
+    texts = [[text.get_text() for text in legend] for legend in legends]
     assert all(("phase of the region loss" in legend) == (region_epochs > 0) for legend in texts)
     assert "best: epoch 3" in texts[1]
 

@@ -1,17 +1,16 @@
-"""The training loop: order of images, transfers from the device, losses that are not finite, mixed precision."""
+"""The training loop: order of images, transfers, losses that are not finite, mixed precision."""
 import os
 import signal
-import time
 
 import pytest
 import torch
 from helpers import train_run
 
-from captioning import checkpoint
+from captioning import checkpoint, processes
 from captioning.data.dataset import CaptionDataset
 from captioning.errors import InputError
 from captioning.training import loop
-from captioning.training.loop import epoch_batches
+from captioning.training.loop import epoch_batches, own_passes
 
 ONE_IMAGE = ("--batch_size", "1", "--epochs", "1")      # 24 steps per epoch
 
@@ -20,10 +19,29 @@ def test_every_epoch_uses_every_image_once_in_another_order():
     first, second = (epoch_batches(23, 5, seed=1, epoch=epoch) for epoch in (0, 1))
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(23))
     assert first != second and first == epoch_batches(23, 5, seed=1, epoch=0)
+    assert [len(batch) for batch in first] == [5, 5, 5, 4, 4]
+
+
+def test_passes_of_a_batch(monkeypatch):
+    """Different images in each pass of each process, as equally many as possible."""
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    for size in (6, 7, 12):
+        passes = []
+        for rank in range(3):
+            monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+            passes += own_passes(list(range(size)), 2)
+        assert sum(passes, []) == list(range(size)) and len(passes) == 6
+        assert {len(images) for images in passes} <= {size // 6, size // 6 + 1}
+
+
+def test_a_batch_that_is_too_small_for_the_passes_is_refused(demo_data, tmp_path):
+    with pytest.raises(InputError, match="4 images cannot be split into 5 passes.*lower"):
+        train_run(demo_data, tmp_path, "--accumulate", "5")
 
 
 def fail_at(monkeypatch, bad_step, column, stop_at=None):
-    """Makes loop.train_step return NaN in one column of one step's result; at step stop_at, Ctrl-C is pressed."""
+    """Makes loop.train_step return NaN in one column of one step's result; at step stop_at, Ctrl-C
+    is pressed. Returns the list of results."""
     train_step, steps = loop.train_step, []
 
     def failing_step(*args):
@@ -38,12 +56,13 @@ def fail_at(monkeypatch, bad_step, column, stop_at=None):
     return steps
 
 
-@pytest.mark.parametrize("column", [0, 3])      # loss, norm of the gradient
-def test_first_step_that_is_not_finite_is_named(demo_data, tmp_path, monkeypatch, column):
-    steps = fail_at(monkeypatch, 13, column)
-    with pytest.raises(InputError, match="not a finite number at epoch 1, step 13: lower --decoder_lr"):
+@pytest.mark.parametrize("column, stop_at", [(0, None), (3, None), (0, 15)])
+def test_first_step_that_is_not_finite_is_named(demo_data, tmp_path, monkeypatch, column, stop_at):
+    """Loss or norm of the gradient; it is noticed at the next transfer, and never saved."""
+    steps = fail_at(monkeypatch, 13, column, stop_at)
+    with pytest.raises(InputError, match="not a finite number at epoch 1, step 13: lower --de"):
         train_run(demo_data, tmp_path, *ONE_IMAGE)
-    assert len(steps) == 20         # noticed at the next transfer
+    assert len(steps) == (stop_at or 20)
     assert not list(tmp_path.glob("*.pth"))
 
 
@@ -55,24 +74,16 @@ def test_last_checkpoint_precedes_the_step_that_is_not_finite(demo_data, tmp_pat
     assert state["step"] == 12 and torch.tensor(state["sums"]).isfinite().all()
 
 
-def test_interrupt_does_not_save_a_step_that_is_not_finite(demo_data, tmp_path, monkeypatch):
-    steps = fail_at(monkeypatch, 13, 0, stop_at=15)
-    with pytest.raises(InputError, match="step 13"):
-        train_run(demo_data, tmp_path, *ONE_IMAGE)
-    assert len(steps) == 15 and not list(tmp_path.glob("*.pth"))
-
-
 def test_interrupt_saves_all_steps(demo_data, tmp_path, monkeypatch):
     steps = fail_at(monkeypatch, None, 0, stop_at=15)
     with pytest.raises(KeyboardInterrupt, match="run the same command again to resume"):
         train_run(demo_data, tmp_path, *ONE_IMAGE)
     state = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["state"]
-    assert state["step"] == 15
     expected = torch.zeros(3, dtype=torch.float64)
     for step in steps:
         loss, correct, words, _ = step.double()
         expected += torch.stack([loss * words, correct, words])
-    assert state["sums"] == expected.tolist()
+    assert state["step"] == 15 and state["sums"] == expected.tolist()
 
 
 def test_results_are_transferred_every_ten_steps(demo_data, tmp_path, monkeypatch):
@@ -87,12 +98,16 @@ def test_results_are_transferred_every_ten_steps(demo_data, tmp_path, monkeypatc
     assert transfers == [(10, 4), (10, 4), (4, 4)]
 
 
-def test_parts_know_the_number_of_steps_in_all_epochs(demo_data, tmp_path, monkeypatch):
-    steps, forward = [], loop.Loss.forward
-    monkeypatch.setattr(loop.Loss, "forward", lambda self, *inputs: (steps.append(inputs[-1].step),
-                                                                     forward(self, *inputs))[1])
-    train_run(demo_data, tmp_path, "--batch_size", "8", "--epochs", "2")               # 3 steps per epoch
-    assert steps == [0, 1, 2, 3, 4, 5]
+def test_losses_know_epoch_step_and_seeds(demo_data, tmp_path, monkeypatch):
+    """The number of steps in all epochs; every image has other random numbers in each epoch."""
+    batches, train_step = [], loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda model, loss, passes, *args: (
+        batches.append(passes), train_step(model, loss, passes, *args))[1])
+    train_run(demo_data, tmp_path, "--batch_size", "8", "--epochs", "2", "--accumulate", "2")
+    assert [[batch["step"] for batch in passes] for passes in batches] == [[i, i] for i in range(6)]
+    assert [passes[0]["epoch"] for passes in batches] == [0, 0, 0, 1, 1, 1]
+    seeds = [batch["seeds"] for passes in batches for batch in passes]
+    assert torch.cat(seeds).unique().numel() == 48
 
 
 def test_results_are_converted_after_the_transfer(monkeypatch):
@@ -100,16 +115,17 @@ def test_results_are_converted_after_the_transfer(monkeypatch):
     order = []
     for name in ("cpu", "double"):
         method = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda tensor, name=name, method=method: (order.append(name),
-                                                                                         method(tensor))[1])
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, name=name, method=method: (
+            order.append(name), method(tensor))[1])
     state = {"epoch": 0, "step": 2, "sums": [1.0, 0.0, 0.0]}
-    loop.add_results(None, state, [torch.ones(4), torch.ones(4)], scaled=False)
+    loop.add_results(None, state, [torch.ones(4), torch.ones(4)], is_scaled=False)
     assert order == ["cpu", "double"] and state["sums"] == [3.0, 2.0, 2.0]
 
 
 def test_a_gradient_scaler_may_skip_steps():
     state = {"epoch": 0, "step": 1, "sums": [0.0, 0.0, 0.0]}
-    loop.add_results(None, state, [torch.tensor([1.0, 2.0, 3.0, torch.inf])], scaled=True)
+    result = torch.tensor([1.0, 2.0, 3.0, torch.inf])
+    loop.add_results(None, state, [result], is_scaled=True)
     assert state["sums"] == [3.0, 2.0, 3.0]       # the loss is summed over the words
 
 
@@ -121,29 +137,17 @@ def test_validation_loss_is_the_mean_over_words(demo_data, tmp_path):
     captions = batch["captions"]
     with torch.no_grad():
         log_p = model(batch["images"], captions).log_softmax(-1)
-    loss = -log_p.gather(-1, captions[..., 1:, None]).squeeze(-1)[captions[..., 1:] != 0].mean()
-    assert content["training"]["state"]["log"][0][-1] == pytest.approx(loss.item(), rel=1e-4)
+    log_p = log_p.gather(-1, captions[..., 1:, None]).squeeze(-1)
+    loss = -log_p[captions[..., 1:] != 0].mean()
+    row = content["training"]["state"]["log"][0]
+    assert row[-1] == pytest.approx(loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_amp_without_bfloat16_instructions_is_reported_once(demo_data, tmp_path, monkeypatch, capsys, supported):
+def test_amp_without_bfloat16_instructions_is_reported_once(demo_data, tmp_path, monkeypatch,
+                                                            capsys, supported):
     for module in ("captioning.device", "captioning.training.loop"):
         monkeypatch.setattr(f"{module}.supports_amp", lambda device: supported)
     content = train_run(demo_data, tmp_path, "--epochs", "1", "--amp")
     assert capsys.readouterr().out.count("--amp has no effect") == (0 if supported else 1)
     assert content["training"]["flags"]["amp"] is True
-
-
-def test_timed_counts_only_the_time_spent_waiting():
-    def items():
-        for item in range(3):
-            time.sleep(0.02)
-            yield item
-
-    timed, got = loop.Timed(items()), []
-    for item in timed:
-        got.append(item)
-        waited = timed.seconds
-        time.sleep(0.05)
-        assert timed.seconds == waited      # work outside does not count
-    assert got == [0, 1, 2] and timed.seconds >= 0.06

@@ -22,7 +22,8 @@ def caption(generator, longest=9):
 def stack(rows):
     """Lists of captions per image -> zero-padded tensor."""
     longest = max(len(ids) for captions in rows for ids in captions)
-    return torch.tensor([[ids + [0] * (longest - len(ids)) for ids in captions] for captions in rows])
+    return torch.tensor([[ids + [0] * (longest - len(ids)) for ids in captions]
+                         for captions in rows])
 
 
 def counts_of(ids):
@@ -38,15 +39,18 @@ def plain_cider_d(ids, references, documents):
     def vector(ids):
         weights = [{} for _ in range(4)]
         for ngram, count in counts_of(ids).items():
-            weights[len(ngram) - 1][ngram] = count * (log(len(documents)) - log(max(1.0, frequency[ngram])))
-        return weights, [sqrt(sum(w * w for w in part.values())) for part in weights], max(len(ids) - 2, 0)
+            idf = log(len(documents)) - log(max(1.0, frequency[ngram]))
+            weights[len(ngram) - 1][ngram] = count * idf
+        norms = [sqrt(sum(w * w for w in part.values())) for part in weights]
+        return weights, norms, max(len(ids) - 2, 0)
 
     tf_idf, norm, length = vector(ids)
     total = 0
     for reference in references:
         other, other_norm, other_length = vector(reference)
         for n in range(4):
-            value = sum(min(w, other[n].get(ngram, 0)) * other[n].get(ngram, 0) for ngram, w in tf_idf[n].items())
+            pairs = [(w, other[n].get(ngram, 0)) for ngram, w in tf_idf[n].items()]
+            value = sum(min(w, v) * v for w, v in pairs)
             if norm[n] and other_norm[n]:
                 value /= norm[n] * other_norm[n]
             total += value * exp(-(length - other_length) ** 2 / (2 * 6.0 ** 2))
@@ -68,7 +72,8 @@ def reward(documents, tmp_path_factory):
 
 def test_equals_a_plain_implementation(documents, reward):
     generator = random.Random(1)
-    captions = [[caption(generator) for _ in range(4)] + [references[1]] for references in documents]
+    captions = [[*(caption(generator) for _ in range(4)), references[1]]
+                for references in documents]
     captions[0][0] = [START, 5]         # cut off before <end>
     captions[1][0] = [START, END]       # an empty caption
     scores = reward(stack(captions)[..., 1:], stack(documents)[..., 1:])
@@ -79,15 +84,17 @@ def test_equals_a_plain_implementation(documents, reward):
 
 
 def test_equals_pycocoevalcap(documents, reward):
-    """The package computes document frequencies from the references that it is given: here all training captions."""
+    """The package computes document frequencies from the references that it is given: here all
+    training captions."""
     cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
     generator = random.Random(2)
     captions = [[caption(generator)] for _ in documents]
 
     def text(ids):
         return " ".join(map(str, ids[1:]))
-    _, expected = cider.compute_score({i: [text(ids) for ids in references] for i, references in enumerate(documents)},
-                                      {i: [text(ids)] for i, (ids,) in enumerate(captions)})
+    texts = {i: [text(ids) for ids in references] for i, references in enumerate(documents)}
+    results = {i: [text(ids)] for i, (ids,) in enumerate(captions)}
+    _, expected = cider.compute_score(texts, results)
     scores = reward(stack(captions)[..., 1:], stack(documents)[..., 1:])[:, 0]
     np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import same
 
 from captioning import checkpoint
 from captioning.data.vocabulary import build
@@ -17,48 +18,54 @@ LOG = [[1, 3, 2.5, 0.3, 0.1, 0.2, 5e-4, 1.5]]
 
 
 def make_run(folder):
-    """The arguments of `resume` for a run in `folder` that has trained for one step."""
+    """The first arguments of `resume` for a run in `folder` that has trained for one step."""
     torch.manual_seed(0)
     model = GridTDModel(len(WORDS), 4, 6, 5, encoder=None, feature_dim=3)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     model(torch.rand(2, 4, 3), torch.tensor([WORDS.encode(["a"], 1)] * 2)).sum().backward()
     optimizer.step()
-    options = SimpleNamespace(save_path=str(folder), resume="auto", flags={"seed": 1, "dataset": "demo"},
-                              from_features=True, finetune_encoder=False, region_epochs=0)
-    return options, model, WORDS, optimizer, torch.amp.GradScaler("cpu", enabled=False)
+    settings = SimpleNamespace(save_path=str(folder), resume="auto", seed=1, dataset="demo",
+                               from_pixels=False, finetune_encoder=False, region_epochs=0)
+    return settings, model, WORDS, optimizer, torch.amp.GradScaler("cpu", enabled=False)
+
+
+def resume(arguments):
+    return state.resume(*arguments, "accuracy", BATCHES)
 
 
 @pytest.fixture
 def run(tmp_path):
-    options, model, _, optimizer, scaler = arguments = make_run(tmp_path)
+    settings, model, _, optimizer, scaler = make_run(tmp_path)
     progress = state.new_state() | {"epoch": 1, "best": 0.1, "log": copy.deepcopy(LOG)}
-    state.Saver(options, model, WORDS, optimizer, scaler, progress, []).save()
-    return arguments
+    state.Saver(settings, model, WORDS, optimizer, scaler, progress, []).save()
 
 
 def test_an_intact_state_is_restored(run, tmp_path):
-    restored = state.resume(*make_run(tmp_path), "accuracy", BATCHES)
+    restored = resume(make_run(tmp_path))
     assert restored["epoch"] == 1 and restored["log"] == LOG and (tmp_path / "log.csv").exists()
 
 
 FIRST = ("optimizer", "state", 0)
+PROGRESS = {"epoch": ["1", -1], "step": [1.5, BATCHES + 1, 1], "sums": [[0.0], [None] * 3],
+            "best": [float("nan")],
+            "log": [None, [[1, 2]], [["x"] * 8], [[float("inf")] * 8]]}
+MOMENTS = {"exp_avg": [torch.zeros(1), 3, torch.full((len(WORDS), 4), torch.nan)],
+           "exp_avg_sq": [torch.zeros(0), -torch.ones(len(WORDS), 4)], "step": [torch.zeros(3)]}
+GROUP = {"lr": ["fast", float("nan")], "params": [[0]]}
 CHANGES = [
-    ((), 3), ((), []), (("state",), None), (("state",), {}), (("state",), [1]), (("state", "epoch"), "1"),
-    (("state", "epoch"), -1), (("state", "step"), 1.5), (("state", "step"), BATCHES + 1), (("state", "step"), 1),
-    (("state", "sums"), [0.0]), (("state", "sums"), [None] * 3),
-    (("state", "best"), float("nan")), (("state", "log"), None), (("state", "log"), [[1, 2]]),
-    (("state", "log"), [["x"] * 8]), (("state", "log"), [[float("inf")] * 8]), (("optimizer",), None),
-    (("optimizer",), {}), (("optimizer", "state"), []), (("optimizer", "param_groups"), None),
-    (("optimizer", "param_groups"), []), (("optimizer", "param_groups", 0, "lr"), "fast"),
-    (("optimizer", "param_groups", 0, "lr"), float("nan")), (("optimizer", "param_groups", 0, "params"), [0]),
-    (("optimizer", "state", 99), {}), (FIRST, {}), ((*FIRST, "exp_avg"), torch.zeros(1)),
-    ((*FIRST, "exp_avg_sq"), torch.zeros(0)), ((*FIRST, "exp_avg"), 3), ((*FIRST, "step"), torch.zeros(3)),
-    ((*FIRST, "exp_avg"), torch.full((len(WORDS), 4), torch.nan)), ((*FIRST, "exp_avg_sq"), -torch.ones(len(WORDS), 4)),
-    (("scaler",), None), (("scaler",), {"scale": "big"}), (("flags",), None), (("flags",), [1]), (("flags",), {1: 2}),
-    (("flags",), {"seed": {}})]
+    ((), 3), ((), []), (("state",), None), (("state",), {}), (("state",), [1]),
+    *((("state", name), value) for name, values in PROGRESS.items() for value in values),
+    (("optimizer",), None), (("optimizer",), {}), (("optimizer", "state"), []),
+    (("optimizer", "param_groups"), None), (("optimizer", "param_groups"), []),
+    *((("optimizer", "param_groups", 0, name), value)
+      for name, values in GROUP.items() for value in values),
+    (("optimizer", "state", 99), {}), (FIRST, {}),
+    *(((*FIRST, name), value) for name, values in MOMENTS.items() for value in values),
+    (("scaler",), None), (("scaler",), {"scale": "big"}),
+    (("flags",), None), (("flags",), [1]), (("flags",), {1: 2}), (("flags",), {"seed": {}})]
 
 
-@pytest.mark.parametrize("path, value", CHANGES, ids=[str(number) for number in range(len(CHANGES))])
+@pytest.mark.parametrize("path, value", CHANGES, ids=map(str, range(len(CHANGES))))
 def test_a_damaged_state_is_refused_and_nothing_is_written(run, tmp_path, path, value):
     last = tmp_path / "checkpoint_last.pth"
     content = checkpoint.read(last)
@@ -69,53 +76,64 @@ def test_a_damaged_state_is_refused_and_nothing_is_written(run, tmp_path, path, 
     torch.save(content, last)
     (tmp_path / "log.csv").write_text("earlier")
     arguments = make_run(tmp_path)
-    before = {name: value.clone() for name, value in arguments[1].state_dict().items()}
+    before = copy.deepcopy(arguments[1].state_dict())
     with pytest.raises(InputError, match="checkpoint_last.pth") as raised:
-        state.resume(*arguments, "accuracy", BATCHES)
+        resume(arguments)
     assert "\n" not in str(raised.value) and (tmp_path / "log.csv").read_text() == "earlier"
-    assert all(torch.equal(before[name], value) for name, value in arguments[1].state_dict().items())
+    assert same(before, arguments[1].state_dict())
 
 
 def test_another_encoder_than_that_of_the_features_is_refused(tmp_path):
-    """Features that were computed again with other weights would otherwise meet a decoder trained on the old ones."""
+    """Features that were computed again with other weights would otherwise meet a decoder that was
+    trained on the old ones."""
     def arguments(seed):
         torch.manual_seed(seed)
+        settings, _, _, _, scaler = make_run(tmp_path)
+        torch.manual_seed(seed)
         model = GridTDModel(len(WORDS), 4, 6, 5, encoder="small")
-        return make_run(tmp_path)[0], model, WORDS, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu")
-    options, model, _, optimizer, scaler = arguments(0)
-    state.Saver(options, model, WORDS, optimizer, scaler, state.new_state(), []).save()
+        return settings, model, WORDS, torch.optim.Adam(model.parameters()), scaler
+    state.Saver(*arguments(0), state.new_state(), []).save()
     with pytest.raises(InputError, match="other weights of the encoder"):
-        state.resume(*arguments(1), "accuracy", BATCHES)
-    assert state.resume(*arguments(0), "accuracy", BATCHES)["epoch"] == 0
+        resume(arguments(1))
+    assert resume(arguments(0))["epoch"] == 0
 
 
 @pytest.mark.parametrize("flag", [*state.FIXED_FLAGS, *state.ERASE_FLAGS])
 def test_every_fixed_flag_is_compared(flag):
-    flags = dict.fromkeys((*state.FIXED_FLAGS, *state.ERASE_FLAGS), 1)
+    flags = dict.fromkeys((*state.FIXED_FLAGS, *state.ERASE_FLAGS), 1) | {"mode": "erase_tune"}
     state.check_flags("run", flags, flags | {"epochs": 2})
-    with pytest.raises(InputError, match=f"run was trained with --{flag} 1, not 2: give the same flags"):
-        state.check_flags("run", flags, flags | {flag: 2})
+    other = "erase_tune" if flag == "mode" else 2
+    with pytest.raises(InputError, match=f"run was trained with --{flag} 1, not {other}: give the"):
+        state.check_flags("run", flags | {flag: 1}, flags | {flag: other})
 
 
-def test_flags_of_erasure_count_in_its_fine_tuning_alone():
-    flags = {"erase_tune": False, "erase_weight": 1.0}
+def test_flags_of_other_modes_and_of_earlier_versions():
+    """Erasure's count in its mode alone; earlier names and modes are those of today."""
+    flags = {"mode": "lrp_tune", "erase_weight": 1.0}
     state.check_flags("run", flags, flags | {"erase_weight": 2.0})
+    earlier = {"erase_tune": True, "cider_tune": False, "captions_per_step": 2, "keep_weight": 0.1,
+               "evidence": "lrp", "own_evidence": True}
+    today = {"mode": "erase_tune", "captions_per_epoch": 2, "erase_keep_weight": 0.1,
+             "erase_evidence": "lrp", "erase_own_evidence": True}
+    assert state.current_flags(earlier) == today
+    state.check_flags("run", earlier, today)
+    with pytest.raises(InputError, match="--mode erase_tune, not cider_tune"):
+        state.check_flags("run", earlier, today | {"mode": "cider_tune"})
 
 
 def test_stop_words_are_compared_where_the_checkpoint_records_them():
     state.check_flags("run", {}, {"stop_words_fingerprint": "b"})
     with pytest.raises(InputError, match="other words in the file of --stop_words"):
-        state.check_flags("run", {"stop_words_fingerprint": "a"}, {"stop_words_fingerprint": "b"})
+        state.check_flags("run", *({"stop_words_fingerprint": x} for x in "ab"))
 
 
 @pytest.mark.parametrize("recorded, current", [(None, "mask"), ("mask", None), ("mask", "soft")])
-def test_a_control_resumes_only_itself(tmp_path, recorded, current):
+def test_a_control_resumes_only_itself(recorded, current):
     """Runs of finetune.py have no such flag."""
-    path = tmp_path / "x.pth"
     both = [{"control": control} if control else {} for control in (recorded, current)]
     with pytest.raises(InputError, match=f"--control {recorded}, not {current}"):
-        state.check_flags(path, *both)
-    state.check_flags(path, both[0], both[0])
+        state.check_flags("run", *both)
+    state.check_flags("run", both[0], both[0])
 
 
 @pytest.mark.parametrize("name, best", [("checkpoint_last.pth", 0.1), ("checkpoint_best.pth", 0.1),
@@ -127,6 +145,6 @@ def test_the_best_checkpoint_of_another_run_does_not_count(run, tmp_path, name, 
         place.mkdir()
         for file in ("checkpoint_last.pth", "checkpoint_best.pth"):
             (place / file).write_bytes((tmp_path / "checkpoint_last.pth").read_bytes())
-    options, *others = make_run(folder)
-    options.resume = str(folder / name)
-    assert state.resume(options, *others, "accuracy", BATCHES)["best"] == best
+    settings, *others = make_run(folder)
+    settings.resume = str(folder / name)
+    assert resume((settings, *others))["best"] == best
