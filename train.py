@@ -27,7 +27,6 @@ from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
 from captioning.memory import check_memory
-from captioning.report.tensorboard import epoch_logger
 from captioning.runs import record_run
 from captioning.training.loop import fit
 from captioning.training.losses import teacher_forced_loss
@@ -92,8 +91,6 @@ def add_training(parser):
         "checkpoint_last.pth in --save_path, if it exists")
     add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an epoch")
     add("--save_path", default="output", help="folder for checkpoints, log.csv and curves.png")
-    add("--tensorboard", action="store_true", help="also log to TensorBoard, with a few explained validation images "
-        "per epoch")
     return model
 
 
@@ -137,10 +134,7 @@ def make_model(args, vocabulary, feature_dim=2048):
     return model
 
 
-def make_logger(settings, model, vocabulary, val_data, device):
-    """The function `on_epoch` of `fit` for --tensorboard, in the first process; else None."""
-    if settings.tensorboard and not processes.rank():
-        return epoch_logger(settings.save_path, model, vocabulary, val_data, device)
+def make_logger(*_):
     return None
 
 
