@@ -116,7 +116,7 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
         explanation = METHODS[method].explain(model, inputs, captions, **options)
         pixels = regions = None
         if explanation.pixels is not None:
-            pixels = explanation.pixels.sum(2)                                         # (B, T, S, S)
+            pixels = explanation.pixels.sum(2)                                     # (B, T, S, S)
         if explanation.features is not None:
             regions = explanation.features.sum(-1)                                     # (B, T, K)
         elif boxes is not None:

@@ -4,7 +4,6 @@ The score of a word is the share of the image in its logit (docs/method.md, sect
 no labels. Object words below a threshold are flagged; `evaluation.py --calibrate` fits the
 threshold and stores it beside the checkpoint.
 """
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,17 +50,20 @@ def flags(explanation, captions, vocabulary, calibration):
     return is_low & object_words(captions, vocabulary, calibration.objects)
 
 
-def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, **options):
+def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, seeds=None,
+                    **options):
     """Captions (B, T) of features (B, K, C) that avoid flagged object words.
 
     Where a caption has flagged words, all words that name their categories are banned for this
-    image and it is captioned again, up to `rounds` times. options: those of decoding.decode.
+    image and it is captioned again, up to `rounds` times. seeds, options: as in decoding.decode.
     """
     category = calibration.objects.category_ids(vocabulary).to(features.device)        # (V,)
     rows = torch.arange(len(features), device=features.device)      # images still to be captioned
     banned = torch.zeros(len(features), len(vocabulary), dtype=torch.bool, device=features.device)
     tokens = torch.zeros(len(features), max_len, dtype=torch.long, device=features.device)
     for attempt in range(rounds + 1):
+        if seeds is not None:
+            options["seeds"] = seeds[rows.cpu()]
         new = decode(model, features[rows], vocabulary, max_len=max_len, banned=banned[rows],
                      **options)
         tokens[rows] = F.pad(new, (0, max_len - new.shape[1]))
@@ -125,9 +127,7 @@ def load(weight, model, key="threshold"):
         raise InputError(f"{path} was computed with other weights than those of {weight}: run "
                          "evaluation.py --calibrate again, or remove it")
     try:
-        if not math.isfinite(content[key]):
-            raise ValueError
-        return Calibration(content[key], Objects(content["words"]))
+        return Calibration(float(content[key]), Objects(content["words"]))
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} must contain a number \"{key}\" and \"words\", {{word: "
                          "category}: run evaluation.py --calibrate again") from error

@@ -267,7 +267,7 @@ def test_captions_are_decoded_as_the_flags_specify(weights, tmp_path, flags, opt
     path = make_image(tmp_path / "a.png")
     run(weights / "gridtd.pth", [path], tmp_path / "out", "--methods", "attention", *flags,
         "--max_len", "12")
-    torch.manual_seed(1)        # the default of --seed; as in explain.py, before the model is loaded
+    torch.manual_seed(1)        # the default of --seed; as there, before the model is loaded
     model, _ = checkpoint.load(weights / "gridtd.pth")
     with torch.no_grad():
         features = model.encode(preprocess(read_image(path), 112)[None])
@@ -322,7 +322,8 @@ def calibrated(weights, tmp_path):
 
 
 def test_flags(calibrated, tmp_path, capsys):
-    images, flags = [make_image(tmp_path / "a.png")], ("--methods", "lrp", "--caption", "a dog runs")
+    images = [make_image(tmp_path / "a.png")]
+    flags = ("--methods", "lrp", "--caption", "a dog runs")
     run(calibrated, images, tmp_path / "out", *flags)
     assert stored(tmp_path / "out" / "a")["flags"].tolist() == [False, True, False, False]
     lines = capsys.readouterr().out.splitlines()
@@ -554,7 +555,7 @@ def test_names_of_images_cannot_lead_out_of_the_output_folder(weights, tmp_path)
 
 
 def rotated_jpeg(path):
-    """A JPEG of 60×90 pixels, displayed upright, that is stored as 90×60 with EXIF orientation 6."""
+    """A JPEG of 60×90 pixels, displayed upright, stored as 90×60 with EXIF orientation 6."""
     ramp = np.linspace(0, 255, 90).astype(np.uint8)[:, None].repeat(60, 1)
     upright = Image.fromarray(np.dstack([ramp, ramp, 255 - ramp]))
     exif = Image.Exif()
@@ -637,8 +638,8 @@ def test_images_that_cannot_be_read_are_skipped(weights, tmp_path, capsys):
     (["--caption", "?!"], "contains no words"),
     (["--contrast", "zebra"], "--contrast 'zebra'.*vocabulary.*: zebra"),
     (["--contrast", "a dog"], "must be one word"), (["--images", "nowhere.jpg"], "does not exist"),
-    (["--weight", "nowhere.pth"], "cannot be read"), (["--weight", "regions.pth"], "region features"),
-    (["--images", "empty"], "contains no images")])
+    (["--weight", "nowhere.pth"], "cannot be read"), (["--images", "empty"], "contains no images"),
+    (["--weight", "regions.pth"], "region features")])
 def test_bad_input_is_reported_in_one_sentence(weights, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()

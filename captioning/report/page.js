@@ -30,17 +30,12 @@ function makeSvg(tag, attributes, ...children) {
 const current = () => entries[at.entry]
 const method = () => current().methods[at.method]
 const title = name => name.replaceAll("_", " ")
-const wordColour = r => `var(--${r > 0 ? "red" : "blue"})`
-const regionColour = (kind, r) => kind.signed ? wordColour(r) : "var(--yellow)"
+const colour = (r, isSigned = true) => `var(--${!isSigned ? "yellow" : r > 0 ? "red" : "blue"})`
 const shownMethods = () => $("side").checked ? Object.keys(current().methods) : [at.method]
 
-function percent(p) {
-  return p >= 0.001 ? (100 * p).toFixed(1) + "\u00a0%" : p > 0 ? "<\u00a00.1\u00a0%" : "0\u00a0%"
-}
-
-function signed(value) {
-  return (value > 0 ? "+" : "") + Number(value.toPrecision(3)).toString().replace("-", "−")
-}
+const percent = p => (p >= 0.001 ? (100 * p).toFixed(1) : p > 0 ? "<\u00a00.1" : "0") + "\u00a0%"
+const withSign = value =>
+  (value > 0 ? "+" : "") + Number(value.toPrecision(3)).toString().replace("-", "−")
 
 // -- the image and its maps -----------------------------------------------------------------------
 
@@ -50,15 +45,12 @@ function mapOf(name, t) {
   return (heads[at.head] ?? maps)?.[t]
 }
 
-function rectangle([x0, y0, x1, y1], attributes, ...children) {
-  const box = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 }
-  return makeSvg("rect", { ...box, ...attributes }, ...children)
-}
+// an SVG over the image, whose sides are 1, and rectangles in it
+const drawing = (attributes, children) =>
+  makeSvg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", ...attributes }, ...children)
 
-function drawing(attributes, children) {
-  return makeSvg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", ...attributes },
-    ...children)
-}
+const rectangle = ([x0, y0, x1, y1], attributes, ...children) =>
+  makeSvg("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, ...attributes }, ...children)
 
 // the regions as rectangles, coloured by their relevance for the word, the smallest on top;
 // one tab stop, a list box whose options the arrow keys choose
@@ -71,10 +63,10 @@ function regionDrawing(name) {
       "aria-label": `region ${k + 1}`, "aria-selected": k === at.region, "data-region": k })
     const r = at.word === null ? 0 : kind.regions[at.word][k]
     if (r) {
-      rect.style.stroke = `rgb(${regionColour(kind, r)} / ${Math.abs(r) ** 1.5})`
+      rect.style.stroke = `rgb(${colour(r, kind.signed)} / ${Math.abs(r) ** 1.5})`
       rect.style.strokeWidth = `${0.5 + 4.5 * Math.abs(r)}px`
       // a power of the relevance: otherwise regions of medium relevance hide the image
-      rect.style.fill = `rgb(${regionColour(kind, r)} / ${0.15 * r ** 4})`
+      rect.style.fill = `rgb(${colour(r, kind.signed)} / ${0.15 * r ** 4})`
     }
     for (const event of ["mouseenter", "click"]) rect.addEventListener(event, () => openRegion(k))
     rect.addEventListener("mouseleave", () => openRegion(null))
@@ -166,18 +158,16 @@ function showCaption() {
 // colours the words read before the explained word by their relevance for it, and greys the later
 // ones; if a region is chosen, colours every word by the region's relevance for that word
 function colourWords() {
-  const t = at.word, { words, regions } = method();
-  [...$("caption").children].forEach((button, i) => {
-    let r = 0, colour = wordColour
-    if (at.region !== null && i > 0) {
-      r = regions[i - 1][at.region]
-      colour = r => regionColour(method(), r)
-    } else if (at.region === null && t !== null && words && i <= t) r = words[t][i]
-    button.style.backgroundColor = r ? `rgb(${colour(r)} / ${Math.abs(r) * 0.55})` : ""
-    button.classList.toggle("later", at.region === null && t !== null && i > t + 1)
+  const t = at.word, { words, regions, signed } = method(), ofRegion = at.region !== null
+  for (const [i, button] of [...$("caption").children].entries()) {
+    const values = ofRegion ? regions[i - 1] : i <= t ? words?.[t] : null
+    const r = values?.[ofRegion ? at.region : i]
+    const rgb = colour(r, !ofRegion || signed)
+    button.style.backgroundColor = r ? `rgb(${rgb} / ${Math.abs(r) * 0.55})` : ""
+    button.classList.toggle("later", !ofRegion && t !== null && i > t + 1)
     button.setAttribute("aria-pressed", t !== null && i === t + 1)
     button.tabIndex = i === (t ?? 0) + 1 ? 0 : -1
-  })
+  }
 }
 
 // -- the table ------------------------------------------------------------------------------------
@@ -197,7 +187,7 @@ function regionDetail() {
     make("h2", {}, `Region ${at.region + 1}, relative to the strongest region of each word`),
     table(rows.slice(0, 6).map(([word, r]) => {
       const bar = styled("span", "share", "width", `${100 * Math.abs(r)}%`)
-      bar.style.background = `rgb(${regionColour(kind, r)})`
+      bar.style.background = `rgb(${colour(r, kind.signed)})`
       const label = kind.signed ? kind.labels[r < 0 ? 0 : 1].replace(" the word", "") : ""
       return ["", word, `${label} ${percent(Math.abs(r))}`, bar]
     }))]
@@ -210,7 +200,7 @@ function splitRows(split, t) {
     const bar = styled("span", "part", "width", `${width}%`)
     bar.style.background = `var(--${name})`
     bar.style.marginLeft = `${value < 0 ? 50 - width : 50}%`
-    return ["", text, signed(value), bar]
+    return ["", text, withSign(value), bar]
   })
 }
 
@@ -227,7 +217,7 @@ function detail() {
   if (entry.flags[t])
     parts.push(make("p", {}, "This word comes from language: the image contributes little to it."))
   if (entry.split) {
-    const total = ["", contrast ? "difference of logits" : "logit", signed(entry.logits[t]), ""]
+    const total = ["", contrast ? "difference of logits" : "logit", withSign(entry.logits[t]), ""]
     parts.push(table([...splitRows(entry.split, t), total]))
   }
 
@@ -374,11 +364,6 @@ function openMethod(name) {
   show()
 }
 
-function nextMethod() {
-  const names = Object.keys(current().methods)
-  openMethod(names[(names.indexOf(at.method) + 1) % names.length])
-}
-
 // -- the list of images ---------------------------------------------------------------------------
 
 function showList() {
@@ -399,8 +384,6 @@ function showList() {
     return button
   }))
 }
-
-// -- saving ---------------------------------------------------------------------------------------
 
 async function readImage(src) {
   const image = make("img", { src })
@@ -459,6 +442,11 @@ $("search").oninput = showList
 $("images").ontoggle = () => { if ($("images").open) { showList(); $("search").focus() } }
 for (const id of ["images", "previous", "next"]) $(id).hidden = entries.length < 2
 addEventListener("hashchange", openHash)
+
+function nextMethod() {
+  const names = Object.keys(current().methods)
+  openMethod(names[(names.indexOf(at.method) + 1) % names.length])
+}
 
 const KEYS = {
   arrowright: () => stepWord(1),
