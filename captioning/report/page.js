@@ -152,7 +152,7 @@ function showCaption() {
   const squares = Object.entries(PARTS).flatMap(([name, text]) =>
     [make("span", {}, styled("i", "", "background", `var(--${name})`), text), " "])
   $("parts").replaceChildren("Parts of each word's logit (LRP):", ...squares, flags.some(Boolean)
-    ? "; wavy underline: the word comes from language, hardly from the image" : "")
+    ? "(wavy underline: the word comes from language, hardly from the image)" : "")
 }
 
 // colours the words read before the explained word by their relevance for it, and greys the later

@@ -157,7 +157,8 @@ def test_in_a_browser(browser, index, width):
     assert start["chosen"] == 3         # "a" is a stop word
     assert start["flagged"] == [False, False, True, False, False, False]
     assert "comes from language" in start["parts"]
-    assert start["splits"][0] is None and all("--image" in bar and "--start" in bar for bar in start["splits"][1:])
+    assert start["splits"][0] is None
+    assert all("--image" in bar and "--start" in bar for bar in start["splits"][1:])
     assert start["alts"][0] == "a dog </script><b> a" and start["tabbable"] == 1
     assert hover["chosen"] == 2 and "“dog”: probability 25.0\u00a0%" in hover["detail"]
     for text in ("cat", "earlier words", "+2", "−3", "logit", "+6.5", "comes from language"):
