@@ -26,11 +26,11 @@ from benchmarks.measure import (
     vocabulary,
     write,
 )
+from captioning.api import explain_batch
 from captioning.cli import positive_int
 from captioning.device import pick_device
 from captioning.errors import run_script
 from captioning.explanation import attribution, encoders
-from captioning.explanation.arrays import explain_batch
 from captioning.explanation.methods import METHODS
 from captioning.explanation.rules import LRP
 

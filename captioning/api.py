@@ -1,147 +1,167 @@
-"""Explanations in Python and in notebooks: from captioning import explain."""
+"""Explanations in Python: `explain` for one image, as in notebooks, `explain_batch` for many."""
 import functools
-import html
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch.nn.utils.rnn import pad_sequence
 
-from captioning import checkpoint, grounding
-from captioning.cli import set_seed
+from captioning import checkpoint, decoding, grounding
 from captioning.data.images import preprocess, read_image
+from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError
-from captioning.explanation.arrays import captions_to_explain, contrast_id, explain_batch
-from captioning.explanation.methods import METHODS
-from captioning.files import make_folder, write_text
-from captioning.report.colours import colour_maps, is_signed
-from captioning.report.console import describe
-from captioning.report.explanations import write_files
-from captioning.report.heatmaps import overlay
-from captioning.report.page import maps_of, page_entry, page_of
+from captioning.explanation.methods import METHODS, SPLIT
+from captioning.report.explained_image import ExplainedImage, Relevance, as_pil
 
 
-def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), contrast=None, device="auto"):
-    """Captions an image and explains every word -> ImageExplanation.
+def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), contrast=None,
+            device="auto"):
+    """Captions an image and explains every word -> ExplainedImage.
 
-    image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model that reads pixels,
-    by default of models/flickr8k.pth.
-    caption: a text to explain instead of the model's own caption (beam search). methods: names of METHODS. contrast: a
-    word; explains why the model prefers each word to it. InputError for files that cannot be read and for words outside
-    the model's vocabulary.
+    image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model
+    that reads pixels. caption: a text to explain instead of the model's own caption (beam search).
+    methods: names of METHODS. contrast: a word; explains why the model prefers each word to it.
+    InputError for files that cannot be read and for words outside the model's vocabulary.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
-    device = pick_device(device)
-    model, vocabulary = _load(os.path.abspath(weight), _modified(weight), device)
+    modified = os.stat(weight).st_mtime_ns if os.path.exists(weight) else None
+    model, vocabulary = _load(os.path.abspath(weight), modified, pick_device(device))
     if model.encoder is None:
-        raise InputError(f"{weight} uses region features, not pixels: run explain.py --dataset NAME")
-    set_seed(1)
-    name, pixels = _read(image)
-    inputs = preprocess(pixels, checkpoint.image_size(model))[None].to(device)
-    if contrast is not None:
-        contrast_id(contrast, vocabulary)
-    captions = captions_to_explain(model, vocabulary, inputs, None if caption is None else [caption], {})
-    arrays, = explain_batch(model, vocabulary, inputs, captions, list(methods), contrast,
-                            calibration=grounding.load(weight, model))
-    return ImageExplanation(name, Image.fromarray(pixels.permute(1, 2, 0).numpy()), arrays)
+        raise InputError(f"{weight} uses region features, not pixels: run explain.py --dataset")
+
+    name = source = ""
+    if isinstance(image, str | os.PathLike):
+        name = Path(image).name
+        source = os.path.abspath(image)
+        picture = as_pil(read_image(image, upright=True))
+    else:
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(np.ascontiguousarray(image))
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    inputs = preprocess(pixels, checkpoint.image_size(model))[None].to(model.W_o.weight.device)
+    captions = captions_of(model, vocabulary, inputs, None if caption is None else [caption])
+    explained, = explain_batch(model, vocabulary, inputs, captions, methods, contrast,
+                               calibration=grounding.load(weight, model))
+    return replace(explained, name=name or "image", image=picture, source=source)
 
 
 @functools.lru_cache(maxsize=1)
 def _load(path, modified, device):
-    """The model and vocabulary of the checkpoint, kept for the next call. modified: time, in the cache's key."""
+    """The model and vocabulary of a checkpoint, kept for the next call until it is `modified`."""
     return checkpoint.load(path, device)
 
 
-def _modified(path):
-    return os.stat(path).st_mtime_ns if os.path.exists(path) else None
+def encode_caption(text, vocabulary, flag="--caption"):
+    """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary.
+
+    flag: what `text` belongs to, for the message."""
+    words = tokenise(text)
+    if not words:
+        raise InputError(f"{flag} {text!r} contains no words: give at least one")
+    unknown = [word for word in words if word not in vocabulary.wordmap]
+    if unknown:
+        raise InputError(f"{flag} {text!r} has words outside the model's vocabulary, replace them: "
+                         f"{', '.join(unknown)}")
+    return torch.tensor(vocabulary.encode(words, len(words)))
 
 
-def _read(image):
-    """Name and pixels, uint8 (3, H, W), of an image."""
-    if isinstance(image, str | os.PathLike):
-        return Path(image).name, read_image(image, upright=True)
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.ascontiguousarray(image))
-    return "image", torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+def contrast_id(text, vocabulary):
+    """Token id of --contrast; InputError if it is not exactly one word of the vocabulary."""
+    ids = encode_caption(text, vocabulary, "--contrast")
+    if len(ids) != 3:
+        raise InputError(f"--contrast {text!r} must be one word")
+    return int(ids[1])
 
 
-@dataclass(repr=False)
-class ImageExplanation:
-    """The explanation of one image's caption. Its repr is a table of the words; in a notebook it is the page.
+def captions_of(model, vocabulary, inputs, texts=None, decode=decoding.decode):
+    """Token ids (B, T+1) from <start> on, zero-padded, of B texts or else the model's captions.
 
-    Words are given as text, or as their position among `words`; a text that occurs twice means its first occurrence.
-    method: one of those that `explain` was called with; by default the first.
+    decode: captioning.decoding.decode or a similar function."""
+    if texts is not None:
+        ids = [encode_caption(text, vocabulary) for text in texts]
+        return pad_sequence(ids, batch_first=True).to(inputs.device)
+    with torch.no_grad():
+        tokens = decode(model, model.encode(inputs), vocabulary)
+    return decoding.with_start(tokens, vocabulary)
+
+
+def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, eps=0.01, chunk=None,
+                  calibration=None, boxes=None, progress=lambda images: None):
+    """Explains captions (B, T+1), zero-padded -> B ExplainedImages, still without names and images.
+
+    inputs: (B, 3, S, S) normalised, or region features (B, K, C) whose regions without padding have
+    the `boxes`, B arrays (n, 4). contrast: a word. calibration: a captioning.grounding.Calibration,
+    by which LRP without contrast flags object words. progress: called with B after each method.
     """
-    name: str
-    image: Image.Image      # H×W pixels, upright
-    arrays: dict            # the contents of explanation.npz (docs/data.md)
+    contrasted = None if contrast is None else contrast_id(contrast, vocabulary)
+    relevance = {}      # {method: a Relevance for each image}
+    split = flags = None
+    shared = {}
+    lengths = (captions[:, 1:] != 0).sum(1).tolist()
+    counts = [None if boxes is None else len(boxes[b]) for b in range(len(captions))]
 
-    @property
-    def words(self):
-        """The T words that are explained, up to <end>."""
-        return self.arrays["words"].tolist()[1:]
+    # in the order of METHODS, in which those are consecutive that have passes in common
+    for method in sorted(methods, key=list(METHODS).index):
+        options = {"contrast": contrasted, "chunk": chunk, "shared": shared}
+        if METHODS[method].additive:
+            options["eps"] = eps
+        explanation = METHODS[method].explain(model, inputs, captions, **options)
+        pixels = regions = None
+        if explanation.pixels is not None:
+            pixels = explanation.pixels.sum(2)                                     # (B, T, S, S)
+        if explanation.features is not None:
+            regions = explanation.features.sum(-1)                                     # (B, T, K)
+        elif boxes is not None:
+            attention = explanation.attention
+            regions = attention.mean(2) if attention.dim() == 4 else attention
+        relevance[method] = [
+            Relevance(_of_image(pixels, b, T), _of_image(regions, b, T, K),
+                      _of_image(explanation.words, b, T, T))
+            for b, (T, K) in enumerate(zip(lengths, counts, strict=True))]
+        if method == "lrp":
+            split = {part: getattr(explanation, part) for part in SPLIT}
+            if calibration and contrast is None:
+                flags = grounding.flags(explanation, captions, vocabulary, calibration)
+        progress(len(captions))
 
-    def heatmap(self, word, method=None):
-        """float32 (H, W): the method's map for the word, stretched to the image."""
-        method, t = self._method(method), self._step(word)
-        values = Image.fromarray(maps_of(self.arrays, method)[t].astype(np.float32))
-        return np.asarray(values.resize(self.image.size, Image.Resampling.BILINEAR))
+    # what every method's explanation contains
+    probabilities = explanation.logits.softmax(-1)                                     # (B, T, V)
+    best = probabilities.topk(min(5, probabilities.shape[-1]))
+    following = captions[:, 1:, None]
+    logits = explanation.logits.gather(2, following)[..., 0]
+    of_contrast = None
+    if contrast is not None:
+        logits = logits - explanation.logits[..., contrasted]
+        of_contrast = probabilities[..., contrasted]
+    words = np.array(vocabulary.words)
+    results = []
+    for b, (T, K) in enumerate(zip(lengths, counts, strict=True)):
+        results.append(ExplainedImage(
+            words=words[_of_image(captions[:, 1:], b, T)].tolist(),
+            logits=_of_image(logits, b, T),
+            probabilities=_of_image(probabilities.gather(2, following)[..., 0], b, T),
+            alternatives=words[_of_image(best.indices, b, T)],
+            alternative_probabilities=_of_image(best.values, b, T),
+            attention=_of_image(explanation.attention, b, T, K),
+            methods={method: relevance[method][b] for method in methods},
+            split=split and {part: _of_image(values, b, T) for part, values in split.items()},
+            flags=_of_image(flags, b, T), contrast=contrast or "",
+            contrast_probabilities=_of_image(of_contrast, b, T),
+            boxes=None if boxes is None else boxes[b]))
+    return results
 
-    def overlay(self, word, method=None):
-        """PIL image: the method's map for the word in colours over the grey image."""
-        method, t = self._method(method), self._step(word)
-        colours, _ = colour_maps(maps_of(self.arrays, method)[t:t + 1], is_signed(method))
-        return overlay(self.image, colours[0])
 
-    def show(self, word, method=None):
-        """Shows the overlay: in the notebook, else in the system's viewer."""
-        overlaid = self.overlay(word, method)
-        try:
-            get_ipython()       # defined within IPython only
-        except NameError:
-            overlaid.show()
-        else:
-            from IPython.display import display
-            display(overlaid)
-
-    def to_html(self, path):
-        """Writes the interactive page of this image, one self-contained file."""
-        write_text(path, self._page())
-
-    def save(self, folder):
-        """Writes what explain.py writes for an image: PNGs, explanation.npz, entry.html; and index.html."""
-        folder = make_folder(folder)
-        write_files(folder, self.name, self._pixels(), self.arrays)
-        self.to_html(folder / "index.html")
-
-    def __repr__(self):
-        return describe(self.name, self.arrays)
-
-    def _repr_html_(self):
-        return f'<iframe srcdoc="{html.escape(self._page())}" style="width: 100%; height: 46rem; border: 0"></iframe>'
-
-    def _page(self):
-        return page_of(page_entry(self.name, np.asarray(self.image), self.arrays))
-
-    def _pixels(self):
-        return torch.from_numpy(np.array(self.image)).permute(2, 0, 1)
-
-    def _step(self, word):
-        """The position of a word among `words`."""
-        if isinstance(word, str) and word in self.words:
-            return self.words.index(word)
-        if not isinstance(word, str) and 0 <= word < len(self.words):
-            return word
-        raise InputError(f"{word!r} is not a word of the caption: choose one of: {', '.join(self.words)}")
-
-    def _method(self, method):
-        methods = self.arrays["methods"].tolist()
-        if method not in (None, *methods):
-            raise InputError(f"{method!r} was not computed: choose one of {', '.join(methods)}, or give it to "
-                             "explain(methods=…)")
-        return method or methods[0]
+def _of_image(values, b, T, last=None):
+    """The values (T, …, last) of image b, as an array without padding, from (B, T, …) or None."""
+    if values is None:
+        return None
+    values = values[b, :T][..., :last].cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()

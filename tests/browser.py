@@ -19,14 +19,15 @@ class Browser:
         self.answers, write_answers = os.pipe()
 
         def connect():      # Chromium reads commands from file descriptor 3 and writes answers to 4
-            source, target = os.dup(read_commands), os.dup(write_answers)       # neither is 3 or 4: these are in use
+            source = os.dup(read_commands)      # neither is 3 or 4: these are in use
+            target = os.dup(write_answers)
             os.dup2(source, 3)
             os.dup2(target, 4)
 
         self.process = subprocess.Popen(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-             "--no-first-run", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-             "--remote-debugging-pipe"],
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             f"--user-data-dir={profile}", "--remote-debugging-pipe"],
             preexec_fn=connect, pass_fds=(3, 4), stderr=subprocess.DEVNULL)
         os.close(read_commands)
         os.close(write_answers)
@@ -35,7 +36,9 @@ class Browser:
     def call(self, method, session=None, **params):
         """The result of a command of the DevTools protocol."""
         number = next(self.numbers)
-        message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        message = {"id": number, "method": method, "params": params}
+        if session:
+            message["sessionId"] = session
         os.write(self.commands, json.dumps(message).encode() + b"\0")
         while (answer := json.loads(self.read())).get("id") != number:
             pass            # an event
@@ -55,7 +58,7 @@ class Browser:
         return message
 
     def result(self, address, expression, *, width=900, dark=False):
-        """Opens a page and waits until the JavaScript `expression` has a value that is not empty -> that string."""
+        """Opens a page and waits until the JavaScript `expression` is not empty -> its value."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Emulation.setDeviceMetricsOverride", session,
@@ -67,7 +70,8 @@ class Browser:
         while not value:
             assert time.monotonic() < started + SECONDS, f"{address} does not show {expression}"
             time.sleep(0.05)
-            value = self.call("Runtime.evaluate", session, expression=expression)["result"].get("value")
+            answer = self.call("Runtime.evaluate", session, expression=expression)
+            value = answer["result"].get("value")
         self.call("Target.closeTarget", targetId=target)
         return value
 

@@ -1,12 +1,11 @@
 "use strict"
-const read = id => JSON.parse(document.getElementById(id).textContent)
-const methods = read("methods-data"), entries = read("data")    // an entry is complete, or only {name, caption} until it is loaded
-const loaded = []                                               // indices of entries loaded on demand, the oldest first
+// an entry is complete, or only {name, caption} until it is loaded
+const entries = JSON.parse(document.getElementById("data").textContent)
+const loaded = []           // indices of entries loaded on demand, the oldest first
 const LOADED = 12, LISTED = 60
 const at = { entry: 0, word: null, region: null, method: null, head: "" }     // what is shown
 const PARTS = { image: "image", previous: "earlier words", start: "<start>", rest: "biases, ε" }
 const $ = id => document.getElementById(id)
-const svgNamespace = "http://www.w3.org/2000/svg"
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties)
@@ -14,64 +13,67 @@ function make(tag, properties = {}, ...children) {
   return element
 }
 
+// an element with one property of its style
+function styled(tag, className, property, value) {
+  const element = make(tag, { className })
+  element.style.setProperty(property, value)
+  return element
+}
+
+function makeSvg(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag)
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
+  element.append(...children)
+  return element
+}
+
 const current = () => entries[at.entry]
-const percent = p => p >= 0.001 ? (100 * p).toFixed(1) + "\u00a0%" : p > 0 ? "<\u00a00.1\u00a0%" : "0\u00a0%"
-const signed = value => (value > 0 ? "+" : "") + Number(value.toPrecision(3)).toString().replace("-", "−")
-const wordColour = r => `var(--${r > 0 ? "red" : "blue"})`
-const regionColour = (name, r) => methods[name].signed ? wordColour(r) : "var(--yellow)"
+const method = () => current().methods[at.method]
+const title = name => name.replaceAll("_", " ")
+const colour = (r, isSigned = true) => `var(--${!isSigned ? "yellow" : r > 0 ? "red" : "blue"})`
 const shownMethods = () => $("side").checked ? Object.keys(current().methods) : [at.method]
 
-// -- the image and its maps ---------------------------------------------------------------------------------------
+const percent = p => (p >= 0.001 ? (100 * p).toFixed(1) : p > 0 ? "<\u00a00.1" : "0") + "\u00a0%"
+const withSign = value =>
+  (value > 0 ? "+" : "") + Number(value.toPrecision(3)).toString().replace("-", "−")
 
-// the explanation's map of word t: an image, or null for region features
-function mapOf(entry, name, t) {
-  const method = entry.methods[name]
-  return (method.heads && at.head !== "" ? method.heads[at.head] : method.maps)?.[t]
+// -- the image and its maps -----------------------------------------------------------------------
+
+// the map of word t, or of one head: the address of an image; nothing for regions
+function mapOf(name, t) {
+  const { heads, maps } = current().methods[name]
+  return (heads[at.head] ?? maps)?.[t]
 }
 
-function rectangle([x0, y0, x1, y1], attributes) {
-  const rect = document.createElementNS(svgNamespace, "rect")
-  for (const [name, value] of Object.entries({ x: x0, y: y0, width: x1 - x0, height: y1 - y0, ...attributes }))
-    rect.setAttribute(name, value)
-  return rect
-}
+// an SVG over the image, whose sides are 1, and rectangles in it
+const drawing = (attributes, children) =>
+  makeSvg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", ...attributes }, ...children)
 
-function drawing(className, children, label) {
-  const svg = document.createElementNS(svgNamespace, "svg")
-  for (const [name, value] of Object.entries({ class: className, viewBox: "0 0 1 1", preserveAspectRatio: "none" }))
-    svg.setAttribute(name, value)
-  if (label) svg.setAttribute("aria-label", label)
-  svg.append(...children)
-  return svg
-}
+const rectangle = ([x0, y0, x1, y1], attributes, ...children) =>
+  makeSvg("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, ...attributes }, ...children)
 
-// the regions of an image as rectangles, coloured by their relevance for word t, the smallest on top
-function regionDrawing(entry, name, t) {
-  const area = k => (entry.boxes[k][2] - entry.boxes[k][0]) * (entry.boxes[k][3] - entry.boxes[k][1])
-  const order = [...entry.boxes.keys()].sort((a, b) => area(b) - area(a))
-  return drawing("regions", order.map(k => {
-    const r = t === null ? 0 : entry.methods[name].regions[t][k]
-    const rect = rectangle(entry.boxes[k], { id: `${name}-region-${k}`, role: "option", "aria-label": `region ${k + 1}`,
-                                             "aria-selected": k === at.region, "data-region": k })
+// the regions as rectangles, coloured by their relevance for the word, the smallest on top;
+// one tab stop, a list box whose options the arrow keys choose
+function regionDrawing(name) {
+  const { boxes, methods } = current(), kind = methods[name]
+  const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0)
+  const order = [...boxes.keys()].sort((a, b) => area(boxes[b]) - area(boxes[a]))
+  const rects = order.map(k => {
+    const rect = rectangle(boxes[k], { id: `${name}-region-${k}`, role: "option",
+      "aria-label": `region ${k + 1}`, "aria-selected": k === at.region, "data-region": k })
+    const r = at.word === null ? 0 : kind.regions[at.word][k]
     if (r) {
-      rect.style.stroke = `rgb(${regionColour(name, r)} / ${Math.abs(r) ** 1.5})`
+      rect.style.stroke = `rgb(${colour(r, kind.signed)} / ${Math.abs(r) ** 1.5})`
       rect.style.strokeWidth = `${0.5 + 4.5 * Math.abs(r)}px`
       // a power of the relevance: otherwise regions of medium relevance hide the image
-      rect.style.fill = `rgb(${regionColour(name, r)} / ${0.15 * r ** 4})`
+      rect.style.fill = `rgb(${colour(r, kind.signed)} / ${0.15 * r ** 4})`
     }
-    return rect
-  }), "regions of the image: ↑ ↓ choose one")
-}
-
-// the regions as one tab stop, a list box whose options the arrow keys choose
-function interactiveRegions(entry, name) {
-  const svg = regionDrawing(entry, name, at.word)
-  svg.setAttribute("role", "listbox")
-  svg.setAttribute("tabindex", 0)
-  for (const rect of svg.children) {
-    for (const event of ["mouseenter", "click"]) rect.addEventListener(event, () => openRegion(Number(rect.dataset.region)))
+    for (const event of ["mouseenter", "click"]) rect.addEventListener(event, () => openRegion(k))
     rect.addEventListener("mouseleave", () => openRegion(null))
-  }
+    return rect
+  })
+  const svg = drawing({ class: "regions", role: "listbox", tabindex: 0,
+    "aria-label": "regions of the image: ↑ ↓ choose one" }, rects)
   svg.addEventListener("keydown", event => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key]
     if (!step) return
@@ -82,40 +84,44 @@ function interactiveRegions(entry, name) {
   return svg
 }
 
-function figure(entry, name) {
-  const t = at.word, stage = make("div", { className: t === null ? "stage" : "stage on" },
+function figure(name) {
+  const entry = current(), t = at.word, map = t === null ? null : mapOf(name, t)
+  const stage = make("div", { className: t === null ? "stage" : "stage on" },
     make("img", { className: "image", src: entry.image, alt: entry.caption }))
-  const map = t === null ? null : mapOf(entry, name, t)
-  if (map) stage.append(make("img", { className: "heat", src: map, alt: `${name} of “${entry.words[t + 1]}”` }))
-  if (entry.boxes) stage.append(interactiveRegions(entry, name))
-  if ($("objects").checked) stage.append(drawing("annotated", entry.objects.map(object => {
-    const rect = rectangle(object.box, {})
-    rect.append(Object.assign(document.createElementNS(svgNamespace, "title"), { textContent: object.name }))
-    return rect
-  })))
+  if (map) {
+    const alt = `${name} of “${entry.words[t + 1]}”`
+    stage.append(make("img", { className: "heat", src: map, alt }))
+  }
+  if (entry.boxes) stage.append(regionDrawing(name))
+  if ($("objects").checked) {
+    stage.append(drawing({ class: "annotated" }, entry.objects.map(object =>
+      rectangle(object.box, {}, makeSvg("title", {}, object.name)))))
+  }
+  const heading = $("side").checked ? [make("b", {}, title(name)), " "] : []
   return make("figure", {}, stage, make("figcaption", {},
-    make("p", {}, ...($("side").checked ? [make("b", {}, title(name)), " "] : []), ...legend(entry, name, t)),
-    make("p", {}, methods[name].help)))
+    make("p", {}, ...heading, ...legend(name, t)), make("p", {}, entry.methods[name].help)))
 }
-
-const title = name => name.replaceAll("_", " ")
 
 // the colour scale of a method; with the value of the strongest colour if a word is chosen
-function legend(entry, name, t) {
-  const [low, high] = methods[name].labels, scale = make("span", { className: "scale" })
-  scale.style.setProperty("--gradient", methods[name].legend)
-  const strongest = t === null ? "" : `; strongest colour: ${methods[name].signed ? "±" : ""}${entry.methods[name].scales[t]}`
-  return [low, scale, high + strongest]
+function legend(name, t) {
+  const kind = current().methods[name], [low, high] = kind.labels
+  const scale = styled("span", "scale", "--gradient", kind.legend)
+  if (t === null) return [low, scale, high]
+  return [low, scale, `${high}; strongest colour: ${kind.signed ? "±" : ""}${kind.scales[t]}`]
 }
 
-// -- the caption ----------------------------------------------------------------------------------------------------
+// -- the caption ----------------------------------------------------------------------------------
 
-// a bar of the parts of word t as a background: positive parts to the right of zero, negative ones to the left
+// the parts of word t as the background of a bar, on one axis for all words: positive parts to the
+// right of zero, negative ones to the left
 function splitBar(split, t) {
-  const names = Object.keys(PARTS), sum = (u, sign) => names.reduce((s, name) => s + Math.max(0, sign * split[name][u]), 0)
+  const names = Object.keys(PARTS)
+  const sum = (u, sign) =>
+    names.reduce((total, name) => total + Math.max(0, sign * split[name][u]), 0)
   const steps = [...split.rest.keys()], left = Math.max(...steps.map(u => sum(u, -1)))
   const extent = (left + Math.max(...steps.map(u => sum(u, 1)))) || 1
-  const negative = names.filter(name => split[name][t] < 0).reverse(), positive = names.filter(name => split[name][t] > 0)
+  const negative = names.filter(name => split[name][t] < 0).reverse()
+  const positive = names.filter(name => split[name][t] > 0)
   let x = (left - sum(t, -1)) / extent
   const stops = [`transparent ${100 * x}%`]
   for (const name of [...negative, ...positive]) {
@@ -123,131 +129,140 @@ function splitBar(split, t) {
     stops.push(`var(--${name}) ${100 * x}% ${100 * end}%`)
     x = end
   }
-  const zero = 100 * left / extent
-  return `linear-gradient(var(--ink), var(--ink)) ${zero}% 0 / 2px 100% no-repeat, ` +
-         `linear-gradient(90deg, ${stops.join(", ")}, transparent ${100 * x}%)`
+  const zero = `linear-gradient(var(--ink), var(--ink)) ${100 * left / extent}% 0 / 2px 100%`
+  return `${zero} no-repeat, linear-gradient(90deg, ${stops.join(", ")}, transparent ${100 * x}%)`
 }
 
-function showCaption(entry) {
-  $("caption").replaceChildren(...entry.words.map((word, i) => {
+function showCaption() {
+  const { words, split, flags } = current()
+  $("caption").replaceChildren(...words.map((word, i) => {
     const button = make("button", { tabIndex: -1 }, make("span", { className: "word" }, word))
     button.classList.toggle("special", /^<.*>$/.test(word))
     if (i === 0) button.disabled = true     // <start> is read, not predicted
-    else if (entry.split) {
-      const bar = make("span", { className: "split" })
-      bar.style.background = splitBar(entry.split, i - 1)
-      button.append(bar)
-    }
-    if (i && entry.flags[i - 1]) {
+    else if (split) button.append(styled("span", "split", "background", splitBar(split, i - 1)))
+    if (i && flags[i - 1]) {
       button.classList.add("flagged")
       button.title = "comes from language: the image contributes little"
     }
-    for (const event of ["mouseenter", "focus", "click"]) button.addEventListener(event, () => openWord(i - 1))
+    for (const event of ["mouseenter", "focus", "click"])
+      button.addEventListener(event, () => openWord(i - 1))
     return button
   }))
-  $("parts").hidden = !entry.split
-  if (!entry.split) return
-  $("parts").replaceChildren("Parts of each word's logit (LRP):", ...Object.entries(PARTS).flatMap(([name, text]) => {
-    const square = make("i")
-    square.style.background = `var(--${name})`
-    return [make("span", {}, square, text), " "]
-  }), ...entry.flags.some(Boolean) ? ["; wavy underline: the word comes from language, hardly from the image"] : [])
+  $("parts").hidden = !split
+  const squares = Object.entries(PARTS).flatMap(([name, text]) =>
+    [make("span", {}, styled("i", "", "background", `var(--${name})`), text), " "])
+  $("parts").replaceChildren("Parts of each word's logit (LRP):", ...squares, flags.some(Boolean)
+    ? "(wavy underline: the word comes from language, hardly from the image)" : "")
 }
 
-// colours the words read before the explained word by their relevance for it, and greys the later ones;
-// if a region is chosen, colours every word by the region's relevance for that word
-function colourWords(entry) {
-  const method = entry.methods[at.method], relevance = at.word === null ? null : method.words?.[at.word];
-  [...$("caption").children].forEach((button, i) => {
-    const ofRegion = at.region !== null && i > 0, r = ofRegion ? method.regions[i - 1][at.region]
-      : at.region === null && relevance && i <= at.word ? relevance[i] : 0
-    const colour = ofRegion ? regionColour(at.method, r) : wordColour(r)
-    button.style.backgroundColor = r ? `rgb(${colour} / ${Math.abs(r) * 0.55})` : ""
-    button.classList.toggle("later", at.region === null && at.word !== null && i > at.word + 1)
-    button.setAttribute("aria-pressed", at.word !== null && i === at.word + 1)
-    button.tabIndex = i === (at.word ?? 0) + 1 ? 0 : -1
-  })
+// colours the words read before the explained word by their relevance for it, and greys the later
+// ones; if a region is chosen, colours every word by the region's relevance for that word
+function colourWords() {
+  const t = at.word, { words, regions, signed } = method(), ofRegion = at.region !== null
+  for (const [i, button] of [...$("caption").children].entries()) {
+    const values = ofRegion ? regions[i - 1] : i <= t ? words?.[t] : null
+    const r = values?.[ofRegion ? at.region : i]
+    const rgb = colour(r, !ofRegion || signed)
+    button.style.backgroundColor = r ? `rgb(${rgb} / ${Math.abs(r) * 0.55})` : ""
+    button.classList.toggle("later", !ofRegion && t !== null && i > t + 1)
+    button.setAttribute("aria-pressed", t !== null && i === t + 1)
+    button.tabIndex = i === (t ?? 0) + 1 ? 0 : -1
+  }
 }
 
-// -- the table ------------------------------------------------------------------------------------------------------
+// -- the table ------------------------------------------------------------------------------------
 
 function table(rows) {
-  return make("table", {}, make("tbody", {}, ...rows.map(([className, ...cells]) => make("tr", { className },
-    ...cells.map((cell, i) => make("td", { className: i === 1 ? "number" : "" }, cell))))))
+  return make("table", {}, make("tbody", {}, ...rows.map(([className, ...cells]) =>
+    make("tr", { className }, ...cells.map((cell, i) =>
+      make("td", { className: i === 1 ? "number" : "" }, cell))))))
 }
 
 // the relevance of the chosen region for the words, relative to the strongest region of each word
-function regionDetail(entry) {
-  const shares = entry.words.slice(1).map((word, t) => [word, entry.methods[at.method].regions[t][at.region]])
-  shares.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]))
+function regionDetail() {
+  const kind = method()
+  const rows = current().words.slice(1).map((word, t) => [word, kind.regions[t][at.region]])
+  rows.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]))
   return [
     make("h2", {}, `Region ${at.region + 1}, relative to the strongest region of each word`),
-    table(shares.slice(0, 6).map(([word, r]) => {
-      const share = make("span", { className: "share" })
-      share.style.cssText = `width: ${100 * Math.abs(r)}%; background: rgb(${regionColour(at.method, r)})`
-      const label = methods[at.method].signed ? methods[at.method].labels[r < 0 ? 0 : 1].replace(" the word", "") : ""
-      return ["", word, `${label} ${percent(Math.abs(r))}`, share]
+    table(rows.slice(0, 6).map(([word, r]) => {
+      const bar = styled("span", "share", "width", `${100 * Math.abs(r)}%`)
+      bar.style.background = `rgb(${colour(r, kind.signed)})`
+      const label = kind.signed ? kind.labels[r < 0 ? 0 : 1].replace(" the word", "") : ""
+      return ["", word, `${label} ${percent(Math.abs(r))}`, bar]
     }))]
 }
 
-function splitRows(entry, t) {
-  const largest = Math.max(...Object.keys(PARTS).map(name => Math.abs(entry.split[name][t]))) || 1
+function splitRows(split, t) {
+  const largest = Math.max(...Object.keys(PARTS).map(name => Math.abs(split[name][t]))) || 1
   return Object.entries(PARTS).map(([name, text]) => {
-    const value = entry.split[name][t], part = make("span", { className: "part" })
-    part.style.cssText = `width: ${50 * Math.abs(value) / largest}%; background: var(--${name});
-                          margin-left: ${value < 0 ? 50 - 50 * Math.abs(value) / largest : 50}%`
-    return ["", text, signed(value), part]
+    const value = split[name][t], width = 50 * Math.abs(value) / largest
+    const bar = styled("span", "part", "width", `${width}%`)
+    bar.style.background = `var(--${name})`
+    bar.style.marginLeft = `${value < 0 ? 50 - width : 50}%`
+    return ["", text, withSign(value), bar]
   })
 }
 
-function detail(entry) {
-  if (at.region !== null) return regionDetail(entry)
+function detail() {
+  if (at.region !== null) return regionDetail()
   if (at.word === null) return [make("h2", {}, "Choose a word of the caption.")]
-  const t = at.word, word = entry.words[t + 1], step = entry.steps[t], contrast = entry.contrast
-  const rows = step.best.map(([alternative, p]) => [alternative, p, alternative === word])
-  if (!rows.some(row => row[2])) rows.push([word, step.p, true])
-  const rather = contrast ? `, explained rather than “${contrast.word}”` +
-    (contrast.p.length ? ` (probability ${percent(contrast.p[t])})` : "") : ""
-  const parts = [make("h2", {}, `“${word}”: probability ${percent(step.p)}${rather}`)]
-  if (entry.flags[t]) parts.push(make("p", {}, "This word comes from language: the image contributes little to it."))
-  if (entry.split) parts.push(table([...splitRows(entry, t),
-    ["", contrast ? "difference of logits" : "logit", signed(entry.logits[t]), ""]]))
-  parts.push(table(rows.map(([alternative, p, chosen]) => [chosen ? "chosen-word" : "", alternative, percent(p),
+  const entry = current(), t = at.word, word = entry.words[t + 1], { p, best } = entry.steps[t]
+  const contrast = entry.contrast, parts = []
+
+  let heading = `“${word}”: probability ${percent(p)}`
+  if (contrast) heading += `, explained rather than “${contrast.word}”`
+  if (contrast?.p.length) heading += ` (probability ${percent(contrast.p[t])})`
+  parts.push(make("h2", {}, heading))
+  if (entry.flags[t])
+    parts.push(make("p", {}, "This word comes from language: the image contributes little to it."))
+  if (entry.split) {
+    const total = ["", contrast ? "difference of logits" : "logit", withSign(entry.logits[t]), ""]
+    parts.push(table([...splitRows(entry.split, t), total]))
+  }
+
+  const rows = best.some(([other]) => other === word) ? best : [...best, [word, p]]
+  parts.push(table(rows.map(([other, p]) => [other === word ? "chosen-word" : "", other, percent(p),
     make("meter", { value: p, title: percent(p) })])))
-  if (entry.methods[at.method].words && t > 0) {
-    const [low, high] = methods[at.method].word_labels
-    parts.push(make("p", { className: "hint" }, `Colours of the earlier words: blue: ${low}, red: ${high}; without <start>.`))
+  if (method().words && t > 0) {
+    const [low, high] = method().word_labels
+    parts.push(make("p", { className: "hint" },
+      `Colours of the earlier words: blue: ${low}, red: ${high}; without <start>.`))
   }
   return parts
 }
 
-function about(entry) {
+function about({ references, objects, settings }) {
   const list = items => make("ul", {}, ...items.map(item => make("li", {}, item)))
-  return [...entry.references.length ? [make("p", {}, "References:"), list(entry.references)] : [],
-    ...entry.objects.length ? [make("p", {}, "Annotated objects: ", entry.objects.map(object => object.name).join(", "))] : [],
-    list(Object.entries(entry.settings).map(([name, value]) => `${name}: ${value}`))]
+  const names = objects.map(object => object.name).join(", ")
+  return [
+    ...references.length ? [make("p", {}, "References:"), list(references)] : [],
+    ...names ? [make("p", {}, `Annotated objects: ${names}`)] : [],
+    list(Object.entries(settings).map(([name, value]) => `${name}: ${value}`))]
 }
 
-// -- what is chosen -------------------------------------------------------------------------------------------------
+// -- what is chosen -------------------------------------------------------------------------------
 
 function show() {
-  const entry = current()
-  colourWords(entry)
-  $("detail").replaceChildren(...detail(entry))
+  const names = shownMethods()
+  colourWords()
+  $("detail").replaceChildren(...detail())
   $("main").classList.toggle("side", $("side").checked)
-  $("figures").replaceChildren(...shownMethods().map(name => figure(entry, name)))
-  for (const button of $("methods").children) button.setAttribute("aria-pressed", button.value === at.method)
-  $("head-label").hidden = !(entry.methods.attention?.heads && shownMethods().includes("attention"))
-  setHash(entry)
+  $("figures").replaceChildren(...names.map(figure))
+  for (const button of $("methods").children)
+    button.setAttribute("aria-pressed", button.value === at.method)
+  $("head-label").hidden = !names.some(name => current().methods[name].heads.length)
+  setHash()
 }
 
-// the address of the image and word: #name/word, where ~2 marks a word's second occurrence in the caption
-function setHash(entry) {
-  if (!location.protocol.startsWith("http") && location.protocol !== "file:") return      // within a notebook
-  const words = entry.words.slice(1), word = words[at.word]
+// the address of the image and word: #name/word; ~2 marks a word's second occurrence
+function setHash() {
+  if (!/^(http|file)/.test(location.protocol)) return      // within a notebook
+  const words = current().words.slice(1), word = words[at.word]
   const occurrence = words.slice(0, at.word + 1).filter(other => other === word).length
-  history.replaceState(null, "", "#" + encodeURIComponent(entry.name) + (at.word === null ? "" :
-    "/" + encodeURIComponent(word) + (occurrence > 1 ? `~${occurrence}` : "")))
+  let address = "#" + encodeURIComponent(current().name)
+  if (at.word !== null) address += "/" + encodeURIComponent(word)
+  history.replaceState(null, "", address + (occurrence > 1 ? `~${occurrence}` : ""))
 }
 
 function openHash() {
@@ -255,9 +270,9 @@ function openHash() {
   const i = entries.findIndex(entry => entry.name === name)
   if (i < 0) return openEntry(0)
   const [text, occurrence] = (word || "").split("~")
-  openEntry(i, entry => {
-    const found = [...entry.words.keys()].filter(j => j && entry.words[j] === text)[(occurrence || 1) - 1]
-    return found ? found - 1 : entry.first
+  openEntry(i, ({ words, first }) => {
+    const found = [...words.keys()].filter(j => j && words[j] === text)
+    return (found[(occurrence || 1) - 1] ?? first + 1) - 1
   })
 }
 
@@ -267,43 +282,45 @@ function openEntry(i, word = entry => entry.first) {
   $("current").textContent = `${entry.name}: ${entry.caption}`
   $("images").open = false
   if (!entry.methods) return load(at.entry, word)
-  at.word = word(entry)
-  at.region = null
-  if (!(at.method in entry.methods)) at.method = Object.keys(entry.methods)[0]
-  $("methods").replaceChildren(...Object.keys(entry.methods).map(name =>
-    make("button", { value: name, title: methods[name].help, onclick: () => openMethod(name) }, title(name))))
-  const heads = entry.methods.attention?.heads
-  at.head = ""
+  const names = Object.keys(entry.methods)
+  Object.assign(at, { word: word(entry), region: null, head: "" })
+  if (!names.includes(at.method)) at.method = names[0]
+  $("methods").replaceChildren(...names.map(name => make("button", { value: name,
+    title: entry.methods[name].help, onclick: () => openMethod(name) }, title(name))))
+  const heads = Math.max(...names.map(name => entry.methods[name].heads.length))
   $("head").replaceChildren(make("option", { value: "" }, "mean"),
-    ...(heads || []).map((_, m) => make("option", { value: m }, `${m + 1}`)))
+    ...[...Array(heads).keys()].map(m => make("option", { value: m }, `${m + 1}`)))
   $("objects-label").hidden = !entry.objects.length
-  for (const key of document.querySelectorAll(".region-key")) key.hidden = !entry.boxes
+  document.querySelector(".region-key").hidden = !entry.boxes
   $("about").hidden = !entry.references.length && !Object.keys(entry.settings).length
   $("about-text").replaceChildren(...about(entry))
-  showCaption(entry)
+  showCaption()
   show()
 }
 
 // loads an image's entry.html, which sends its entry; only the last LOADED ones are kept
 function load(i, word) {
-  const frame = make("iframe", { src: `${encodeURIComponent(entries[i].name)}/entry.html`, sandbox: "allow-scripts", hidden: true })
+  const src = `${encodeURIComponent(entries[i].name)}/entry.html`
+  const frame = make("iframe", { src, sandbox: "allow-scripts", hidden: true })
   const receive = event => {
     if (event.source !== frame.contentWindow) return
     removeEventListener("message", receive)
     frame.remove()
     if (!entries[i].methods) loaded.push(i)
-    entries[i] = { ...JSON.parse(event.data), name: entries[i].name }     // its folder may have been renamed
+    // the name of the folder, which may have been renamed
+    entries[i] = { ...JSON.parse(event.data), name: entries[i].name }
     if (loaded.length > LOADED) {
-      const [oldest] = loaded.splice(loaded.findIndex(j => j !== at.entry), 1), { name, caption } = entries[oldest]
+      const [oldest] = loaded.splice(loaded.findIndex(j => j !== at.entry), 1)
+      const { name, caption } = entries[oldest]
       entries[oldest] = { name, caption }
     }
     if (at.entry === i) openEntry(i, word)
   }
   addEventListener("message", receive)
-  frame.onload = () => setTimeout(() => {      // browsers do not report that a frame's file is missing
+  frame.onload = () => setTimeout(() => {   // browsers do not report that a frame's file is missing
     if (at.entry !== i || current().methods) return
     for (const id of ["figures", "caption", "parts"]) $(id).replaceChildren()
-    $("detail").replaceChildren(make("h2", {}, `${frame.getAttribute("src")} cannot be loaded.`))
+    $("detail").replaceChildren(make("h2", {}, `${src} cannot be loaded.`))
   }, 1000)
   document.body.append(frame)
 }
@@ -317,29 +334,28 @@ function openWord(t) {
 }
 
 // chooses a word by keyboard; the focus follows
-function stepWord(t) {
-  openWord(t)
+function stepWord(step) {
+  openWord(at.word === null ? 0 : at.word + step)
   $("caption").children[at.word + 1].focus()
 }
 
 function openRegion(k) {
   if (k === at.region) return
   at.region = k
-  for (const svg of document.querySelectorAll(".regions")) for (const rect of svg.children) {
+  for (const rect of document.querySelectorAll(".regions rect")) {
     const chosen = Number(rect.dataset.region) === k
     rect.setAttribute("aria-selected", chosen)
-    if (chosen) svg.setAttribute("aria-activedescendant", rect.id)
+    if (chosen) rect.parentNode.setAttribute("aria-activedescendant", rect.id)
   }
-  colourWords(current())
-  $("detail").replaceChildren(...detail(current()))
+  colourWords()
+  $("detail").replaceChildren(...detail())
 }
 
 // chooses the next region, in order of relevance for the word
 function nextRegion(step = 1) {
-  const entry = current(), t = at.word
-  if (!entry.boxes) return
-  const order = [...entry.boxes.keys()], regions = entry.methods[at.method].regions
-  if (t !== null) order.sort((a, b) => Math.abs(regions[t][b]) - Math.abs(regions[t][a]))
+  if (!current().boxes) return
+  const order = [...current().boxes.keys()], values = method().regions[at.word]
+  if (values) order.sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]))
   openRegion(order[(order.indexOf(at.region) + step + order.length) % order.length])
 }
 
@@ -348,42 +364,38 @@ function openMethod(name) {
   show()
 }
 
-function nextMethod() {
-  const names = Object.keys(current().methods)
-  openMethod(names[(names.indexOf(at.method) + 1) % names.length])
-}
-
-// -- the list of images -----------------------------------------------------------------------------------------------
+// -- the list of images ---------------------------------------------------------------------------
 
 function showList() {
   const wanted = $("search").value.toLowerCase().split(/\s+/)
   const found = [...entries.keys()].filter(i =>
     wanted.every(part => `${entries[i].name} ${entries[i].caption}`.toLowerCase().includes(part)))
-  const start = $("search").value ? 0 : Math.max(0, Math.min(at.entry - LISTED / 2, found.length - LISTED))
-  const shown = found.slice(start, start + LISTED)
-  $("matches").textContent = shown.length < found.length
-    ? `${found.length} images, of which ${shown.length} are listed: search for others` : `${found.length} images`
+  const middle = Math.min(at.entry - LISTED / 2, found.length - LISTED)
+  const start = $("search").value ? 0 : Math.max(0, middle)
+  const shown = found.slice(start, start + LISTED), omitted = shown.length < found.length
+  $("matches").textContent = `${found.length} images` +
+    (omitted ? `, of which ${shown.length} are listed: search for others` : "")
   $("thumbnails").replaceChildren(...shown.map(i => {
     const { name, caption, image } = entries[i]
-    const button = make("button", { onclick: () => openEntry(i) }, make("img", { alt: "", loading: "lazy",
-      src: loaded.includes(i) || !image ? `${encodeURIComponent(name)}/thumbnail.webp` : image }), `${name}: ${caption}`)
+    const src = loaded.includes(i) || !image ? `${encodeURIComponent(name)}/thumbnail.webp` : image
+    const button = make("button", { onclick: () => openEntry(i) },
+      make("img", { alt: "", loading: "lazy", src }), `${name}: ${caption}`)
     if (i === at.entry) button.setAttribute("aria-current", true)
     return button
   }))
 }
 
-// -- saving and printing ------------------------------------------------------------------------------------------------
+async function readImage(src) {
+  const image = make("img", { src })
+  await image.decode()
+  return image
+}
 
 // saves the figures that are shown, below their caption, as a PNG
 async function savePng() {
   const entry = current(), width = 640, pad = 16, names = shownMethods()
-  const images = await Promise.all([entry.image, ...names.map(name => at.word === null ? null : mapOf(entry, name, at.word))]
-    .map(async src => {
-      const image = src ? make("img", { src }) : null
-      await image?.decode()
-      return image
-    }))
-  const height = Math.round(width * images[0].naturalHeight / images[0].naturalWidth)
+  const photograph = await readImage(entry.image)
+  const height = Math.round(width * photograph.naturalHeight / photograph.naturalWidth)
   const canvas = make("canvas", { width: names.length * (width + pad) + pad, height: height + 96 })
   const draw = canvas.getContext("2d"), opacity = Number($("opacity").value)
   Object.assign(draw, { fillStyle: "#fff", textBaseline: "top" })
@@ -395,46 +407,34 @@ async function savePng() {
     draw.fillText(word, x, 14)
     x += draw.measureText(word + " ").width
   })
-  names.forEach((name, m) => {
-    const x = pad + m * (width + pad), map = images[m + 1]
-    draw.filter = map ? `grayscale(${opacity}) contrast(${1 - 0.35 * opacity}) brightness(${1 + 0.2 * opacity})` : "none"
-    draw.drawImage(images[0], x, 48, width, height)
+  for (const [m, name] of names.entries()) {
+    const x = pad + m * (width + pad), map = at.word === null ? null : mapOf(name, at.word)
+    if (map) draw.filter = `grayscale(${opacity}) contrast(${1 - 0.35 * opacity}) ` +
+      `brightness(${1 + 0.2 * opacity})`
+    draw.drawImage(photograph, x, 48, width, height)
     draw.filter = "none"
     draw.globalAlpha = opacity
-    if (map) draw.drawImage(map, x, 48, width, height)
+    if (map) draw.drawImage(await readImage(map), x, 48, width, height)
     draw.globalAlpha = 1
     draw.font = "16px sans-serif"
-    draw.fillText(`${title(name)}: ${legend(entry, name, at.word).map(part => part.textContent ?? part).join(" – ")
-      .replace(" –  – ", " – ")}`, x, height + 62)
-  })
+    const [low, , high] = legend(name, at.word)
+    draw.fillText(`${title(name)}: ${low} – ${high}`, x, height + 62)
+  }
   const blob = await new Promise(resolve => canvas.toBlob(resolve))
+  const word = at.word === null ? "image" : entry.words[at.word + 1].replace(/\W/g, "")
   const link = make("a", { href: URL.createObjectURL(blob),
-    download: `${entry.name}_${at.word === null ? "image" : entry.words[at.word + 1].replace(/\W/g, "")}_${at.method}.png` })
+    download: `${entry.name}_${word}_${at.method}.png` })
   link.click()
   URL.revokeObjectURL(link.href)
   return blob
 }
 
-// in print: every image that is loaded, with the maps of all words, by the chosen method
-addEventListener("beforeprint", () => $("paper").replaceChildren(...entries.filter(entry => entry.methods).map(entry => {
-  const name = at.method in entry.methods ? at.method : Object.keys(entry.methods)[0]
-  return make("article", {}, make("h2", {}, `${entry.caption}  [${title(name)}]`),
-    make("div", { className: "words" }, ...entry.words.slice(1).map((word, t) => {
-      const map = mapOf(entry, name, t)
-      const stage = make("div", { className: "stage" }, make("img", { src: entry.grey, alt: "" }),
-        map ? make("img", { className: "heat", src: map, alt: "" }) : regionDrawing(entry, name, t))
-      const scale = `${methods[name].signed ? "±" : ""}${entry.methods[name].scales[t]}`
-      return make("figure", {}, stage, make("figcaption", {}, `${word}: ${percent(entry.steps[t].p)}, ${scale}`))
-    })),
-    make("p", { className: "hint" }, ...legend(entry, name, null), "; below each map: the word's probability, and the value of the strongest colour"))
-})))
-addEventListener("afterprint", () => $("paper").replaceChildren())
-
-// -- events -------------------------------------------------------------------------------------------------------------
+// -- events ---------------------------------------------------------------------------------------
 
 $("previous").onclick = () => openEntry(at.entry - 1)
 $("next").onclick = () => openEntry(at.entry + 1)
-$("opacity").oninput = event => document.documentElement.style.setProperty("--opacity", event.target.value)
+$("opacity").oninput = event =>
+  document.documentElement.style.setProperty("--opacity", event.target.value)
 $("head").onchange = event => { at.head = event.target.value; show() }
 $("side").onchange = $("objects").onchange = show
 $("save").onclick = savePng
@@ -443,22 +443,28 @@ $("images").ontoggle = () => { if ($("images").open) { showList(); $("search").f
 for (const id of ["images", "previous", "next"]) $(id).hidden = entries.length < 2
 addEventListener("hashchange", openHash)
 
+function nextMethod() {
+  const names = Object.keys(current().methods)
+  openMethod(names[(names.indexOf(at.method) + 1) % names.length])
+}
+
+const KEYS = {
+  arrowright: () => stepWord(1),
+  arrowleft: () => stepWord(-1),
+  arrowdown: () => openEntry(at.entry + 1),
+  arrowup: () => openEntry(at.entry - 1),
+  m: nextMethod,
+  r: () => nextRegion(),
+  escape: () => { $("images").open = false; openRegion(null); openWord(null) },
+}
+
 document.addEventListener("keydown", event => {
   const typing = event.target.matches?.("select, input:not([type=checkbox])")
   if (event.ctrlKey || event.metaKey || event.altKey || typing) return
-  if (!current().methods && !["ArrowDown", "ArrowUp"].includes(event.key)) return
-  const act = {
-    ArrowRight: () => stepWord(at.word === null ? 0 : at.word + 1),
-    ArrowLeft: () => stepWord(at.word === null ? 0 : at.word - 1),
-    ArrowDown: () => openEntry(at.entry + 1),
-    ArrowUp: () => openEntry(at.entry - 1),
-    m: nextMethod, M: nextMethod,
-    r: () => nextRegion(), R: () => nextRegion(),
-    Escape: () => { $("images").open = false; openRegion(null); openWord(null) },
-  }[event.key]
-  if (!act) return
+  const key = event.key.toLowerCase()
+  if (!KEYS[key] || !current().methods && !["arrowdown", "arrowup"].includes(key)) return
   event.preventDefault()
-  act()
+  KEYS[key]()
 })
 
 openHash()

@@ -1,0 +1,260 @@
+"""An explained image: the one form in which script, Python, PNGs, page and files have it."""
+import html
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from captioning.data.images import read_image
+from captioning.errors import InputError
+from captioning.explanation.methods import METHODS, SPLIT
+from captioning.files import make_folder, sync_to_disk, temporary_path, write_text
+from captioning.report import heatmaps
+from captioning.report.colours import colour_maps
+from captioning.report.explanations import ARRAYS, caption_of, read_explanation
+from captioning.report.page import page_entry, page_of, write_entry
+
+NO_BOXES = np.empty((0, 4), np.float32)
+# fields that explanation.npz contains under their own names; the second ones unless they are None
+STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
+          "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
+          "identity")
+OPTIONAL = ("flags", "contrast_probabilities", "boxes")
+
+
+@dataclass
+class Relevance:
+    """What one method assigns to the inputs of the T words; None where it assigns nothing."""
+    pixels: np.ndarray | None = None        # (T, S, S) of the encoder's input, channels summed
+    regions: np.ndarray | None = None       # (T, K) of the encoder's output, channels summed
+    words: np.ndarray | None = None         # (T, T), row t for the word explained at step t
+
+
+@dataclass(repr=False)
+class ExplainedImage:
+    """The explanation of every word of one image's caption.
+
+    Its repr is a table of the words; in a notebook it is the interactive page. Methods take a word
+    as text, of which the first occurrence counts, or as its position among `words`; and one of the
+    explanation methods that were computed, by default the first.
+    """
+    words: list                             # the T words that are explained, up to <end>
+    logits: np.ndarray                      # (T,); with a contrast, the difference to that word's
+    probabilities: np.ndarray               # (T,)
+    alternatives: np.ndarray                # (T, 5) the most probable words at each step
+    alternative_probabilities: np.ndarray   # (T, 5)
+    attention: np.ndarray                   # (T, K), or (T, M, K) with M heads
+    methods: dict                           # {name of the method: Relevance}
+    split: dict | None = None               # {"image", "start", "previous", "rest": (T,)}, by LRP
+    flags: np.ndarray | None = None         # (T,) bool, object words that come from language
+    contrast: str = ""                      # explained is why the model prefers a word to this one
+    contrast_probabilities: np.ndarray | None = None    # (T,) of that word
+    boxes: np.ndarray | None = None         # (K, 4) in pixels, the regions of bottom-up features
+    # the image and what is known of it
+    name: str = ""
+    image: Image.Image | None = None        # of H×W pixels
+    source: str = ""                        # path of its file
+    upright: bool = True                    # whether it was rotated by its EXIF orientation
+    references: list = ()                   # captions that people wrote
+    objects: list = ()                      # names of n annotated objects
+    object_boxes: np.ndarray = field(default_factory=NO_BOXES.copy)     # (n, 4) in pixels
+    # how it was explained
+    shared_scale: bool = False              # whether all maps have one colour scale
+    settings: dict = field(default_factory=dict)        # shown on the page
+    identity: str = ""                      # hash of all that the explanation depends on
+
+    @property
+    def caption(self):
+        """The caption as a string."""
+        return caption_of(self.words)
+
+    # -- maps ------------------------------------------------------------------------------------
+
+    def maps(self, method):
+        """The method's maps: (T, S, S) of pixels, (T, h, w) of attention, or (T, K) of regions."""
+        relevance = self.methods[method]
+        if self.boxes is None and relevance.pixels is not None:
+            return relevance.pixels
+        values = relevance.regions
+        if values is None:
+            values = self.attention.mean(1) if self.attention.ndim == 3 else self.attention
+        return values if self.boxes is not None else _on_grid(values)
+
+    def heads(self, method):
+        """The maps (T, h, w) of each head, if the method's maps are the mean of the attention."""
+        relevance = self.methods[method]
+        is_mean = relevance.pixels is None and relevance.regions is None
+        if self.attention.ndim == 2 or not is_mean:
+            return []
+        return [_on_grid(head) for head in self.attention.swapaxes(0, 1)]
+
+    def heatmap(self, word, method=None):
+        """float32 (H, W): the method's map for the word, stretched to the image."""
+        values = self.maps(self._method(method))[self._step(word)].astype(np.float32)
+        stretched = Image.fromarray(values).resize(self.image.size, Image.Resampling.BILINEAR)
+        return np.asarray(stretched)
+
+    def overlay(self, word, method=None):
+        """PIL image: the method's map for the word in colours over the grey image."""
+        method = self._method(method)
+        t = self._step(word)
+        rgba, _ = colour_maps(self.maps(method)[t:t + 1], METHODS[method].signed)
+        return heatmaps.overlay(self.image, rgba[0])
+
+    def show(self, word, method=None):
+        """Shows the overlay: in the notebook, else in the system's viewer."""
+        overlaid = self.overlay(word, method)
+        try:
+            get_ipython()       # defined within IPython only
+        except NameError:
+            overlaid.show()
+        else:
+            from IPython.display import display
+            display(overlaid)
+
+    def _step(self, word):
+        """The position of a word among `words`."""
+        if isinstance(word, str) and word in self.words:
+            return self.words.index(word)
+        if not isinstance(word, str) and 0 <= word < len(self.words):
+            return word
+        raise InputError(f"{word!r} is not a word of the caption: choose one of: "
+                         f"{', '.join(self.words)}")
+
+    def _method(self, method):
+        """The given method, or the first one."""
+        if method not in (None, *self.methods):
+            raise InputError(f"{method!r} was not computed: choose one of "
+                             f"{', '.join(self.methods)}, or give it to explain(methods=…)")
+        return method or next(iter(self.methods))
+
+    # -- text and page ---------------------------------------------------------------------------
+
+    def table(self):
+        """One line per word: its probability and, by LRP, the split of its logit.
+
+        Object words that come from language have a flag."""
+        columns = {"image": "image", "words": "previous", "<start>": "start", "rest": "rest"}
+        if not self.split:
+            columns = {}
+        width = max(map(len, ["<start>", *self.words])) + 2
+        titles = "".join(title.rjust(10) for title in columns)
+        lines = [f"  {'word'.ljust(width)}probability{titles}"]
+        for t, word in enumerate(self.words):
+            numbers = "".join(f"{self.split[part][t]:+10.2f}" for part in columns.values())
+            flag = "   from language" if self.flags is not None and self.flags[t] else ""
+            lines.append(f"  {word.ljust(width)}{self.probabilities[t]:11.3f}{numbers}{flag}")
+        return "\n".join(lines)
+
+    def __repr__(self):
+        return f"{self.name}: {self.caption}\n{self.table()}"
+
+    def _repr_html_(self):
+        page = html.escape(page_of(page_entry(self)))
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 46rem; border: 0"></iframe>'
+
+    def to_html(self, path):
+        """Writes the interactive page of this image, one self-contained file."""
+        write_text(path, page_of(page_entry(self)))
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(self, folder, with_page=True):
+        """Writes a PNG per method, explanation.npz, and the image's share of a page.
+
+        They replace those of an earlier explanation; other files in the folder are kept. A new
+        folder appears only once it is complete. with_page: also index.html, the page of this image
+        alone. InputError if writing fails.
+        """
+        folder = Path(folder).absolute()
+        temporary = temporary_path(folder)
+        try:
+            make_folder(temporary)
+            for method in self.methods:
+                heatmaps.draw_heatmaps(temporary / f"{method}.png", self, method)
+            np.savez_compressed(temporary / ARRAYS, **self._arrays())
+            entry = page_entry(self)
+            write_entry(temporary, entry, self.image)
+            if with_page:
+                write_text(temporary / "index.html", page_of(entry))
+            for path in (*temporary.iterdir(), temporary):
+                sync_to_disk(path)
+
+            if not folder.exists():
+                os.replace(temporary, folder)
+                return
+            for name in (ARRAYS, *(f"{method}.png" for method in METHODS)):
+                (folder / name).unlink(missing_ok=True)
+            # explanation.npz last: without it the image is explained again
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == ARRAYS):
+                os.replace(path, folder / path.name)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written ({error.strerror or error}): free some "
+                             "space or choose another folder") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _arrays(self):
+        """The arrays of explanation.npz (docs/data.md)."""
+        arrays = {name: np.array(getattr(self, name)) for name in STORED}
+        arrays |= {name: getattr(self, name) for name in OPTIONAL
+                   if getattr(self, name) is not None}
+        arrays |= {"words": np.array(["<start>", *self.words]),
+                   "methods": np.array([*self.methods]), "image": np.array(self.source),
+                   "settings": np.array(json.dumps(self.settings))}
+        for method, relevance in self.methods.items():
+            for kind, values in vars(relevance).items():
+                if values is not None:
+                    arrays[f"{method}_{kind}"] = compact(values) if kind == "pixels" else values
+        if self.split:
+            arrays |= {f"lrp_{part}": values for part, values in self.split.items()}
+            rest = self.split["rest"]
+            share = np.divide(rest, self.logits, out=np.ones_like(rest), where=self.logits != 0)
+            arrays["conservation"] = 1 - share
+        return arrays
+
+    @classmethod
+    def load(cls, folder):
+        """The explanation that `save` wrote to the folder; the image is read from its own file."""
+        arrays = read_explanation(folder)
+        fields = {name: arrays[name] for name in STORED + OPTIONAL if name in arrays}
+        fields = {name: value.item() if value.ndim == 0 else value
+                  for name, value in fields.items()}
+        kinds = ("pixels", "regions", "words")
+        methods = {method: Relevance(*(arrays.get(f"{method}_{kind}") for kind in kinds))
+                   for method in arrays["methods"].tolist()}
+        split = None
+        if "lrp_rest" in arrays:
+            split = {part: arrays[f"lrp_{part}"] for part in SPLIT}
+        source = str(arrays["image"])
+        image = as_pil(read_image(source, bool(arrays["upright"])))
+        return cls(arrays["words"].tolist()[1:], methods=methods, split=split, image=image,
+                   name=Path(folder).absolute().name, source=source,
+                   settings=json.loads(str(arrays["settings"])), **fields)
+
+
+def as_pil(image):
+    """uint8 tensor (3, H, W) -> PIL image."""
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _on_grid(values):
+    """(T, K) -> (T, h, w): encoders map square images to square grids."""
+    side = round(values.shape[-1] ** 0.5)
+    return values.reshape(-1, side, side)
+
+
+def compact(maps):
+    """Maps (T, h, w) rounded to at most 1/256 of each one's largest absolute value.
+
+    That more than halves the file. float16 where it represents these numbers, else float32."""
+    largest = np.abs(maps).max((1, 2), keepdims=True)
+    step = np.exp2(np.ceil(np.log2(np.where(largest == 0, 1, largest))) - 8)
+    rounded = (np.rint(maps / step) * step).astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = rounded.astype(np.float16)
+    return half if np.array_equal(half, rounded) else rounded
