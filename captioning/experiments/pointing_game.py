@@ -1,0 +1,31 @@
+"""The pointing game (Zhang et al. 2016): does the most relevant pixel lie on the object?"""
+from captioning.experiments.batch import Batch
+from captioning.experiments.correctness import rows_and_columns
+from captioning.experiments.experiment import Experiment, Part, of_measure
+from captioning.report import plots
+
+
+def pointing_game(batch, rows, steps):
+    """Whether the most relevant pixel lies in a box of the word's object, 0 or 1 (measure hit).
+
+    A map without positive relevance counts as a miss. Baseline, as method box: the share of the
+    image that the object's boxes cover.
+    """
+    values = {}
+    in_rows, in_columns = rows_and_columns(batch.boxes(rows, steps), *batch.images.shape[-2:])
+    inside = (in_rows[..., None] & in_columns[..., None, :]).any(1)                    # (n, H, W)
+    for method in batch.study.methods:
+        maximum, position = batch.maps(method, rows, steps).flatten(1).max(1)
+        hit = inside.flatten(1).gather(1, position[:, None]).squeeze(1) & (maximum > 0)
+        values[method, "hit"] = hit.to(batch.images.dtype)
+    values["box", "hit"] = inside.to(batch.images.dtype).mean((1, 2))
+    return values
+
+
+def draw(path, table, values):
+    """Bars of the hit rate."""
+    plots.draw_bars(path, {"most relevant pixel inside the box": of_measure(table, "hit")})
+
+
+POINTING_GAME = Experiment(
+    (Part(Batch.words_with_box, pointing_game),), draw, shown=("hit",), needs_boxes=True)
