@@ -167,7 +167,10 @@ def evaluate_model(args, device):
     frequent = set(frequent_words(args.dataset, objects, args.object_words))
     split = args.data_folder, args.dataset, args.split
     data = open_data(*split, model, from_features)
-    masks = open_masks(*split, len(data)) if "mask_mass" in experiments else None
+    masks = None
+    if "mask_mass" in experiments:
+        path = Path(args.data_folder, args.dataset, f"masks_{args.dataset}.hdf5")
+        masks = Masks(path, args.split, len(data))
     record_run(args.save_path, args, "evaluation.py")
 
     # a threshold of flags for the captions of the validation split
@@ -234,18 +237,13 @@ def caption_split(model, vocabulary, data, decoding, seed, batch_size, workers, 
 def decode_features(model, features, vocabulary, decoding, seed, calibration=None):
     """Captions (B, T) of features (B, K, C); with a calibration, captions without object words that
     come from language."""
+    if decoding["method"] == "sample":      # the same samples in any process
+        generator = torch.Generator(features.device).manual_seed(seed)
+        decoding = decoding | {"generator": generator}
     with torch.no_grad():
-        options = with_generator(decoding, seed, features.device)
         if calibration:
-            return grounding.decode_grounded(model, features, vocabulary, calibration, **options)
-        return decode(model, features, vocabulary, **options)
-
-
-def with_generator(decoding, seed, device):
-    """Decoding options; sampling gets a generator, so that every process samples the same."""
-    if decoding["method"] != "sample":
-        return decoding
-    return decoding | {"generator": torch.Generator(device).manual_seed(seed)}
+            return grounding.decode_grounded(model, features, vocabulary, calibration, **decoding)
+        return decode(model, features, vocabulary, **decoding)
 
 
 def match_references(captions, path, partial):
@@ -289,15 +287,6 @@ def open_boxes(data_folder, dataset, path=None, required_by=None):
         raise InputError(f"{path or default} is missing or empty: {required_by} requires boxes, "
                          "give them with --boxes")
     return boxes
-
-
-def open_masks(data_folder, dataset, split, images):
-    """The object masks of the split; images: their number."""
-    path = Path(data_folder, dataset, f"masks_{dataset}.hdf5")
-    if not path.exists():
-        raise InputError(f"{path} is missing: --explanations mask_mass requires a data set with "
-                         "masks, such as demo")
-    return Masks(path, split, images)
 
 
 # -- scores ------------------------------------------------------------------------------------

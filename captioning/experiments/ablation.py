@@ -4,9 +4,8 @@ from torch.nn import functional as F
 
 from captioning.errors import InputError
 from captioning.experiments.batch import encode_images, from_step, word_log_p
-from captioning.experiments.experiment import Experiment, Part, of_measure
+from captioning.experiments.experiment import Experiment, Part, bars
 from captioning.explanation.methods import METHODS
-from captioning.report import plots
 
 PATCH = 8       # side of a patch in pixels
 
@@ -106,13 +105,7 @@ TITLES = {"disappears": "20 patches hidden: object words that disappear",
           "stop_word_drop": "probability drop of stop words"}
 
 
-def draw(path, table, values):
-    """Bars of words that disappear and of probability drops."""
-    panels = {title: of_measure(table, measure) for measure, title in TITLES.items()}
-    plots.draw_bars(path, panels)
-
-
 ABLATION = Experiment(
     (Part(words_for_word_ablation, word_ablation, needs_pixels=False),
      Part(lambda batch: batch.later_object_words, patch_ablation)),
-    draw, shown=tuple(TITLES))
+    bars(TITLES), shown=tuple(TITLES))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from captioning.report import plots
+
 KEY = ["method", "measure"]
 TABLE = ["mean", "standard_error", "count"]
 
@@ -34,6 +36,14 @@ def by_word(values):
 def of_measure(table, measure):
     """The rows of a table for one measure, by method."""
     return table[table.index.get_level_values("measure") == measure].droplevel("measure")
+
+
+def bars(titles):
+    """A `draw` of an Experiment: the means of measures {measure: title} as bars."""
+    def draw(path, table, values):
+        panels = {title: of_measure(table, measure) for measure, title in titles.items()}
+        plots.draw_bars(path, panels)
+    return draw
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Mask mass: the share of positive relevance on an object's segmentation mask."""
+from pathlib import Path
+
 import torch
 from torch.nn import functional as F
 
 from captioning.data.hdf5 import open_hdf5, read_whole, reading
+from captioning.errors import InputError
 from captioning.experiments.batch import positive_shares
-from captioning.experiments.experiment import Experiment, Part, of_measure
-from captioning.report import plots
+from captioning.experiments.experiment import Experiment, Part, bars
 
 
 class Masks:
@@ -17,6 +19,9 @@ class Masks:
     """
 
     def __init__(self, path, split, images):
+        if not Path(path).exists():
+            raise InputError(f"{path} is missing: --explanations mask_mass requires a data set "
+                             "with masks, such as demo")
         with open_hdf5(path) as file, reading(path):
             names = file.attrs["categories"]
             self.numbers = {str(name): i for i, name in enumerate(names, start=1)}
@@ -63,9 +68,6 @@ def mask_mass(batch, rows, steps):
     return values
 
 
-def draw(path, table, values):
-    """Bars of the share of relevance on the object."""
-    plots.draw_bars(path, {"positive relevance on the object": of_measure(table, "inside")})
-
-
-MASK_MASS = Experiment((Part(words_with_mask, mask_mass),), draw, shown=("inside",))
+MASK_MASS = Experiment(
+    (Part(words_with_mask, mask_mass),),
+    bars({"inside": "positive relevance on the object"}), shown=("inside",))

@@ -1,8 +1,7 @@
 """The pointing game (Zhang et al. 2016): does the most relevant pixel lie on the object?"""
 from captioning.experiments.batch import Batch
 from captioning.experiments.correctness import rows_and_columns
-from captioning.experiments.experiment import Experiment, Part, of_measure
-from captioning.report import plots
+from captioning.experiments.experiment import Experiment, Part, bars
 
 
 def pointing_game(batch, rows, steps):
@@ -22,10 +21,6 @@ def pointing_game(batch, rows, steps):
     return values
 
 
-def draw(path, table, values):
-    """Bars of the hit rate."""
-    plots.draw_bars(path, {"most relevant pixel inside the box": of_measure(table, "hit")})
-
-
 POINTING_GAME = Experiment(
-    (Part(Batch.words_with_box, pointing_game),), draw, shown=("hit",), needs_boxes=True)
+    (Part(Batch.words_with_box, pointing_game),),
+    bars({"hit": "most relevant pixel inside the box"}), shown=("hit",), needs_boxes=True)

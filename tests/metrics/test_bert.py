@@ -22,7 +22,7 @@ def small_model():
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory):
-    """A folder with a randomly initialised RoBERTa and a byte-level tokeniser without a maximum length."""
+    """A folder with a random RoBERTa and a byte-level tokeniser without a maximum length."""
     from tokenizers import ByteLevelBPETokenizer
     folder = tmp_path_factory.mktemp("roberta")
     tokenizer = ByteLevelBPETokenizer()
