@@ -1,1 +1,1 @@
-"""BERTScore of captions, computed by the installed package bert-score: see `bert.bertscore.bert_score`."""
+"""BERTScore of captions, computed by the installed package bert-score: see `bertscore`."""

@@ -1,6 +1,6 @@
 """Caption metrics based on the installed package pycocoevalcap: see `caption_metrics`.
 
-The modules of the installed package can be imported under the same name (pycocoevalcap.cider, pycocoevalcap.bleu, …).
+The modules of the installed package can be imported under the same name (pycocoevalcap.cider, …).
 """
 from pkgutil import extend_path
 

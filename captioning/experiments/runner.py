@@ -1,16 +1,15 @@
-"""The loop over a split that runs the experiments: part files, tables and plots.
+"""The loop over a split that runs the experiments and writes their tables and plots.
 
-The unit of work is a batch of images. For each experiment its rows are written to a part file, completely or not at
-all, and existing part files are not computed again, so that an interrupted run resumes. The batches do not depend on
-the number of processes, so that results are reproducible to the last digit.
+The unit of work is a batch of images. For each experiment its rows are written to a file of their
+own, completely or not at all, and existing files are not computed again, so that an interrupted run
+resumes. The batches do not depend on the number of processes, so that results are reproducible to
+the last digit.
 """
-import csv
-import io
 import math
 import shutil
-from array import array
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -19,142 +18,128 @@ from captioning.data.feature_store import weights_fingerprint
 from captioning.data.loader import make_loader
 from captioning.errors import InputError
 from captioning.experiments.batch import Batch
-from captioning.experiments.registry import EXPERIMENTS, NEED_PIXELS
+from captioning.experiments.experiment import KEY
+from captioning.experiments.registry import EXPERIMENTS
 from captioning.explanation.methods import METHODS
-from captioning.files import atomic_path, fingerprint, make_folder, remove_leftovers, write_text
-from captioning.metrics.score_table import align
+from captioning.files import fingerprint, make_folder, remove_leftovers, write_text
 
-COLUMNS = ("image", "step", "word", "method", "measure", "value")
-TABLE = ("method", "measure", "mean", "standard_error", "count")
+WORD = ["image", "step", "word"]
+COLUMNS = [*WORD, *KEY, "value"]
 
 
-def run_experiments(study, data, captions, names, limit, batch_size, workers, device, folder, flags):
+def run_experiments(study, data, captions, names, limit, batch_size, workers, device, folder,
+                    flags):
     """Runs the experiments `names` on the captions of a split.
 
-    data: CaptionDataset of images or region features; captions: one text per image; limit: the number of images, the
-    first of those with a word that any experiment can measure (None: all); workers: processes that read images; flags:
-    the split's name, and all other settings on which captions of modified images depend.
+    data: CaptionDataset of images or region features; captions: one text per image; limit: the
+    number of images, the first of those with a word that any experiment can measure (None: all);
+    workers: processes that read images; flags: the split's name, and all other settings on which
+    captions of modified images depend.
 
-    Writes <experiment>_words_<split>.csv, <experiment>_<split>.csv and .png in `folder`. Returns {experiment: table}
-    in the first process and None in the others. Meanwhile <folder>/parts_<hash>/ contains the part files; it is removed
-    when all tables and plots are written.
+    Writes <experiment>_words_<split>.csv, <experiment>_<split>.csv and .png in `folder`. Returns
+    {experiment: table} in the first process and {} in the others. Meanwhile <folder>/parts_<hash>/
+    contains the rows of each batch; it is removed when all tables and plots are written.
     """
-    split = flags[0]
-    selected = [i for i, caption in enumerate(captions) if has_words(study, data, i, caption, names)][:limit]
-    identity = fingerprint([weights_fingerprint(study.model), [(data.names[i], captions[i]) for i in selected],
-                            study.methods, study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
-                            sorted(study.frequent), flags])
+    def make_batch(indices, images):
+        return Batch(study, indices, [data.names[i] for i in indices], images,
+                     [captions[i].split() for i in indices], [data.references[i] for i in indices])
+
+    def has_words(i):
+        batch = make_batch([i], torch.empty(1, 3, 1, 1))
+        parts = [part for name in names for part in EXPERIMENTS[name].parts]
+        return any(part.words(batch).any() for part in parts)
+
+    selected = [i for i in range(len(captions)) if has_words(i)][:limit]
+    identity = fingerprint([
+        weights_fingerprint(study.model), [(data.names[i], captions[i]) for i in selected],
+        study.methods, study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
+        sorted(study.frequent), flags])
     parts = make_folder(Path(folder) / f"parts_{identity}")
     remove_leftovers(parts)
     batches = [selected[i:i + batch_size] for i in range(0, len(selected), batch_size)]
     paths = {name: [parts / f"{name}_{batch[0]:06d}.csv" for batch in batches] for name in names}
-    measure_all(study, data, captions, names, batches, paths, workers, device)
+
+    # each process computes what is missing of its share of the batches
+    share = processes.shard(list(range(len(batches))))
+    missing = [k for k in share if not all(paths[name][k].exists() for name in names)]
+    loader = make_loader(data, [batches[k] for k in missing], workers, device) if missing else []
+    with tqdm(total=len(share), initial=len(share) - len(missing), desc="measuring explanations",
+              unit="batch", disable=processes.rank() > 0) as bar:
+        for k, content in zip(missing, loader, strict=True):
+            batch = make_batch(batches[k], content["images"].to(device))
+            for name in names:
+                if not paths[name][k].exists():
+                    rows = measure(EXPERIMENTS[name], batch)
+                    write_text(paths[name][k], as_csv(rows, "%.9g", header=False))
+            bar.update()
+
     processes.wait()
     if processes.rank():
-        return None
-    tables = {name: conclude(name, paths[name], Path(folder), split) for name in names}
+        return {}
+    tables = {name: conclude(name, paths[name], Path(folder), flags[0]) for name in names}
     shutil.rmtree(parts, ignore_errors=True)
     return tables
 
 
-def has_words(study, data, i, caption, names):
-    """Whether the caption of image i has a word that any of the experiments `names` measures."""
-    batch = Batch(study, [i], [data.names[i]], torch.empty(1, 3, 1, 1), [caption.split()], [data.references[i]])
-    return any(select(batch).any() for name in names for select, _ in EXPERIMENTS[name].parts)
-
-
-def measure_all(study, data, captions, names, batches, paths, workers, device):
-    """Writes this process's share of the missing part files; paths: {experiment: path of each batch}."""
-    share = range(processes.rank(), len(batches), processes.count())
-    missing = [k for k in share if not all(paths[name][k].exists() for name in names)]
-    loader = make_loader(data, [batches[k] for k in missing], workers, device) if missing else []
-    with tqdm(total=sum(len(batches[k]) for k in share),
-              initial=sum(len(batches[k]) for k in set(share) - set(missing)),
-              desc="measuring explanations", unit="image", disable=processes.rank() > 0) as bar:
-        for k, content in zip(missing, loader, strict=True):
-            indices = batches[k]
-            batch = Batch(study, indices, [data.names[i] for i in indices], content["images"].to(device),
-                          [captions[i].split() for i in indices], [data.references[i] for i in indices])
-            for name in names:
-                if not paths[name][k].exists():
-                    write_text(paths[name][k], as_csv(measure(EXPERIMENTS[name], batch)))
-            bar.update(len(indices))
-
-
 def measure(experiment, batch):
-    """Rows (image, step, word, method, measure, value) of one experiment on one batch, word by word."""
-    lines = []
-    with torch.no_grad():
-        for select, function in experiment.parts:
-            rows, steps = select(batch).nonzero(as_tuple=True)
-            if not len(rows) or (batch.on_regions and function in NEED_PIXELS):
-                continue
-            values = function(batch, rows, steps)
-            if not values:      # no method applies: attention assigns nothing to words
-                continue
-            by_word = torch.stack([numbers.cpu().double() for numbers in values.values()], 1).tolist()
-            for b, t, numbers in zip(rows.tolist(), steps.tolist(), by_word, strict=True):
-                word = batch.names[b], t, batch.words[b][t]
-                lines += [(*word, *key, f"{value:.9g}") for key, value in zip(values, numbers, strict=True)
-                          if not math.isnan(value)]
-    return lines
+    """The rows (COLUMNS) of one experiment on one batch, word by word, without values of NaN."""
+    rows = []
+    for part in experiment.parts:
+        words = part.words(batch)
+        if not words.any() or (batch.on_regions and part.needs_pixels):
+            continue
+        images, steps = words.nonzero(as_tuple=True)
+        with torch.no_grad():
+            values = part.measure(batch, images, steps)
+        values = {key: numbers.tolist() for key, numbers in values.items()}
+        for i, (b, t) in enumerate(zip(images.tolist(), steps.tolist(), strict=True)):
+            word = batch.names[b], t, batch.words[b][t]
+            rows += [(*word, *key, numbers[i]) for key, numbers in values.items()
+                     if not math.isnan(numbers[i])]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def as_csv(lines):
-    """The lines, lists of values, as CSV text."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+def as_csv(table, float_format, **options):
+    """The text of a table."""
+    return table.to_csv(index=False, float_format=float_format, lineterminator="\n", na_rep="nan",
+                        **options)
+
+
+def read_rows(path, **options):
+    """The rows (COLUMNS) of a file that an experiment wrote."""
+    try:
+        rows = pd.read_csv(path, dtype=dict.fromkeys(("image", "word", *KEY), str),
+                           keep_default_na=False, **options)
+        return rows.astype({"value": float})
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}): remove it and run the same command again"
+                         ) from error
 
 
 def conclude(name, parts, folder, split):
-    """Joins the part files of an experiment, writes its table and plot, prints the table and returns it."""
-    values = {}
-    with atomic_path(folder / f"{name}_words_{split}.csv") as temporary, open(temporary, "w", newline="",
-                                                                             encoding="utf-8") as file:
-        file.write(as_csv([COLUMNS]))
-        for part in parts:
-            text = part.read_text(encoding="utf-8")
-            file.write(text)
-            try:
-                for *_, method, measure_name, value in csv.reader(io.StringIO(text)):
-                    values.setdefault((method, measure_name), array("d")).append(float(value))
-            except ValueError as error:
-                raise InputError(f"{part} is damaged ({error}): remove it and run the same command again") from error
-    if not values:
-        print(f"{name}: the captions have no word that it measures with the given --methods, so there is no table")
-        return {}
+    """Joins the rows of an experiment, writes its table and plot, prints and returns the table."""
     experiment = EXPERIMENTS[name]
-    values = dict(sorted(values.items(), key=lambda item: method_order(item[0][0])))
+    values = pd.concat([read_rows(part, names=COLUMNS) for part in parts if part.stat().st_size]
+                       or [pd.DataFrame(columns=COLUMNS)])
+    write_text(folder / f"{name}_words_{split}.csv", as_csv(values, "%.9g"))
+    if values.empty:
+        print(f"{name}: the captions have no word that it measures with the given --methods, so "
+              "there is no table")
+        return {}
+
+    # in the order of METHODS, then the experiment's own baselines
+    order = {method: number for number, method in enumerate(METHODS)}
+    values = values.sort_values("method", kind="stable",
+                                key=lambda methods: methods.map(order).fillna(len(order)))
     table = experiment.table(values)
-    lines = [(method, measure_name, f"{mean:.6g}", f"{error:.6g}", count)
-             for (method, measure_name), (mean, error, count) in table.items()]
-    write_text(folder / f"{name}_{split}.csv", as_csv([TABLE, *lines]))
+    write_text(folder / f"{name}_{split}.csv", as_csv(table.reset_index(), "%.6g"))
     experiment.draw(folder / f"{name}_{split}.png", table, values)
-    show(name, table, experiment.shown or sorted({measure_name for _, measure_name in table})[::4])
+
+    measures = list(table.index.unique("measure"))
+    shown = [measure for measure in experiment.shown or measures[::4] if measure in measures]
+    text = table.map("{:.3f}".format)
+    text = (text["mean"] + " ± " + text["standard_error"]).unstack(fill_value="")[shown]
+    text = text.reindex(table.index.unique("method"))
+    text.loc["words"] = table["count"].groupby("measure").max().astype(str)
+    print(f"\n{name}\n{text.rename_axis(None).rename_axis(None, axis=1).to_string()}", flush=True)
     return table
-
-
-def read_values(path):
-    """The values {(method, measure): numbers} of an <experiment>_words_<split>.csv."""
-    values = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            values.setdefault((row["method"], row["measure"]), []).append(float(row["value"]))
-    return values
-
-
-def method_order(method):
-    """Sorting key: the order of METHODS, then the experiments' own baselines."""
-    return list(METHODS).index(method) if method in METHODS else len(METHODS)
-
-
-def show(name, table, measures):
-    """Prints a row for each method and a column for each of the measures."""
-    rows = [[name, *measures]]
-    for method in dict.fromkeys(method for method, _ in table):
-        rows.append([method] + [f"{table[key].mean:.3f} ± {table[key].error:.3f}" if (key := (method, measure)) in table
-                                else "" for measure in measures])
-    rows.append(["words"] + [str(max((score.count for (_, other), score in table.items() if other == measure),
-                                     default="")) for measure in measures])
-    print(f"\n{align(rows)}", flush=True)

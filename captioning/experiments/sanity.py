@@ -1,55 +1,59 @@
-"""Sanity checks of explanations (Adebayo et al. 2018): an explanation must change when the model's weights change."""
+"""Sanity checks (Adebayo et al. 2018): an explanation must change when the model's weights do."""
 import copy
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from captioning.experiments.batch import Batch
-from captioning.experiments.tpfp import average_ranks
+from captioning.experiments.experiment import Experiment, Part, of_measure
+from captioning.report import plots
 
 
 def sanity(batch, rows, steps):
-    """Spearman's rank correlation of a word's map with its map after randomisation of the model's layers.
+    """Rank correlation of a word's map with its map after randomisation of the model's layers.
 
-    Layers are randomised one after the other, from the output to the encoder's first convolution, and remain so
-    (cascading randomisation). The correlation of a method that depends on the model decreases to 0; a method whose
-    correlation remains 1 does not depend on the weights. For object words at steps t ≥ 1.
-
-    rows, steps (n,) -> {(method, measure): (n,)}; the measures are the layers' names, numbered in this order.
+    Layers are randomised one after the other, from the output to the encoder's first convolution,
+    and remain so (cascading randomisation). The correlation of a method that depends on the model
+    decreases to 0; a method whose correlation remains 1 does not depend on the weights. Measures:
+    the layers' names, numbered in this order.
     """
-    model, values = copy.deepcopy(batch.study.model), {}
-    original = {method: batch.maps(method, rows, steps) for method in batch.study.methods}
-    generator = torch.Generator().manual_seed(batch.study.seed)
+    study = batch.study
+    model = copy.deepcopy(study.model)
+    values = {}
+    original = {method: batch.maps(method, rows, steps) for method in study.methods}
+    generator = torch.Generator().manual_seed(study.seed)
     for number, (name, layer) in enumerate(layers_from_the_top(model), start=1):
         randomise(layer, generator)
-        randomised = Batch(replace(batch.study, model=model), batch.indices, batch.names, batch.images, batch.words,
-                           batch.references, batch.only)
-        values |= {(method, f"{number:02d}_{name}"):
-                   rank_correlation(original[method], randomised.maps(method, rows, steps))
-                   for method in batch.study.methods}
+        randomised = Batch(replace(study, model=model), batch.indices, batch.names, batch.images,
+                           batch.words, batch.references)
+        for method in study.methods:
+            maps = randomised.maps(method, rows, steps)
+            values[method, f"{number:02d}_{name}"] = rank_correlation(original[method], maps)
     return values
 
 
 def layers_from_the_top(model):
-    """[(name, module)] of all weights: the decoder's layers in reverse order of definition, then the encoder's
-    convolutions (with their batch-norm) or residual blocks in reverse order."""
-    decoder = [(name, layer) for name, layer in model.named_children() if name != "encoder" and _has_weights(layer)]
+    """[(name, module)] of all weights: the decoder's layers in reverse order of definition, then
+    the encoder's convolutions (with their batch-norm) or residual blocks in reverse order."""
+    def has_weights(layer):
+        return next(layer.parameters(), None) is not None
+
+    decoder = [(name, layer) for name, layer in model.named_children()
+               if name != "encoder" and has_weights(layer)]
     stages = []
-    for layer in model.encoder:
+    for layer in filter(has_weights, model.encoder):
         if isinstance(layer, nn.BatchNorm2d):
             stages[-1].append(layer)
-        elif _has_weights(layer):
+        else:
             stages.append(nn.ModuleList([layer]))
-    return decoder[::-1] + [(f"conv{i}", stages[i - 1]) for i in range(len(stages), 0, -1)]
-
-
-def _has_weights(layer):
-    return next(layer.parameters(), None) is not None
+    encoder = [(f"conv{number}", stage) for number, stage in enumerate(stages, start=1)]
+    return decoder[::-1] + encoder[::-1]
 
 
 def randomise(layer, generator):
-    """Resamples each weight tensor, in place, from a normal distribution with its mean and standard deviation."""
+    """Resamples each weight, in place, from a normal distribution with its mean and deviation."""
     with torch.no_grad():
         for weight in layer.parameters():
             noise = torch.randn(weight.shape, generator=generator).to(weight)
@@ -57,8 +61,23 @@ def randomise(layer, generator):
 
 
 def rank_correlation(a, b):
-    """a, b (n, H, W) -> (n,): Spearman's rank correlation, ties with their average rank; 0 where a map is constant."""
-    a, b = (average_ranks(maps.flatten(1).cpu().double()) for maps in (a, b))
-    a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
-    scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    return torch.where(scale > 0, (a * b).sum(1) / scale.clamp(min=1e-300), 0)
+    """a, b (n, H, W) -> (n,): Spearman's rank correlation; 0 where a map is constant."""
+    from scipy.stats import ConstantInputWarning, spearmanr  # slow to import
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        correlation = [spearmanr(x, y).statistic for x, y in zip(
+            a.flatten(1).cpu().numpy(), b.flatten(1).cpu().numpy(), strict=True)]
+    return torch.tensor(correlation, dtype=torch.double).nan_to_num(0)
+
+
+def draw(path, table, values):
+    """Rank correlation with the original map over the randomised layers."""
+    layers = sorted(set(table.index.get_level_values("measure")))
+    methods = of_measure(table, layers[0]).index
+    curves = {method: table.loc[method].loc[layers] for method in methods}
+    plots.draw_curves(path, {"cascading randomisation of the weights": curves},
+                      [layer.split("_", 1)[1] for layer in layers],
+                      "randomised down to this layer", "rank correlation with the original map")
+
+
+SANITY = Experiment((Part(lambda batch: batch.later_object_words, sanity),), draw)

@@ -1,64 +1,93 @@
-"""Metrics of the objects that captions name: CHAIR, and precision and recall of frequent object words."""
+"""Metrics of the objects that captions name: CHAIR, and precision of frequent object words."""
 from captioning.data.vocabulary import tokenise
 
 
-def chair_scores(captions, references, entries, objects):
-    """CHAIR (Rohrbach et al. 2018) of N captions, from N lists of reference captions and N box entries or None.
+def chair(captions, references, entries, objects):
+    """CHAIR as a caption metric: `chair_scores`, and for each caption the objects that it names and
+    those of them that are not present."""
+    per_caption = {"objects": [], "chair_s": [], "invented_objects": []}
+    pairs = named_and_present_categories(captions, references, entries, objects)
+    for named, present in pairs:
+        invented = sorted(set(named) - present)
+        per_caption["objects"].append("; ".join(named))
+        per_caption["chair_s"].append(bool(invented))
+        per_caption["invented_objects"].append("; ".join(invented))
+    return chair_scores(captions, references, entries, objects), per_caption
 
-    Returns {"chair_i": share of named objects that are not in the image, "chair_s": share of captions that name such an
-    object, "object_precision": 1 − chair_i}. If `objects` has biased categories, also "object_precision_biased" and
-    "object_precision_unbiased", each if captions name such categories; "companions_invented": among the images that
-    show the first category of a pair without its companion, the share whose caption names the companion;
-    "companions_named": among the images that show a companion, the share whose caption names it; and
-    "companions_named_minus_invented", the difference of the two.
+
+def chair_scores(captions, references, entries, objects):
+    """CHAIR (Rohrbach et al. 2018) of captions.
+
+    references: a list per caption; entries: the boxes of each image or None; without boxes the
+    references alone decide which objects are present. Returns {"chair_i": share of named objects
+    that are not in the image, "chair_s": share of captions that name such an object,
+    "object_precision": 1 − chair_i}.
+
+    If `objects` has biased categories, also "object_precision_biased" and
+    "object_precision_unbiased"; "companions_invented": among the images that show the first
+    category of a pair without its companion, the share whose caption names the companion;
+    "companions_named": among the images that show a companion, the share whose caption names it;
+    "companions_named_minus_invented". Shares of nothing are left out.
     """
-    is_correct, is_biased, captions_correct, invented, found = [], [], [], [], []
+    is_correct = {True: [], False: []}      # of the named objects, by whether they are biased
+    has_invented = []
+    invented = []
+    found = []
     for named, present in named_and_present_categories(captions, references, entries, objects):
-        is_correct += [category in present for category in named]
-        is_biased += [category in objects.biased for category in named]
-        captions_correct.append(all(category in present for category in named))
+        for category in named:
+            is_correct[category in objects.biased].append(category in present)
+        has_invented.append(not set(named) <= present)
         invented += [companion in named for category, companion in objects.pairs.items()
                      if category in present and companion not in present]
         found += [companion in named for companion in objects.biased & present]
-    precision = _share(is_correct)
-    scores = {"chair_i": 1 - precision, "chair_s": 1 - _share(captions_correct), "object_precision": precision}
-    if objects.biased:
-        for name, wanted in (("biased", True), ("unbiased", False)):
-            selected = [correct for correct, biased in zip(is_correct, is_biased, strict=True) if biased == wanted]
-            scores |= {f"object_precision_{name}": _share(selected)} if selected else {}
-    shares = {"companions_invented": _share(invented)} if invented else {}
-    shares |= {"companions_named": _share(found)} if found else {}
+
+    precision = _mean(is_correct[True] + is_correct[False]) if any(is_correct.values()) else 1.0
+    scores = {"chair_i": 1 - precision, "chair_s": _mean(has_invented),
+              "object_precision": precision}
+    if not objects.biased:
+        return scores
+    shares = {"object_precision_biased": is_correct[True],
+              "object_precision_unbiased": is_correct[False],
+              "companions_invented": invented, "companions_named": found}
+    scores |= {name: _mean(values) for name, values in shares.items() if values}
     if invented and found:
-        shares["companions_named_minus_invented"] = shares["companions_named"] - shares["companions_invented"]
-    return scores | shares
+        difference = scores["companions_named"] - scores["companions_invented"]
+        scores["companions_named_minus_invented"] = difference
+    return scores
 
 
 def named_and_present_categories(captions, references, entries, objects):
-    """Yields for each caption (list of the categories that it names, set of the categories present in its image)."""
-    for caption, image_references, entry in zip(captions, references, entries, strict=True):
+    """Yields for each caption the list of the categories that it names, and the set of those
+    present in its image."""
+    for caption, texts, entry in zip(captions, references, entries, strict=True):
         named = [category for _, category in objects.named(tokenise(caption))]
-        yield named, objects.present(entry, image_references)
+        yield named, objects.present(entry, texts)
 
 
 def frequent_word_scores(captions, references, words):
-    """Means over `words` of precision, recall and F1 of a word occurring in a caption (docs/method.md, section 9).
+    """Means over `words` of precision, recall and F1 of a word occurring in a caption
+    (docs/method.md, section 9).
 
-    A prediction is correct if a reference caption of the image contains the word. Returns {"map": mean precision of the
-    words that occur in captions, "map_recall": mean recall of those that occur in references, "map_f1": mean F1 of
-    those that occur in either}, without the means of no words.
+    A prediction is correct if a reference caption of the image contains the word. Returns {"map":
+    mean precision of the words that occur in captions, "map_recall": mean recall of those that
+    occur in references, "map_f1": mean F1 of those that occur in either}, without the means of no
+    words.
     """
     predicted = [set(tokenise(caption)) for caption in captions]
-    true = [set().union(*(tokenise(text) for text in texts)) for texts in references]
-    precision, recall, f1 = [], [], []
+    true = [set().union(*map(tokenise, texts)) for texts in references]
+    scores = {"map": [], "map_recall": [], "map_f1": []}
     for word in dict.fromkeys(words):
-        true_positives = sum(word in p and word in t for p, t in zip(predicted, true, strict=True))
-        in_captions, in_references = sum(word in p for p in predicted), sum(word in t for t in true)
-        precision += [true_positives / in_captions] if in_captions else []
-        recall += [true_positives / in_references] if in_references else []
-        f1 += [2 * true_positives / (in_captions + in_references)] if in_captions + in_references else []
-    means = zip(("map", "map_recall", "map_f1"), (precision, recall, f1), strict=True)
-    return {name: sum(values) / len(values) for name, values in means if values}
+        in_captions = sum(word in words_of for words_of in predicted)
+        in_references = sum(word in words_of for words_of in true)
+        in_both = sum(word in p & t for p, t in zip(predicted, true, strict=True))
+        if in_captions:
+            scores["map"].append(in_both / in_captions)
+        if in_references:
+            scores["map_recall"].append(in_both / in_references)
+        if in_captions or in_references:
+            scores["map_f1"].append(2 * in_both / (in_captions + in_references))
+    return {name: _mean(values) for name, values in scores.items() if values}
 
 
-def _share(values):
-    return sum(values) / len(values) if values else 1.0
+def _mean(values):
+    return sum(values) / len(values)

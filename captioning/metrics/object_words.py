@@ -1,4 +1,4 @@
-"""Object words: the object categories that a caption names and those that are present in an image."""
+"""Object words: the object categories that a caption names and those present in an image."""
 import importlib
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,19 +11,22 @@ from captioning.files import check_file, read_json
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
 STOP_WORDS = Path(__file__).with_name("stop_words.txt")
-NO_OBJECT = "none"      # category of phrases that contain an object word but name no object, such as "train tracks"
+# category of phrases that contain an object word but name no object, such as "train tracks"
+NO_OBJECT = "none"
 
 
 class Objects:
     """The object categories of a data set and the words that name them.
 
-    words: {word, or several separated by spaces: category}. pairs: {category: its companion, which a biased model names
-    out of habit}. exact: whether the boxes cover all objects of an image; otherwise references count as well.
+    words: {word, or several separated by spaces: category}. pairs: {category: its companion, which
+    a biased model names out of habit}. exact: whether the boxes cover all objects of an image;
+    otherwise references count as well.
     """
 
     def __init__(self, words, pairs=(), exact=False):
         self.words = {tuple(tokenise(phrase)): category for phrase, category in words.items()}
-        self.pairs, self.exact = dict(pairs), exact
+        self.pairs = dict(pairs)
+        self.exact = exact
         self.biased = set(self.pairs.values())
 
     @cached_property
@@ -31,52 +34,65 @@ class Objects:
         return _import("nltk.tokenize").MWETokenizer(self.words, separator=" ")
 
     def named(self, words):
-        """[(step, category)] of the phrases in a list of words, the longest at each position, at their last words."""
-        named, step = [], -1
+        """[(step, category)] of the phrases in a list of words, each at its last word; of several
+        phrases that begin at a word, the longest."""
+        named = []
+        step = -1
         for phrase in self._tokenizer.tokenize(words):
             phrase = tuple(phrase.split(" "))
             step += len(phrase)
-            if self.words.get(phrase, NO_OBJECT) != NO_OBJECT:
-                named.append((step, self.words[phrase]))
+            category = self.words.get(phrase, NO_OBJECT)
+            if category != NO_OBJECT:
+                named.append((step, category))
         return named
 
     def category_ids(self, vocabulary):
-        """(V,) for each word of the vocabulary the number of the category that it names by itself, or −1."""
-        numbers = {name: number for number, name in enumerate(sorted(set(self.words.values()) - {NO_OBJECT}))}
-        return torch.tensor([numbers.get(self.words.get((word,)), -1) for word in vocabulary.words])
+        """(V,) the number of the category that each word of the vocabulary names by itself, or −1.
+        """
+        categories = sorted(set(self.words.values()) - {NO_OBJECT})
+        numbers = {name: number for number, name in enumerate(categories)}
+        named = [self.words.get((word,)) for word in vocabulary.words]
+        return torch.tensor([numbers.get(category, -1) for category in named])
 
     def present(self, entry, references):
-        """The set of categories in an image: those with boxes, and unless boxes are exact those named by references."""
+        """The set of categories in an image: those with boxes, and unless boxes are exact those
+        named by references."""
         categories = set(entry["categories"]) if entry else set()
         if not self.exact:
-            categories |= {category for text in references for _, category in self.named(tokenise(text))}
+            for text in references:
+                categories |= {category for _, category in self.named(tokenise(text))}
         return categories
 
 
 def load_objects(data_folder, dataset, boxes, synonyms=None):
-    """The Objects of a data set, from its objects_<dataset>.json if that exists and `synonyms` is not given.
+    """The Objects of a data set, from its objects_<dataset>.json if that exists and `synonyms` is
+    not given.
 
-    Otherwise they are the categories in `boxes` with the words listed for them in the file `synonyms`, by default
-    coco_objects.txt. If the file lists all these categories, its other categories are included, because captions may
-    name objects that no image shows.
+    Otherwise they are the categories in `boxes` with the words listed for them in the file
+    `synonyms`, by default coco_objects.txt. If the file lists all these categories, its other
+    categories are included, because captions may name objects that no image shows.
     """
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists() and not synonyms:
         content = read_json(path, ["words", "pairs"])
-        words, pairs = content["words"], content["pairs"]
-        if not (isinstance(words, dict) and all(isinstance(name, str) for name in words.values())
-                and all(map(tokenise, words)) and isinstance(pairs, list)
-                and all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)):
-            raise InputError(f"{path} must contain \"words\", {{word: category}}, and \"pairs\", a list of [category, "
-                             "companion]")
+        words = content["words"]
+        pairs = content["pairs"]
+        has_words = isinstance(words, dict) and all(map(tokenise, words)) and all(
+            isinstance(category, str) for category in words.values())
+        has_pairs = isinstance(pairs, list) and all(
+            isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
+        if not has_words or not has_pairs:
+            raise InputError(f"{path} must contain \"words\", {{word: category}}, and \"pairs\", a "
+                             "list of [category, companion]")
         return Objects(words, pairs, exact=True)
+
     lists = read_synonyms(synonyms or COCO_OBJECTS)
     categories = {name for entry in boxes.values() for name in entry["categories"]}
     if not categories <= lists.keys():
         lists = {name: lists.get(name, []) for name in [*sorted(categories), NO_OBJECT]}
     words = {}
     for category, others in lists.items():
-        for phrase in [category, *others] if category != NO_OBJECT else others:
+        for phrase in others if category == NO_OBJECT else [category, *others]:
             for form in (phrase, phrase.replace(" ", "")):      # "wine glass" and "wineglass"
                 words.setdefault(form, category)
                 words.setdefault(plural(form), category)
@@ -84,24 +100,20 @@ def load_objects(data_folder, dataset, boxes, synonyms=None):
 
 
 def read_synonyms(path):
-    """{category: [synonym, …]} of a text file with one line per category: its name and synonyms, comma-separated.
-
-    Lines of the same category count as one. InputError if the file cannot be read or has no such line."""
-    lines = _read_text(path, "synonyms").splitlines()
-    rows = [[phrase.strip() for phrase in line.split(",") if phrase.strip()] for line in lines if line.strip(" ,")]
-    if not rows or any(not tokenise(phrase) for row in rows for phrase in row):
-        raise InputError(f"the synonyms {path} must contain one line per category: its name and its synonyms, "
-                         "separated by commas")
+    """{category: [synonym, …]} of a text file with one line per category: its name and synonyms,
+    separated by commas. Lines of the same category count as one."""
     synonyms = {}
-    for category, *words in rows:
-        synonyms.setdefault(category, []).extend(words)
+    for line in _read_text(path, "synonyms").splitlines():
+        phrases = [phrase.strip() for phrase in line.split(",") if phrase.strip()]
+        if not all(map(tokenise, phrases)):
+            synonyms = {}
+            break
+        if phrases:
+            synonyms.setdefault(phrases[0], []).extend(phrases[1:])
+    if not synonyms:
+        raise InputError(f"the synonyms {path} must contain one line per category: its name and "
+                         "its synonyms, separated by commas")
     return synonyms
-
-
-def read_words(path, kind):
-    """The list of words in a text file, in lower case as in captions; InputError if it cannot be read. kind: what they
-    are, for the message."""
-    return tokenise(_read_text(path, kind))
 
 
 def _read_text(path, kind):
@@ -118,14 +130,16 @@ def _import(module):
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise InputError(f"object words require {package} ({error}): pip install {package}") from error
+        raise InputError(
+            f"object words require {package} ({error}): pip install {package}") from error
 
 
 @cache
 def _inflect_engine():
-    typeguard = _import("typeguard")        # a requirement of inflect
+    # the checks of inflect's types at run time take seconds to compile
+    typeguard = _import("typeguard")
     typechecked = typeguard.typechecked
-    typeguard.typechecked = lambda target: target       # the run-time checks of inflect's types take seconds to compile
+    typeguard.typechecked = lambda target: target
     try:
         return _import("inflect").engine()
     finally:
@@ -139,19 +153,20 @@ def plural(phrase):
 
 
 def frequent_words(dataset, objects, path=None):
-    """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for Flickr30K (also
-    for Flickr8k) and COCO, and for other data sets all single object words."""
+    """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for
+    Flickr30K (also for Flickr8k) and COCO, and for other data sets all single object words."""
     if path:
-        words = read_words(path, "object words")
+        words = tokenise(_read_text(path, "object words"))
         if not words:
             raise InputError(f"the object words {path} contain no word: give a text file of words")
         return words
     lists = read_json(Path(__file__).with_name("object_words.json"))
-    words = lists.get("coco" if dataset.startswith("coco") else dataset.replace("flickr8k", "flickr30k"))
-    return words or sorted({phrase[0] for phrase, category in objects.words.items()
-                            if len(phrase) == 1 and category != NO_OBJECT})
+    name = "coco" if dataset.startswith("coco") else dataset.replace("flickr8k", "flickr30k")
+    single = {phrase[0] for phrase, category in objects.words.items()
+              if len(phrase) == 1 and category != NO_OBJECT}
+    return lists.get(name) or sorted(single)
 
 
 def stop_words(path=None):
     """The set of words in the text file `path`, by default stop_words.txt."""
-    return set(read_words(path or STOP_WORDS, "stop words"))
+    return set(tokenise(_read_text(path or STOP_WORDS, "stop words")))

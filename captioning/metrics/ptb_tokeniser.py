@@ -1,6 +1,7 @@
-"""The PTB tokeniser of Stanford CoreNLP 3.4.1, on which the official caption metrics are based, without Java.
+"""The PTB tokeniser of Stanford CoreNLP 3.4.1, which the official caption metrics use, in Python.
 
-It reproduces the tokens of captions: tests/metrics/test_ptb_tokeniser.py compares both on captions of COCO.
+It reproduces the tokens of captions: tests/metrics/test_ptb_tokeniser.py compares both on captions
+of COCO.
 """
 import re
 from functools import lru_cache
@@ -8,9 +9,12 @@ from functools import lru_cache
 # dropped by the official metrics; brackets are kept
 PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-ABBREVIATIONS = ("mr mrs ms dr st ave etc rd blvd bldg penn co inc jr sr dept bros vs prof ft mt ct jan feb sept oct "
-                 "mon tues gov gen sgt lt col capt rev hon ph est al corp ltd calif ky ind ga fla ste sq")
-SPELLINGS = str.maketrans("‘’`“”–—…£€", "'''\"\"--…#$") | {ord("–"): "--", ord("—"): "--", ord("…"): "..."}
+ABBREVIATIONS = (
+    "mr mrs ms dr st ave etc rd blvd bldg penn co inc jr sr dept bros vs prof ft mt ct jan feb "
+    "sept oct mon tues gov gen sgt lt col capt rev hon ph est al corp ltd calif ky ind ga fla ste "
+    "sq")
+SPELLINGS = str.maketrans({"‘": "'", "’": "'", "`": "'", "“": '"', "”": '"', "£": "#", "€": "$",
+                           "–": "--", "—": "--", "…": "..."})
 
 # a token is the first alternative that matches; (?i:…): regardless of case
 TOKEN = re.compile(rf"""
@@ -26,7 +30,8 @@ TOKEN = re.compile(rf"""
        | \d+ (?:[.,:/]\d+)+ (?![-\w]) | \d+ (?:[.,:/]\d+)+ (?=[ap]m\b) | [.,:+]\d+\b
        | '(?:n'|n\b|em\b|till?\b|cause\b|\d\ds\b)
        | (?<!')'(?:s|d|m|ll|re|ve)\b | n't\b
-       | [^\W_]+ (?=n't\b) | can(?=not\b) | (?:wan|gon)(?=na\b) | got(?=ta\b) | (?:gim|lem)(?=me\b) )
+       | [^\W_]+ (?=n't\b) | can(?=not\b)
+       | (?:wan|gon)(?=na\b) | got(?=ta\b) | (?:gim|lem)(?=me\b) )
     | [A-Z]+ (?:&[A-Z]+)+                                               # AT&T, but black & white
     | (?i: (?:dunkin|ol|somethin)'
        | c\+\+
@@ -37,7 +42,10 @@ TOKEN = re.compile(rf"""
 
 @lru_cache(maxsize=1 << 16)     # every validation tokenises the same references
 def ptb_tokens(text):
-    """Lower-case tokens of a caption without punctuation: "A dog's T-shirt." -> ("a", "dog", "'s", "t-shirt")."""
-    tokens = (token.lower() for token in TOKEN.findall(text.translate(SPELLINGS)))
-    tokens = (re.sub(r"[][(){}]", lambda bracket: BRACKETS[bracket[0]], token) for token in tokens)
-    return tuple(token for token in tokens if token not in PUNCTUATION)
+    """Lower-case tokens of a caption without punctuation: "A dog's." -> ("a", "dog", "'s")."""
+    tokens = []
+    for token in TOKEN.findall(text.translate(SPELLINGS)):
+        if token not in PUNCTUATION:
+            token = re.sub(r"[][(){}]", lambda bracket: BRACKETS[bracket[0]], token.lower())
+            tokens.append(token)
+    return tuple(tokens)

@@ -1,18 +1,21 @@
-"""Computes several metrics independently of each other; formats them as a table and writes the scores per image."""
-import csv
-import io
+"""Computes metrics independently of each other; writes them as a table and for each image."""
+import pandas as pd
 
 from captioning.errors import InputError
 from captioning.files import write_text
 
 
 def score_all(captions, references, scorers):
-    """Scores N captions with each of the `scorers`, {metric: function}, of which none depends on the others' success.
+    """Scores captions with each of the `scorers`, {metric: function}, of which none depends on the
+    others' success.
 
-    A scorer takes N captions and N lists of reference captions and returns ({key: score}, {key: [score of each
-    caption]}). Returns these two dicts joined over all scorers, and {metric: error message} of the scorers that failed.
+    A scorer takes N captions and N lists of reference captions and returns ({key: score}, {key:
+    [score of each caption]}). Returns these two dicts joined over all scorers, and {metric: error
+    message} of the scorers that failed.
     """
-    scores, per_caption, problems = {}, {}, {}
+    scores = {}
+    per_caption = {}
+    problems = {}
     for metric, scorer in scorers.items():
         try:
             metric_scores, metric_per_caption = scorer(captions, references)
@@ -28,26 +31,15 @@ def score_all(captions, references, scorers):
 
 def format_table(runs):
     """A text table of {run: {metric: number}}: one row per metric, one column per run."""
-    names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
-    rows = [["", *runs]] + [[name, *(_cell(metrics.get(name)) for metrics in runs.values())] for name in names]
-    return align(rows)
-
-
-def align(rows):
-    """The text of rows of cells: the first column aligned to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-
-
-def _cell(value):
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+    def cell(value):
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+    columns = {run: pd.Series(metrics, dtype=object).map(cell) for run, metrics in runs.items()}
+    return pd.DataFrame(columns).fillna("").to_string()
 
 
 def write_per_image(path, captions, per_caption):
-    """Writes {file name: caption} and scores {key: [score of each caption]} as CSV, one row per image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "caption", *per_caption])
-    for (name, caption), *values in zip(captions.items(), *per_caption.values(), strict=True):
-        writer.writerow([name, caption, *(value if isinstance(value, str) else f"{value:.6g}" for value in values)])
-    write_text(path, text.getvalue())
+    """Writes {file name: caption} and scores {key: [score of each caption]}, one row per image."""
+    columns = {"image": list(captions), "caption": list(captions.values()), **per_caption}
+    table = pd.DataFrame(columns).astype({name: float for name, values in per_caption.items()
+                                          if not isinstance(values[0], str)})
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

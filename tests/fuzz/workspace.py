@@ -33,9 +33,10 @@ from captioning.errors import InputError, run_script
 from captioning.files import read_json, write_json
 from captioning.report.explanations import read_explanation
 from gridTDmodel import GridTDModel
+from studies import compare
 
 SCRIPTS = {"preparedataset": preparedataset, "train": train, "finetune": finetune, "evaluation": evaluation,
-           "explain": explain}
+           "explain": explain, "compare": compare}
 MEMORY_LIMIT = 12 * 2**30      # bytes of address space, of which PyTorch takes about 5 GB at once
 TIME_LIMIT = 120        # seconds; the slowest command takes about one on an idle machine
 SPLITS = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
@@ -64,7 +65,7 @@ COMMANDS = {
         "predictions.json", "coco/captions_val2017.json"],
     f"{EVALUATE} --predictions predictions.json --references coco/captions_val2017.json --boxes coco/instances_val2017"
     ".json --metrics chair map --object_words words.txt --synonyms synonyms.txt": ["coco/instances*", "*.txt"],
-    "evaluation --compare first second --save_path out": ["first/metrics_test.json"],
+    "compare first second --save_path out": ["first/metrics_test.json"],
     f"{EXPLAIN} --weight pixels.pth --images images/0.png --save_path explained": [
         "pixels.pth", "images/0.png", "explained/0/*", "explained/index.html"],
     f"{EXPLAIN} --weight regions.pth --dataset karpathy --data_folder data --save_path out": [

@@ -1,4 +1,4 @@
-"""BERTScore: its formula, with the small model of a Python package; the tokens of RoBERTa; unusual captions."""
+"""BERTScore: its formula, with a small model; the tokens of RoBERTa; unusual captions."""
 import importlib.util
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from bert.bertscore import bert_score, load
+from bert.bertscore import bert, bert_score, load
 from captioning.errors import InputError
 
 
@@ -22,18 +22,19 @@ def small_model():
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory):
-    """A folder with a randomly initialised RoBERTa and a byte-level tokeniser without a maximum length."""
+    """A folder with a random RoBERTa and a byte-level tokeniser without a maximum length."""
     from tokenizers import ByteLevelBPETokenizer
     folder = tmp_path_factory.mktemp("roberta")
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(["a dog on grass", "the dog and the cat"], vocab_size=300,
                                   special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.save_model(str(folder))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    config = {"tokenizer_class": "RobertaTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     transformers.RobertaModel(transformers.RobertaConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=30)).save_pretrained(folder)
+        vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=30)).save_pretrained(folder)
     return folder
 
 
@@ -45,31 +46,34 @@ def f_bert_by_definition(caption, reference, folder, layer):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
-        features = [model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[layer][0]
-                    for text in (caption, reference)]
-    caption_features, reference_features = (torch.nn.functional.normalize(part, dim=-1) for part in features)
-    similarity = caption_features @ reference_features.T
-    precision, recall = similarity[1:-1].amax(1).mean(), similarity[:, 1:-1].amax(0).mean()
+        states = [model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+                  for text in (caption, reference)]
+    features = [torch.nn.functional.normalize(state.hidden_states[layer][0], dim=-1)
+                for state in states]
+    similarity = features[0] @ features[1].T
+    precision = similarity[1:-1].amax(1).mean()
+    recall = similarity[:, 1:-1].amax(0).mean()
     return (2 * precision * recall / (precision + recall)).item()
 
 
 @pytest.mark.parametrize("layer", [None, 3])
 def test_best_reference_by_definition(small_model, layer):
     captions = ["a dog runs on the grass", "two cats", "a train"]
-    references = [["a puppy is running outside", "a man"], ["a bus", "Two kittens sleep.", "cats"], ["a red train"]]
+    references = [["a puppy is running outside", "a man"], ["a bus", "Two kittens sleep.", "cats"],
+                  ["a red train"]]
     expected = [max(f_bert_by_definition(caption, text, small_model, layer or 6) for text in texts)
                 for caption, texts in zip(captions, references, strict=True)]
     assert bert_score(captions, references, small_model, layer) == pytest.approx(expected, abs=1e-5)
+    total, each = bert(captions, references, model=small_model, layer=layer)
+    assert total["bert"] == pytest.approx(sum(expected) / 3, abs=1e-5) and len(each["bert"]) == 3
 
 
 def test_identical_and_unusual_captions(small_model):
-    scores = bert_score(["a dog", "", " \n", "dog", "a " * 3000, "日本語 🍕 café", "a dog"],
-                        [["a cat", "a dog"], ["a dog"], ["a dog"], ["", "a dog"], ["a"], ["é"], ["", " "]], small_model)
+    captions = ["a dog", "", " \n", "dog", "a " * 3000, "日本語 🍕 café", "a dog"]
+    references = [["a cat", "a dog"], ["a dog"], ["a dog"], ["", "a dog"], ["a"], ["é"], ["", " "]]
+    scores = bert_score(captions, references, small_model)
     assert scores[0] == pytest.approx(1, abs=1e-6) and scores[1] == scores[2] == scores[6] == 0
     assert all(0 < score < 1 for score in scores[3:6])
-
-
-def test_only_empty_captions(small_model):
     assert bert_score(["", ""], [["a"], ["b"]], small_model) == [0, 0]
 
 
@@ -77,8 +81,9 @@ def test_roberta_tokens_have_a_prefix_space(roberta):
     from bert_score import BERTScorer
     from bert_score.utils import sent_encode
     tokenizer = load(BERTScorer, str(roberta), None, "cpu")._tokenizer
-    first, second = (tokenizer.convert_ids_to_tokens(sent_encode(tokenizer, text))[1] for text in ("dog", "dog dog"))
-    assert first == second == "Ġdog" and tokenizer.model_max_length == 28
+    first_tokens = [tokenizer.convert_ids_to_tokens(sent_encode(tokenizer, text))[1]
+                    for text in ("dog", "dog dog")]
+    assert first_tokens == ["Ġdog"] * 2 and tokenizer.model_max_length == 28
 
 
 def test_long_captions_are_truncated(roberta):

@@ -9,10 +9,18 @@ from captioning.data.boxes import load_boxes
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
 from captioning.metrics import object_words
-from captioning.metrics.object_metrics import chair_scores
-from captioning.metrics.object_words import COCO_OBJECTS, Objects, load_objects, plural, read_synonyms
+from captioning.metrics.object_metrics import chair, chair_scores
+from captioning.metrics.object_words import (
+    COCO_OBJECTS,
+    Objects,
+    load_objects,
+    plural,
+    read_synonyms,
+)
 
 BOX = [[0, 0, 10, 10]]
+DOG_AND_BALL = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, pairs=[("dog", "ball")],
+                       exact=True)
 
 
 def entry(*categories):
@@ -23,16 +31,16 @@ def entry(*categories):
 @pytest.fixture
 def coco(tmp_path):
     (tmp_path / "coco2017").mkdir()
-    return load_objects(tmp_path, "coco2017", {"a.jpg": entry("person", "dining table", "dog", "hot dog", "bus",
-                                                              "teddy bear", "bear", "wine glass", "cat")})
+    categories = ("person", "dining table", "dog", "hot dog", "bus", "teddy bear", "bear",
+                  "wine glass", "cat")
+    return load_objects(tmp_path, "coco2017", {"a.jpg": entry(*categories)})
 
 
-@pytest.mark.parametrize("word, expected", [("dog", "dogs"), ("bus", "buses"), ("couch", "couches"), ("baby", "babies"),
-                                            ("toy", "toys"), ("wine glass", "wine glasses"), ("toothbrush",
-                                                                                              "toothbrushes"),
-                                            ("knife", "knives"), ("mouse", "mice"), ("woman", "women")])
-def test_plural(word, expected):
-    assert plural(word) == expected
+def test_plural():
+    words = {"dog": "dogs", "bus": "buses", "couch": "couches", "baby": "babies", "toy": "toys",
+             "wine glass": "wine glasses", "toothbrush": "toothbrushes", "knife": "knives",
+             "mouse": "mice", "woman": "women"}
+    assert {word: plural(word) for word in words} == words
 
 
 @pytest.mark.parametrize("caption, expected", [
@@ -54,10 +62,12 @@ def test_objects_named_by_a_caption(coco, caption, expected):
 
 
 def named_by_definition(phrases, words):
-    """From left to right, the longest phrase that starts at a word; phrases of category "none" name no object."""
+    """From left to right, the longest phrase that starts at a word; those of "none" name no object.
+    """
     named, t = [], 0
     while t < len(words):
-        length = max((n for n in range(1, len(words) - t + 1) if " ".join(words[t:t + n]) in phrases), default=0)
+        lengths = [n for n in range(1, len(words) - t + 1) if " ".join(words[t:t + n]) in phrases]
+        length = max(lengths, default=0)
         category = phrases.get(" ".join(words[t:t + length]), "none")
         named += [(t + length - 1, category)] if category != "none" else []
         t += max(length, 1)
@@ -70,7 +80,8 @@ def test_objects_named_by_random_captions():
     def text(longest):
         return generator.choices("abcd", k=generator.randint(1, longest))
     for _ in range(1000):
-        phrases = {" ".join(text(4)): generator.choice(["dog", "cat", "none"]) for _ in range(generator.randint(0, 6))}
+        phrases = {" ".join(text(4)): generator.choice(["dog", "cat", "none"])
+                   for _ in range(generator.randint(0, 6))}
         words = text(12)
         assert Objects(phrases).named(words) == named_by_definition(phrases, words)
 
@@ -80,8 +91,12 @@ def test_a_missing_package_is_reported_in_one_sentence(tmp_path, monkeypatch, pa
     monkeypatch.setitem(sys.modules, module, None)      # importing it raises ImportError
     object_words._inflect_engine.cache_clear()
     plural.cache_clear()
-    with pytest.raises(InputError, match=f"object words require {package} .*: pip install {package}$"):
+    message = f"object words require {package} .*: pip install {package}$"
+    with pytest.raises(InputError, match=message):
         load_objects(tmp_path, "coco2017", {}).named(["dog"])
+
+
+# -- files -------------------------------------------------------------------------------------
 
 
 def test_the_synonyms_cover_the_80_categories_of_coco_and_no_word_belongs_to_two():
@@ -91,51 +106,43 @@ def test_the_synonyms_cover_the_80_categories_of_coco_and_no_word_belongs_to_two
 
 
 def test_synonyms_from_a_file(tmp_path):
-    (tmp_path / "words.txt").write_text("dog, puppy , police dog\n\nplate\nnone, home plate\n")
-    objects = load_objects(tmp_path, "coco2017", {"a.jpg": entry("dog", "cat")}, tmp_path / "words.txt")
+    path = tmp_path / "words.txt"
+    path.write_text("dog, puppy , police dog\n\nplate\nnone, home plate\n")
+    objects = load_objects(tmp_path, "coco2017", {"a.jpg": entry("dog", "cat")}, path)
     words = tokenise("puppies and police dogs with two cats at the home plate with plates")
-    # only the categories of the boxes are included, because the file does not list all of them
+    # only the categories of the boxes, because the file does not list all of them
     assert objects.named(words) == [(0, "dog"), (3, "dog"), (6, "cat")]
-
-
-def test_lines_of_the_same_category_count_as_one(tmp_path):
-    (tmp_path / "words.txt").write_text("dog, puppy\nball\ndog, hound\n")
-    assert read_synonyms(tmp_path / "words.txt") == {"dog": ["puppy", "hound"], "ball": []}
+    path.write_text("dog, puppy\nball\ndog, hound\n")      # lines of one category count as one
+    assert read_synonyms(path) == {"dog": ["puppy", "hound"], "ball": []}
 
 
 def test_a_category_that_coco_does_not_have_is_named_by_its_own_name(tmp_path):
     objects = load_objects(tmp_path, "mine", {"a.jpg": entry("dog", "red panda")})
-    assert objects.named(tokenise("puppies, red pandas, cats")) == [(0, "dog"), (2, "red panda")]
+    named = objects.named(tokenise("puppies, red pandas, cats"))
+    assert named == [(0, "dog"), (2, "red panda")]
 
 
-@pytest.mark.parametrize("content", [None, "", " , \n", "dog, !!\n", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [None, b"", b" , \n", b"dog, !!\n", b"\xff\xfe\x00"])
 def test_invalid_synonyms(tmp_path, content):
     if content is not None:
-        (tmp_path / "words.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / "words.txt").write_bytes(content)
     with pytest.raises(InputError, match="words.txt"):
         read_synonyms(tmp_path / "words.txt")
 
 
-def test_boxes_of_coco_instances(tmp_path):
-    (tmp_path / "instances.json").write_text(json.dumps({
-        "images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}],
-        "categories": [{"id": 3, "name": "dog"}],
-        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}]}))
-    boxes = load_boxes(tmp_path / "instances.json")
-    assert boxes["a.jpg"]["categories"] == {"dog": 3} and boxes["a.jpg"]["bbox"] == {"3": [[1, 2, 4, 6]]}
-
-
 def test_words_of_the_demo_data_set_are_read_from_its_file(tmp_path):
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "objects_demo.json").write_text(json.dumps(
-        {"words": {"puppy": "dog", "ball": "ball"}, "pairs": [["dog", "ball"]]}))
+    content = {"words": {"puppy": "dog", "ball": "ball"}, "pairs": [["dog", "ball"]]}
+    (tmp_path / "demo" / "objects_demo.json").write_text(json.dumps(content))
     objects = load_objects(tmp_path, "demo", {"x.png": entry("cat")})
-    assert objects.named(["a", "puppy", "a", "dog", "a", "cat", "a", "ball"]) == [(1, "dog"), (7, "ball")]
+    named = objects.named(["a", "puppy", "a", "dog", "a", "cat", "a", "ball"])
+    assert named == [(1, "dog"), (7, "ball")]
     assert objects.exact and objects.biased == {"ball"}
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"words": [], "pairs": []}', '{"words": {"a": 1}, "pairs": []}',
-                                     "{not json"])
+@pytest.mark.parametrize("content", [
+    "[]", "{}", '{"words": [], "pairs": []}', '{"words": {"a": 1}, "pairs": []}', "{not json",
+    '{"words": {"?": "a"}, "pairs": []}', '{"words": {}, "pairs": ["ab"]}'])
 def test_invalid_objects_file(tmp_path, content):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "objects_demo.json").write_text(content)
@@ -143,39 +150,50 @@ def test_invalid_objects_file(tmp_path, content):
         load_objects(tmp_path, "demo", {})
 
 
+def test_boxes_of_coco_instances(tmp_path):
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}],
+        "categories": [{"id": 3, "name": "dog"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}]}))
+    boxes = load_boxes(tmp_path / "instances.json")["a.jpg"]
+    assert boxes["categories"] == {"dog": 3} and boxes["bbox"] == {"3": [[1, 2, 4, 6]]}
+
+
 @pytest.mark.parametrize("content", [
     [], {"a.jpg": []}, {"a.jpg": {"categories": {"dog": 1}, "bbox": {}, "shape": [10, 10]}},
     {"a.jpg": {"categories": {"dog": 1}, "bbox": {"1": [[1, 2, 3]]}, "shape": [10, 10]}},
-    {"a.jpg": {"categories": {}, "bbox": {}, "shape": [0, 10]}}, {"a.jpg": {"categories": {}, "bbox": {}}}])
+    {"a.jpg": {"categories": {}, "bbox": {}, "shape": [0, 10]}},
+    {"a.jpg": {"categories": {}, "bbox": {}}}])
 def test_invalid_boxes(tmp_path, content):
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     with pytest.raises(InputError):
         load_boxes(tmp_path / "boxes.json")
 
 
-def test_valid_boxes(tmp_path):
-    (tmp_path / "boxes.json").write_text(json.dumps({"a.jpg": entry("dog", "cat"), "b.jpg": entry()}))
-    assert load_boxes(tmp_path / "boxes.json").keys() == {"a.jpg", "b.jpg"}
-
-
 def test_boxes_without_area_are_left_out_and_counted(tmp_path, capsys):
-    content = {"a.jpg": entry("dog", "cat")}
-    content["a.jpg"]["bbox"] |= {str(content["a.jpg"]["categories"]["dog"]): [[1, 2, 1, 4], [0, 0, 2, 2], [0, 0, 2, 0]],
-                                 str(content["a.jpg"]["categories"]["cat"]): [[3, 3, 3, 3]]}
+    content = {"a.jpg": entry("dog", "cat"), "b.jpg": entry()}
+    content["a.jpg"]["bbox"] = {"0": [[1, 2, 1, 4], [0, 0, 2, 2], [0, 0, 2, 0]],
+                                "1": [[3, 3, 3, 3]]}
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    boxes = load_boxes(tmp_path / "boxes.json")["a.jpg"]
-    assert boxes["categories"].keys() == {"dog"}
-    assert boxes["bbox"][str(boxes["categories"]["dog"])] == [[0, 0, 2, 2]]
+    boxes = load_boxes(tmp_path / "boxes.json")
+    assert boxes.keys() == {"a.jpg", "b.jpg"} and boxes["a.jpg"]["categories"].keys() == {"dog"}
+    assert boxes["a.jpg"]["bbox"]["0"] == [[0, 0, 2, 2]]
     assert "boxes.json: 3 boxes without area left out" in capsys.readouterr().out
+
+
+# -- CHAIR -------------------------------------------------------------------------------------
 
 
 def test_chair_by_hand(coco):
     captions = ["a dog and a cat", "a man", "A bus.", "nothing here"]
     references = [["a dog"], ["grass"], ["many buses"], ["sky"]]
     entries = [entry("dog"), entry("person"), None, entry("dog")]
-    scores = chair_scores(captions, references, entries, coco)
-    # of dog, cat, man and bus only the cat is not present; the bus is present because a reference names it
+    scores, per_caption = chair(captions, references, entries, coco)
+    # of dog, cat, man and bus only the cat is not present; a reference names the bus
     assert scores == {"chair_i": 1 / 4, "chair_s": 1 / 4, "object_precision": 3 / 4}
+    assert per_caption == {"objects": ["dog; cat", "person", "bus", ""],
+                           "chair_s": [True, False, False, False],
+                           "invented_objects": ["cat", "", "", ""]}
 
 
 def test_references_are_ignored_if_boxes_are_exact():
@@ -185,27 +203,28 @@ def test_references_are_ignored_if_boxes_are_exact():
 
 
 def test_biased_objects_are_counted_separately():
-    objects = Objects({"dog": "dog", "ball": "ball", "cat": "cat"}, pairs=[("dog", "ball")], exact=True)
-    captions, references = ["a dog with a ball", "a dog with a ball", "a cat"], [[""]] * 3
-    scores = chair_scores(captions, references, [entry("dog", "ball"), entry("dog"), entry("dog")], objects)
-    assert scores["object_precision_biased"] == 1 / 2 and scores["object_precision_unbiased"] == 2 / 3
-    assert scores["object_precision"] == pytest.approx(3 / 5) and scores["chair_s"] == pytest.approx(2 / 3)
+    captions = ["a dog with a ball", "a dog with a ball", "a cat"]
+    entries = [entry("dog", "ball"), entry("dog"), entry("dog")]
+    scores = chair_scores(captions, [[""]] * 3, entries, DOG_AND_BALL)
+    assert scores["object_precision_biased"] == 1 / 2
+    assert scores["object_precision_unbiased"] == 2 / 3
+    assert scores["object_precision"] == pytest.approx(3 / 5)
+    assert scores["chair_s"] == pytest.approx(2 / 3)
 
 
 def test_companions_are_counted_where_present_and_where_missing():
-    objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
     captions = ["a dog with a ball", "a dog", "a dog with a ball", "a ball", "a dog"]
-    entries = [entry("dog", "ball"), entry("dog", "ball"), entry("dog"), entry("ball"), entry("dog")]
-    scores = chair_scores(captions, [[""]] * 5, entries, objects)
+    entries = [entry("dog", "ball"), entry("dog", "ball"), entry("dog"), entry("ball"),
+               entry("dog")]
+    scores = chair_scores(captions, [[""]] * 5, entries, DOG_AND_BALL)
     assert scores["companions_invented"] == 1 / 2 and scores["companions_named"] == 2 / 3
     assert scores["companions_named_minus_invented"] == pytest.approx(1 / 6)
-    without_missing = chair_scores(captions[:2], [[""]] * 2, entries[:2], objects)
+    without_missing = chair_scores(captions[:2], [[""]] * 2, entries[:2], DOG_AND_BALL)
     assert without_missing["companions_named"] == 1 / 2
     assert not {"companions_invented", "companions_named_minus_invented"} & without_missing.keys()
 
 
 def test_objects_that_no_caption_names_have_no_precision():
-    objects = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
-    scores = chair_scores(["a dog"], [[""]], [entry("dog")], objects)
+    scores = chair_scores(["a dog"], [[""]], [entry("dog")], DOG_AND_BALL)
     assert "object_precision_biased" not in scores and scores["object_precision_unbiased"] == 1
-    assert chair_scores(["nothing"], [[""]], [entry()], objects)["chair_i"] == 0
+    assert chair_scores(["nothing"], [[""]], [entry()], DOG_AND_BALL)["chair_i"] == 0

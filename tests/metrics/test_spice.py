@@ -1,7 +1,7 @@
 """SPICE's jar, on every available Java.
 
-The models of its parser (400 MB) are not available: tuples are written to its cache of parsed captions, so that all but
-the parser runs, with the tokeniser's CoreNLP 3.4.1 in place of version 3.6.0.
+The models of its parser (400 MB) are not available: tuples are written to its cache of parsed
+captions, so that all but the parser runs, with the tokeniser's CoreNLP 3.4.1 in place of 3.6.0.
 """
 import functools
 import http.server
@@ -17,8 +17,8 @@ import pytest
 from captioning.errors import InputError
 from pycocoevalcap import caption_metrics, java, spice_jar
 
-TUPLES = {"a dog": [["dog"]], "a dog on grass": [["dog"], ["grass"], ["dog", "grass", "on"]], "": [],
-          "a bicycle": [["bicycle"]], "a red bike": [["bike"], ["bike", "red"]]}
+TUPLES = {"a dog": [["dog"]], "a dog on grass": [["dog"], ["grass"], ["dog", "grass", "on"]],
+          "": [], "a bicycle": [["bicycle"]], "a red bike": [["bike"], ["bike", "red"]]}
 FILL = """if True:
     import json, sys, jpype
     given = json.load(sys.stdin)
@@ -48,17 +48,21 @@ def corenlp(request, tmp_path, monkeypatch):
         shutil.copy(java.package_file("tokenizer", "stanford-corenlp-3.4.1.jar"), tmp_path / name)
     jars = [*spice_jar.find_corenlp(tmp_path), java.package_file("spice", "spice-1.0.jar"),
             *java.package_file("spice", "lib").glob("*.jar")]
-    given = {"jvm": str(spice_jar.java_library(runtime.home)), "options": spice_jar.java_options(runtime.version),
-             "jars": list(map(str, jars)), "tuples": TUPLES, "cache": str(tmp_path / "spice_cache")}
+    given = {"jvm": str(spice_jar.java_library(runtime.home)), "jars": list(map(str, jars)),
+             "options": spice_jar.java_options(runtime.version), "tuples": TUPLES,
+             "cache": str(tmp_path / "spice_cache")}
     subprocess.run([sys.executable, "-c", FILL], input=json.dumps(given), text=True, check=True)
     return tmp_path
 
 
 def test_f1_of_tuples_by_hand(corenlp):
     captions = ["a dog on grass", "a dog", "a dog on grass", "a bicycle", "a dog", ""]
-    references = [["a dog on grass"], ["a dog on grass", "a dog"], ["a dog"], ["a red bike"], ["a red bike"], ["a dog"]]
-    # precision, recall: identical; 1/1, 1/3; 1/3, 1/1; 1/1, 1/2 with the synonyms bicycle and bike; none; no tuples
-    assert spice_jar.spice(captions, references, corenlp) == pytest.approx([1, 1 / 2, 1 / 2, 2 / 3, 0, 0])
+    references = [["a dog on grass"], ["a dog on grass", "a dog"], ["a dog"], ["a red bike"],
+                  ["a red bike"], ["a dog"]]
+    # precision, recall: identical; 1/1, 1/3; 1/3, 1/1; 1/1, 1/2 with the synonyms bicycle and
+    # bike; none; no tuples
+    expected = [1, 1 / 2, 1 / 2, 2 / 3, 0, 0]
+    assert spice_jar.spice(captions, references, corenlp) == pytest.approx(expected)
 
 
 def test_as_a_metric(corenlp):
@@ -93,7 +97,8 @@ def archive(tmp_path, monkeypatch):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(spice_jar, "ARCHIVE", f"http://127.0.0.1:{server.server_port}/corenlp.zip")
+        url = f"http://127.0.0.1:{server.server_port}/corenlp.zip"
+        monkeypatch.setattr(spice_jar, "ARCHIVE", url)
         yield folder / "corenlp.zip"
         server.shutdown()
 
@@ -103,8 +108,9 @@ def test_download_of_corenlp(archive, tmp_path):
         for name in (*spice_jar.CORENLP, "../elsewhere.jar"):
             content.writestr(f"{spice_jar.UNPACKED}/{name}", name)
     spice_jar.fetch_corenlp(tmp_path / "corenlp")
-    assert sorted(path.name for path in (tmp_path / "corenlp").iterdir()) == sorted(spice_jar.CORENLP)
-    assert [path.read_text() for path in spice_jar.find_corenlp(tmp_path / "corenlp")] == list(spice_jar.CORENLP)
+    assert {path.name for path in (tmp_path / "corenlp").iterdir()} == set(spice_jar.CORENLP)
+    contents = [path.read_text() for path in spice_jar.find_corenlp(tmp_path / "corenlp")]
+    assert contents == list(spice_jar.CORENLP)
 
 
 @pytest.mark.parametrize("content", [None, b"not an archive", "empty"])

@@ -1,38 +1,43 @@
 """Plots of scores show every method."""
 import math
 
+import pandas as pd
 from helpers import pixels, reds_and_blues
 
-from captioning.experiments.registry import Score
-from captioning.report.plots import (
-    draw_bars,
-    draw_correctness,
-    draw_curves,
-    draw_roc,
-)
+from captioning.report import plots
 
 
-def test_draw_correctness(tmp_path):
+def table(index, *rows):
+    return pd.DataFrame(list(rows), index, ["mean", "standard_error"])
+
+
+def draw(folder, function, *arguments):
+    function(folder / "x.png", *arguments)
+    return pixels(folder / "x.png")
+
+
+def test_plots_show_every_method(tmp_path):
     taus = [i / 10 for i in range(10)]
-    draw_correctness(tmp_path / "c.png", taus, {"lrp": [0.5] * 10, "attention": [0.2] * 10}, 0.3)
-    two_methods = pixels(tmp_path / "c.png")
-    draw_correctness(tmp_path / "c.png", taus, {"lrp": [0.5] * 10}, 0.3)
-    assert two_methods.std() > 5 and (two_methods != pixels(tmp_path / "c.png")).any()
+    shares = {"lrp": [0.5] * 10, "attention": [0.2] * 10}
+    two = draw(tmp_path, plots.draw_correctness, taus, shares, 0.3)
+    one = draw(tmp_path, plots.draw_correctness, taus, {"lrp": [0.5] * 10}, 0.3)
+    assert two.std() > 5 and (two != one).any()
 
-
-def test_plots_of_scores_show_every_method(tmp_path):
-    def draw(function, *arguments):
-        function(tmp_path / "x.png", *arguments)
-        return pixels(tmp_path / "x.png")
-
-    one, two = {"lrp": Score(0.7, 0.1, 9)}, {"lrp": Score(0.7, 0.1, 9), "random": Score(0.2, math.nan, 1)}
-    assert draw(draw_bars, {"a": two, "b": one, "empty": {}}).shape[1] > draw(draw_bars, {"a": one}).shape[1]
+    one = table(["lrp"], (0.7, 0.1))
+    two = table(["lrp", "random"], (0.7, 0.1), (0.2, math.nan))
+    wide = draw(tmp_path, plots.draw_bars, {"a": two, "b": one, "empty": one[:0]})
+    assert wide.shape[1] > draw(tmp_path, plots.draw_bars, {"a": one}).shape[1]
     red, _ = reds_and_blues(tmp_path / "x.png")
     assert red > 500        # the colour of lrp
+
     for x in ([0.0, 1.0], ["W_o", "conv1"]):
-        curves = {"lrp": [(0.0, 0.1, 9), (1.0, 0.1, 9)], "random": [(1.0, 0.1, 9), (0.0, 0.1, 9)]}
-        different = draw(draw_curves, {"deletion": curves}, x, "x", "y")
-        assert (different != draw(draw_curves, {"deletion": curves | {"random": curves["lrp"]}}, x, "x", "y")).any()
-    roc = {"lrp": ([0, 0, 1], [0, 1, 1]), "random": ([0, 1], [0, 1])}
-    different = draw(draw_roc, {"mean": roc, "maximum": roc | {"lrp": ([0, 1], [0, 1])}})
-    assert (different != draw(draw_roc, {"mean": roc, "maximum": roc})).any()
+        rising, falling = table(x, (0.0, 0.1), (1.0, 0.1)), table(x, (1.0, 0.1), (0.0, 0.1))
+        figures = [draw(tmp_path, plots.draw_curves,
+                        {"deletion": {"lrp": rising, "random": other}}, x, "x", "y")
+                   for other in (rising, falling)]
+        assert (figures[0] != figures[1]).any()
+
+    labels, good, bad = [True, False, True], [0.9, 0.1, 0.8], [0.1, 0.9, 0.2]
+    figures = [draw(tmp_path, plots.draw_roc, {"mean": {"lrp": (labels, scores)}})
+               for scores in (good, bad)]
+    assert (figures[0] != figures[1]).any()
