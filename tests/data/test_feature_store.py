@@ -20,7 +20,6 @@ from captioning.data.feature_store import Store
 from captioning.errors import InputError
 from captioning.files import write_json
 from gridTDmodel import GridTDModel
-from studies.feature_types import in_bfloat16
 
 COUNT, SIZE = 7, 16
 
