@@ -1,4 +1,4 @@
-"""Files: written completely or not at all, read through one boundary, and named within their folder."""
+"""Files: written completely or not at all, read through one boundary, and names of files."""
 import contextlib
 import hashlib
 import json
@@ -15,6 +15,7 @@ from captioning.errors import InputError
 # names that Windows reserves, and the file beside the folders that `folder_name` names
 PORTS = {f"{device}{i}" for device in ("COM", "LPT") for i in range(10)}
 RESERVED = {"CON", "PRN", "AUX", "NUL", "INDEX.HTML", *PORTS}
+MACHINE = re.sub(r"\W", "-", platform.node())
 TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})\.tmp$")      # the end of a `temporary_path`
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -71,7 +72,7 @@ def read_json(path, keys=()):
                            object_pairs_hook=_object)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
-        expect(not keys or isinstance(value, dict), "it contains no object")
+        expect(not keys or isinstance(value, dict), f"it has no {' and '.join(keys)}")
         for key in keys:
             value[key]      # KeyError if it is missing
     return value
@@ -95,18 +96,14 @@ def _object(pairs):
 
 def temporary_path(path):
     """A path beside `path` that names this machine and process: <name>.<machine>.<process>.tmp."""
-    return Path(path).with_name(f"{Path(path).name}.{_machine()}.{os.getpid()}.tmp")
-
-
-def _machine():
-    return re.sub(r"\W", "-", platform.node())
+    return Path(path).with_name(f"{Path(path).name}.{MACHINE}.{os.getpid()}.tmp")
 
 
 def remove_leftovers(folder):
     """Removes temporary files and folders that processes of this machine left when killed."""
     for path in Path(folder).iterdir():
         match = TEMPORARY.search(path.name)
-        if match and match[1] == _machine() and not _is_running(int(match[2])):
+        if match and match[1] == MACHINE and not _is_running(int(match[2])):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -224,22 +221,16 @@ def shortened(text, length=160):
 
 
 def check_memory(size, what, remedy):
-    """InputError if `size` bytes exceed the main memory. what: the subject; remedy: the end of
-    the sentence."""
-    if size > memory_size():
-        raise InputError(f"{what} needs {readable(size)} of memory, of which this machine has "
-                         f"{readable(memory_size())}: {remedy}")
-
-
-def memory_size():
-    """Bytes of main memory that the machine or its container has; infinite if unknown."""
-    limits = [float("inf")]
+    """InputError if `size` bytes exceed the main memory. what, remedy: of the sentence."""
+    limits = [float("inf")]     # of the machine and its container
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in map(Path, CGROUP_LIMITS):
         text = path.read_text().strip() if path.exists() else ""
         limits += [int(text)] if text.isdigit() else []
-    return min(limits)
+    if size > min(limits):
+        raise InputError(f"{what} needs {readable(size)} of memory, of which this machine has "
+                         f"{readable(min(limits))}: {remedy}")
 
 
 def readable(size):

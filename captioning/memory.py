@@ -1,2 +1,2 @@
 """Kept until all callers import captioning.files."""
-from captioning.files import check_memory, memory_size, readable  # noqa: F401
+from captioning.files import check_memory, readable  # noqa: F401

@@ -16,7 +16,7 @@ def read_weights(path, what="encoder"):
 
 
 def check_finite(state, source):
-    """InputError unless {name: tensor} are dense tensors of finite numbers; source: for messages."""
+    """InputError, about `source`, unless {name: tensor} are dense tensors of finite numbers."""
     for name, value in state.items():
         is_dense = (isinstance(value, torch.Tensor) and value.layout == torch.strided
                     and not value.is_quantized and value.device.type != "meta")

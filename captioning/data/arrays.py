@@ -27,10 +27,11 @@ def checked_dataset(file, name, kinds="iufO", shape=None):
     kinds: allowed kinds of NumPy's types. shape: its lengths, None for any but zero."""
     dataset = file.get(name)
     expect(isinstance(dataset, h5py.Dataset), f"it has no dataset '{name}'")
-    shape = dataset.shape if shape is None else shape
-    is_similar = len(shape) == len(dataset.shape) and dataset.dtype.kind in kinds
-    for length, own in zip(shape, dataset.shape, strict=False):
-        is_similar = is_similar and (length == own or (length is None and own > 0))
+    is_similar = dataset.dtype.kind in kinds
+    if shape is not None:
+        lengths = [own or -1 if length is None else length
+                   for length, own in zip(shape, dataset.shape, strict=False)]
+        is_similar &= len(shape) == dataset.ndim and list(dataset.shape) == lengths
     expect(is_similar, f"its dataset '{name}' of type {dataset.dtype} and shape {dataset.shape} "
                        "is empty or of another form")
 

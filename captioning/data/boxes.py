@@ -63,12 +63,12 @@ def coco_boxes(path, content, wanted=None):
                 continue
             category = annotation["category_id"]
             x, y, w, h = annotation["bbox"]
-            box = [x, y, round(x + w, 2), round(y + h, 2)]
-            if category not in names or not _is_box(box):
+            if category not in names or not _is_box([x, y, x + w, y + h]):
                 raise ValueError(f"image id {annotation['image_id']} has a box without a known "
                                  "category or x, y, width, height in pixels")
             entry["categories"][names[category]] = category
-            entry["bbox"].setdefault(str(category), []).append(box)
+            corners = [x, y, round(x + w, 2), round(y + h, 2)]
+            entry["bbox"].setdefault(str(category), []).append(corners)
         _remove_empty(path, boxes)
     return boxes
 

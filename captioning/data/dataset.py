@@ -141,7 +141,7 @@ class CaptionDataset(Dataset):
         lengths = (captions != 0).sum(-1, keepdims=True)
         is_word = np.arange(captions.shape[-1]) < lengths
         is_end = np.arange(captions.shape[-1]) == lengths - 1
-        expect((0 <= captions).all() and (captions < len(self.vocabulary)).all()
+        expect((captions >= 0).all() and (captions < len(self.vocabulary)).all()
                and ((captions != 0) == is_word).all()
                and (captions[..., 0] == self.vocabulary.start).all()
                and ((captions == self.vocabulary.end) == is_end).all(),

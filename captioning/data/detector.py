@@ -82,7 +82,7 @@ def best_regions(detector, batch, regions):
         best = ops.nms(corners, score, OVERLAP)[:regions]       # by descending score
         n = len(best)
         h, w = image.shape[1:]
-        scale = corners.new_tensor([w / W, h / H] * 2)          # from the resized to the given image
+        scale = corners.new_tensor([w / W, h / H] * 2)      # from the resized to the given image
         features[b, :n] = feature[best]
         boxes[b, :n] = corners[best] * scale
         counts[b] = n

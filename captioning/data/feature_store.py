@@ -136,7 +136,7 @@ class Store:
         return self
 
     def _fits(self, path):
-        """Whether the file has these datasets and attributes, and is complete or the partial one."""
+        """Whether the file has these datasets and attributes, and is complete or partial."""
         if not path.exists():
             return False
         try:

@@ -63,9 +63,9 @@ def augment(images, seeds):
                          for seed in seeds])
     flipped = draws[:, 0] < 0.5
     factors = 0.8 + 0.4 * draws[:, 1:]
-    brightness, contrast, saturation = factors.T[..., None, None, None]                # (B, 1, 1, 1)
+    brightness, contrast, saturation = factors.T[..., None, None, None]         # (B, 1, 1, 1)
     x = images.float() * brightness
-    grey = _functional().rgb_to_grayscale(x)                                           # (B, 1, H, W)
+    grey = _functional().rgb_to_grayscale(x)                                    # (B, 1, H, W)
     x = grey + (x - grey) * saturation
     mean = grey.mean((2, 3), keepdim=True)
     x = mean + (x - mean) * contrast

@@ -67,7 +67,7 @@ def test_read_references(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("{", "cannot be read"), ([], "images"), ({"images": []}, "annotations"), (coco(annotations=[]), "has no captions"),
+    ("{", "is damaged"), ([], "images"), ({"images": []}, "annotations"), (coco(annotations=[]), "has no captions"),
     (coco(images=[{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]), "same id"),
     (coco(images=[{"id": 42, "file_name": "a"}, {"id": 73, "file_name": "a"}]), "same file name"),
     (coco(annotations=[{"image_id": 5, "caption": "a"}]), "image id 5"),

@@ -1,4 +1,5 @@
-"""A folder with one small file of every format, commands that read them, and running a command in a forked process."""
+"""A folder with one small file of every format, commands that read them, and running a command in a
+forked process."""
 import base64
 import functools
 import gc
@@ -75,7 +76,8 @@ COMMANDS = {
 
 
 def call(command):
-    """Runs a command, the name of a script and its flags, in this process and in the current folder."""
+    """Runs a command, the name of a script and its flags, in this process and in the current
+    folder."""
     script, *flags = command if isinstance(command, list) else command.split()
     module = SCRIPTS[script]
     run_script(module.main, module.get_args_parser().parse_args(flags))
@@ -145,7 +147,8 @@ def encoded(values):
 
 
 def states(folder):
-    """{path: numbers that change whenever a file is written or replaced} of all that a folder contains."""
+    """{path: numbers that change whenever a file is written or replaced} of all that a folder
+    contains."""
     result = {}
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
@@ -158,7 +161,8 @@ def states(folder):
 
 def snapshot(folder):
     """{path: hash} of all regular files in a folder."""
-    return {path: _hash(path, state) for path, state in states(folder).items() if stat.S_ISREG(state[0])}
+    return {path: _hash(path, state) for path, state in states(folder).items()
+            if stat.S_ISREG(state[0])}
 
 
 @functools.cache
@@ -167,9 +171,11 @@ def _hash(path, _):     # reads a file again only if its state is another one
 
 
 def start(command, folder, before=lambda: None):
-    """Starts a command in a forked process in `folder`, with the signal handlers of a script -> the process's id.
+    """Starts a command in a forked process in `folder`, with the signal handlers of a script -> the
+    process's id.
 
-    before: called in that process first. Standard error is written beside the folder; see `finish`."""
+    before: called in that process first. Standard error is written beside the folder; see
+    `finish`."""
     signals = [signal.SIGINT, signal.SIGTERM]
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)       # until the child has its handlers
     child = os.fork()
@@ -188,14 +194,16 @@ def _run_child(command, folder, before, signals):
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     for number, path in ((0, os.devnull), (1, os.devnull), (2, errors_of(folder))):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", errors="backslashreplace",
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w",
+                                                                         errors="backslashreplace",
                                                                           closefd=False)
     random.seed(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module("captioning.interrupt")
     os.fsync = lambda handle: None      # nothing here tests a power failure
     gc.disable()        # it writes to every object, whose memory would have to be copied
-    tqdm.set_lock(threading.RLock())    # instead of one that all processes share and a killed one would never release
+    # instead of one that all processes share and a killed one would never release
+    tqdm.set_lock(threading.RLock())
     before()
     status = 0
     try:
@@ -216,8 +224,8 @@ def errors_of(folder):
 
 
 def finish(child, folder, time_limit=TIME_LIMIT):
-    """Waits for a process of `start` -> (exit status, standard error); status "hang" if it exceeds the limit, and then
-    it is killed."""
+    """Waits for a process of `start` -> (exit status, standard error); status "hang" if it exceeds
+    the limit, and then it is killed."""
     deadline = time.monotonic() + time_limit
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -231,7 +239,8 @@ def finish(child, folder, time_limit=TIME_LIMIT):
 
 
 def kill_once_exists(path, command):
-    """Runs a command in a forked process, which is killed once the file `path` exists -> its exit status."""
+    """Runs a command in a forked process, which is killed once the file `path` exists -> its exit
+    status."""
     folder = Path(path).parents[1]
     child = start(command, folder)
     deadline = time.monotonic() + TIME_LIMIT
@@ -247,11 +256,12 @@ def run(command, folder, before=lambda: None):
 
 
 def check(command, folder, place=None, with_plots=True):
-    """Runs a command in `folder`, some of whose files or flags are unusual; AssertionError unless it ends well.
+    """Runs a command in `folder`, some of whose files or flags are unusual; AssertionError unless
+    it ends well.
 
-    That is with status 0 and valid output, or with status 2 and one sentence, which names the `place`, and without
-    changes of existing files. with_plots=False: plots of matplotlib, most of the time of many commands, are empty
-    files. Returns the status."""
+    That is with status 0 and valid output, or with status 2 and one sentence, which names the
+    `place`, and without changes of existing files. with_plots=False: plots of matplotlib, most of
+    the time of many commands, are empty files. Returns the status."""
     before = snapshot(folder)
     status, errors = run(command, folder, (lambda: None) if with_plots else _without_plots)
     assert status in (0, 2), f"status {status}: {command}\n{errors}"
@@ -264,7 +274,8 @@ def check(command, folder, place=None, with_plots=True):
         changed = [name for name in before if before[name] != after.get(name)
                    and Path(name).name not in ("settings.json", "log.txt")]
         assert not changed, f"{lines[0]} changed {changed}"
-        assert place is None or any(part in lines[0] for part in place), f"{lines[0]} does not name {place}"
+        assert place is None or any(part in lines[0]
+                                    for part in place), f"{lines[0]} does not name {place}"
     else:
         for path in after.keys() - before.keys():
             check_output(Path(path))
@@ -285,7 +296,8 @@ def check_output(path):
         elif path.suffix == ".pth":
             checkpoint.load(path)
     except InputError as error:
-        raise AssertionError(f"invalid output: {error!r}") from error      # paths need not be Unicode
+        # paths need not be Unicode
+        raise AssertionError(f"invalid output: {error!r}") from error
 
 
 def copy_of(base, folder):
@@ -294,7 +306,8 @@ def copy_of(base, folder):
 
 
 def restore(folder, base, intact):
-    """Makes `folder`, which a command changed, a copy of `base` again, whose `states` were `intact` -> its states.
+    """Makes `folder`, which a command changed, a copy of `base` again, whose `states` were `intact`
+    -> its states.
 
     Only what differs is removed and copied."""
     for path, state in states(folder).items():
