@@ -8,8 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import literal_of_regions, make
-from PIL import Image
+from helpers import literal_of_regions, make, reds_and_blues
 
 import evaluation
 import explain
@@ -61,11 +60,11 @@ def weights(request, data, tmp_path_factory):
     return path
 
 
-def run(weights, data, save_path, *flags):
-    explain.main(explain.get_args_parser().parse_args(
-        ["--weight", str(weights), "--dataset", "demo", "--data_folder", str(data), "--save_path",
-         str(save_path),
-         "--device", "cpu", "--max_len", "6", *flags]))
+def run(weights, data, save_path, flags="", dataset="--dataset demo --max_len 6"):
+    """Runs explain.py -> {folder: its arrays}."""
+    flags = (f"--weight {weights} --data_folder {data} --save_path {save_path} --device cpu "
+             f"{dataset} {flags}")
+    explain.main(explain.get_args_parser().parse_args(flags.split()))
     return {path.parent.name: dict(np.load(path)) for path in save_path.glob("*/explanation.npz")}
 
 
@@ -88,12 +87,11 @@ def test_padding_does_not_change_explanations(model_type, method):
 
 
 def test_explanations_of_a_split(weights, data, tmp_path):
-    explanations = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop",
-                       "attention",
-                       "--max_images", "4", "--batch_size", "3")
+    flags = "--methods lrp gradient guided_backprop attention --max_images 4"
+    explanations = run(weights, data, tmp_path, f"{flags} --batch_size 3")
     assert len(explanations) == 4
-    split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test",
-                                                                        "bottom_up"))
+    features = features_path(data, "demo", "test", "bottom_up")
+    split = CaptionDataset(data, "demo", "test", features=features)
     model, vocabulary = checkpoint.load(weights)
     for i, (name, n) in enumerate(zip(split.names[:4], COUNTS, strict=False)):
         arrays = explanations[name.removesuffix(".png")]
@@ -106,35 +104,24 @@ def test_explanations_of_a_split(weights, data, tmp_path):
         expected = model.lrp(split.read_features([i]), ids).features.sum(-1)[0, :, :n]
         np.testing.assert_allclose(arrays["lrp_regions"], expected.numpy(), rtol=1e-4, atol=1e-5)
         folder = tmp_path / name.removesuffix(".png")
-        figures = [np.asarray(Image.open(folder / f"{method}.png").convert("RGB"), int)
-                   for method in
-                    ("lrp", "attention")]
-        red, blue = figures[0][..., 0] - figures[0][..., 2], figures[0][..., 2] - figures[0][..., 0]
-        assert (red > 100).sum() > 20 or (blue > 100).sum() > 20
-    again = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop",
-                "attention", "--max_images",
-                "4")
+        assert max(reds_and_blues(folder / "lrp.png")) > 20
+    again = run(weights, data, tmp_path, flags)
     assert {name: str(arrays["identity"]) for name, arrays in again.items()} == {
         name: str(arrays["identity"]) for name, arrays in explanations.items()}
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--images", "."], "region features.*give --dataset"),
-    (["--dataset", "demo", "--methods", "grad_cam"],
-     "no pixel maps: choose other --methods than grad_cam"),
-    (["--dataset", "demo", "--split", "train"],
-     "features_bottom_up_train_demo.hdf5.*preparedataset.py"),
-])
+    ("--images .", "region features.*give --dataset"),
+    ("--dataset demo --methods grad_cam", "no pixel maps: choose other --methods than grad_cam"),
+    ("--dataset demo --split train", "features_bottom_up_train_demo.hdf5.*preparedataset.py")])
 def test_flags_that_region_features_do_not_permit(weights, data, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
-        explain.main(explain.get_args_parser().parse_args(
-            ["--weight", str(weights), "--data_folder", str(data), "--save_path", str(tmp_path),
-             *flags]))
+        run(weights, data, tmp_path, dataset=flags)
 
 
 def test_methods_that_need_pixels_are_omitted_with_a_message(weights, data, tmp_path, capsys):
-    (arrays,) = run(weights, data, tmp_path, "--max_images", "1", "--methods", "grad_cam", "lrp",
-                    "guided_grad_cam").values()
+    flags = "--max_images 1 --methods grad_cam lrp guided_grad_cam"
+    (arrays,) = run(weights, data, tmp_path, flags).values()
     assert arrays["methods"].tolist() == ["lrp"]
     output = capsys.readouterr().out
     assert output.count("have no pixel maps: grad_cam, guided_grad_cam omitted\n") == 1
@@ -142,16 +129,14 @@ def test_methods_that_need_pixels_are_omitted_with_a_message(weights, data, tmp_
 
 def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsys):
     """Correctness of every word equals its definition; experiments that need pixels are omitted."""
-    split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test",
-                                                                        "bottom_up"))
+    features = features_path(data, "demo", "test", "bottom_up")
+    split = CaptionDataset(data, "demo", "test", features=features)
     captions = [texts[0] for texts in split.references]
     monkeypatch.setattr(evaluation, "caption_split", lambda *_: captions)
-    evaluation.main(evaluation.get_args_parser().parse_args(
-        ["--weight", str(weights), "--data_folder", str(data), "--workers", "0", "--device", "cpu",
-         "--save_path",
-         str(tmp_path), "--metrics", "bleu", "--batch_size", "3", "--explanations", "correctness",
-         "tpfp", "ablation",
-         "--methods", "lrp", "attention", "random", "grad_cam"]))
+    flags = (f"--weight {weights} --data_folder {data} --workers 0 --device cpu --metrics bleu "
+             f"--save_path {tmp_path} --batch_size 3 --explanations correctness tpfp ablation "
+             "--methods lrp attention random grad_cam")
+    evaluation.main(evaluation.get_args_parser().parse_args(flags.split()))
     output = capsys.readouterr().out
     assert "no pixel maps: grad_cam omitted" in output
     assert "no pixel maps: tpfp, patch_ablation omitted" in output
@@ -181,8 +166,8 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
         list(csv.DictReader((tmp_path / f"{name}_test.csv").read_text().splitlines()))
         for name in ("correctness", "ablation"))
     table = {(row["method"], row["measure"]): row for row in table}
-    assert int(table["lrp",
-                     "0.0"]["count"]) == len(expected["lrp"]) == metrics["explained_words"] > 5
+    count = int(table["lrp", "0.0"]["count"])
+    assert count == len(expected["lrp"]) == metrics["explained_words"] > 5
     for name, values in expected.items():
         assert float(table[name, "0.0"]["mean"]) == pytest.approx(np.mean(values), rel=1e-4)
     for name, values in expected.items():
@@ -207,7 +192,7 @@ def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
     features = np.random.default_rng(0).random((len(names), 4, 6))
     path = store(data, "val", names, np.zeros((len(names), 4, 4)), features)
     with pytest.raises(InputError, match=r"for val_00000\.png .*no boxes"):
-        run(weights, data, tmp_path / "out", "--split", "val")
+        run(weights, data, tmp_path / "out", "--split val")
     path.unlink()
 
 

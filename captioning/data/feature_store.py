@@ -8,7 +8,6 @@ images whose features are complete.
 import contextlib
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import h5py
@@ -21,7 +20,7 @@ from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.images import ImageBatches
 from captioning.data.loader import make_loader
 from captioning.errors import InputError
-from captioning.files import fingerprint, readable, shortened
+from captioning.files import fingerprint, shortened
 
 FLOAT16_MAX = 65504
 
@@ -154,12 +153,6 @@ class Store:
 
     def _create(self):
         """Creates the partial file in its final size, so that a full disk is noticed at once."""
-        need = sum(int(np.prod(shape)) * np.dtype(kind).itemsize
-                   for shape, kind in self.datasets.values())
-        free = shutil.disk_usage(self.path.parent).free
-        if need > free:
-            raise OSError(f"{readable(need)} are needed, {readable(free)} are free")
-
         # with space allocated early, writing changes no metadata: a killed process leaves a
         # valid file
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

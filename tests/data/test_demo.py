@@ -76,10 +76,6 @@ def test_images_depend_on_the_seed(generated, tmp_path):
                                                                           record.path).read_bytes()
 
 
-def test_no_temporary_files_remain(generated):
-    assert not list(generated[0].rglob("*.tmp"))
-
-
 def test_records_have_five_tokenised_captions(generated):
     _, records = generated
     assert Counter(record.split for record in records) == dict(zip(("train", "val", "test"), SIZES,
