@@ -127,12 +127,10 @@ def test_interrupted_data_preparation_resumes(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "best_regions", counting)
 
     def prepare(folder):
-        preparedataset.main(preparedataset.get_args_parser().parse_args(
-            ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "4", "2", "2",
-             "--workers", "0",
-             "--features", "bottom_up", "--detector", NAME, "--detector_weights", str(weights),
-             "--regions", "10",
-             "--device", "cpu", "--batch_size", "3"]))
+        flags = (f"--dataset demo --output_folder {folder} --demo_size 4 2 2 --workers 0 "
+                 f"--features bottom_up --detector {NAME} --detector_weights {weights} "
+                 "--regions 10 --device cpu --batch_size 3")
+        preparedataset.main(preparedataset.get_args_parser().parse_args(flags.split()))
         return [folder / "demo" / f"features_bottom_up_{split}_demo.hdf5"
                 for split in ("train", "val", "test")]
     with pytest.raises(KeyboardInterrupt):
@@ -154,9 +152,8 @@ def test_weights_of_another_detector_are_rejected(tmp_path, weights):
         build_small(NAME, tmp_path / "missing.pth")
 
 
-@pytest.mark.parametrize("extra", [(), ("--bottom_up", ".", "--detector", NAME)])
+@pytest.mark.parametrize("extra", ["", f"--bottom_up . --detector {NAME}"])
 def test_exactly_one_source_of_regions(tmp_path, extra):
     with pytest.raises(InputError, match="either --bottom_up FOLDER_OR_TSV.* or --detector"):
-        preparedataset.main(preparedataset.get_args_parser().parse_args(
-            ["--dataset", "demo", "--output_folder", str(tmp_path), "--features", "bottom_up",
-             *extra]))
+        flags = f"--dataset demo --output_folder {tmp_path} --features bottom_up {extra}"
+        preparedataset.main(preparedataset.get_args_parser().parse_args(flags.split()))
