@@ -1,4 +1,5 @@
-"""What the scripts' command lines share: number types with ranges, common flags, printing of settings."""
+"""What the scripts' command lines share: number types with ranges, common flags, printing of
+settings."""
 import argparse
 import math
 import random
@@ -15,7 +16,8 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser whose errors are one sentence with exit status 2."""
 
     def __init__(self, description):
-        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=HelpFormatter,
+                         allow_abbrev=False)
 
     def error(self, message):
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
@@ -25,23 +27,26 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default once: not where there is none, or where the help text names it."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default is False or action.default == [] or "default" in action.help:
-            return action.help
-        return super()._get_help_string(action)
+        has_default = action.default not in (None, []) and action.default is not False
+        if has_default and "default" not in action.help:
+            return super()._get_help_string(action)
+        return action.help
 
 
 def number(kind, low, high=math.inf, low_included=True):
-    """An argparse type: a finite `kind` (int or float) within [low, high], or (low, high] if not low_included."""
+    """An argparse type: a finite `kind` (int or float) from low to high."""
     def convert(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not ((low <= value if low_included else low < value) and value <= high and abs(value) != math.inf):
+        is_above = low <= value if low_included else low < value
+        if not (is_above and value <= high and abs(value) != math.inf):
+            name = "whole number" if kind is int else "number"
             above = "at least" if low_included else "above"
             limit = "" if high == math.inf else f" and at most {high}"
-            name = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{shortened(text, 40)!r} must be a {name} {above} {low}{limit}")
+            raise argparse.ArgumentTypeError(f"{shortened(text, 40)!r} must be a {name} {above} "
+                                             f"{low}{limit}")
         return value
     return convert
 
@@ -56,7 +61,8 @@ fraction = number(float, 0, 1)
 
 def add_device(group):
     """Adds --device, which `captioning.device.pick_device` reads."""
-    group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="device to compute on")
+    group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+                       help="device to compute on")
 
 
 def add_seed(group):
@@ -66,31 +72,36 @@ def add_seed(group):
 
 def add_workers(group):
     """Adds --workers, for `captioning.data.loader.make_loader`."""
-    group.add_argument("--workers", type=number(int, 0, 256), default=2, help="processes that read images")
+    group.add_argument("--workers", type=number(int, 0, 256), default=2,
+                       help="processes that read images")
 
 
 def add_decoding(parser):
-    """Adds the argument group of decoding: how captions are generated. `decoding_options` reads it."""
+    """Adds the flags of how captions are generated, which `decoding_options` reads."""
     add = parser.add_argument_group("decoding").add_argument
     add("--decoding", choices=DECODING_METHODS, default="beam_search", help="decoding method")
     add("--beam_size", type=number(int, 1, 1000), default=3, help="beam width")
-    add("--diversity", type=non_negative, default=0.5, help="diverse_beam_search: penalty for a word that an earlier "
-        "group chose at the same step")
-    add("--length_penalty", type=non_negative, default=0.0, help="beam search: compare hypotheses by log-probability / "
-        "length**length_penalty")
-    add("--block_trigrams", action="store_true", help="never generate the same three consecutive words twice")
-    add("--temperature", type=positive, default=1.0, help="sample: divides the logits; below 1 more probable words are "
-        "preferred")
-    add("--top_k", type=natural, default=0, help="sample: only from the k most probable words (0: all)")
-    add("--top_p", type=number(float, 0, 1, low_included=False), default=1.0, help="sample: only from the fewest words "
-        "whose probabilities sum to p")
-    add("--max_len", type=number(int, 1, 1000), default=50, help="maximum number of words per caption")
-    add("--grounded", action="store_true", help="caption again without object words that come from language rather "
-        "than the image; requires evaluation.py --calibrate before")
+    add("--diversity", type=non_negative, default=0.5,
+        help="diverse_beam_search: penalty for a word that an earlier group chose at that step")
+    add("--length_penalty", type=non_negative, default=0.0,
+        help="beam search: compare hypotheses by log-probability / length**length_penalty")
+    add("--block_trigrams", action="store_true",
+        help="never generate the same three consecutive words twice")
+    add("--temperature", type=positive, default=1.0,
+        help="sample: divides the logits; below 1 more probable words are preferred")
+    add("--top_k", type=natural, default=0,
+        help="sample: only from the k most probable words (0: all)")
+    add("--top_p", type=number(float, 0, 1, low_included=False), default=1.0,
+        help="sample: only from the fewest words whose probabilities sum to p")
+    add("--max_len", type=number(int, 1, 1000), default=50,
+        help="maximum number of words per caption")
+    add("--grounded", action="store_true",
+        help="caption again without object words that come from language rather than the image; "
+             "requires evaluation.py --calibrate before")
 
 
 def decoding_options(args):
-    """Options of captioning.decoding.decode for the flags of `add_decoding`: those that the decoding method has."""
+    """The options of captioning.decoding.decode that the flags give to the decoding method."""
     names = {"greedy": (), "beam_search": ("beam_size", "length_penalty"),
              "diverse_beam_search": ("beam_size", "length_penalty", "diversity"),
              "sample": ("temperature", "top_k", "top_p")}[args.decoding]
@@ -107,4 +118,5 @@ def set_seed(seed):
 
 def print_settings(args):
     """Prints all flags with their values in one line."""
-    print("settings: " + " ".join(f"--{name} {value}" for name, value in vars(args).items()), flush=True)
+    settings = " ".join(f"--{name} {value}" for name, value in vars(args).items())
+    print(f"settings: {settings}", flush=True)

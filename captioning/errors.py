@@ -1,11 +1,12 @@
-"""How every script ends: exit status 0 on success, 2 with one sentence and no traceback on invalid input."""
+"""How every script ends: exit status 0 on success, 2 with one sentence for invalid input."""
 import errno
 import re
 import sys
 
 
 class InputError(Exception):
-    """Invalid input from the user. The message is one sentence that states what is wrong and how to correct it."""
+    """Invalid input from the user. The message is one sentence that states what is wrong and how
+    to correct it."""
 
     def __init__(self, message):
         # an error raised in a DataLoader's worker arrives with the worker's traceback before it
@@ -14,11 +15,12 @@ class InputError(Exception):
 
 def one_line(message):
     """`message` in one line, in which values of several hundred characters are shortened."""
-    return re.sub(r"\S{300,}", lambda value: value[0][:100] + "…", " ".join(message.split()))
+    message = " ".join(message.split())
+    return re.sub(r"\S{300,}", lambda value: value[0][:100] + "…", message)
 
 
 def run_script(main, args):
-    """Calls main(args) and ends the process: InputError becomes one sentence on stderr and exit status 2."""
+    """Calls main(args); InputError ends the process with its sentence and exit status 2."""
     sys.stdout.reconfigure(errors="backslashreplace")       # file names need not be valid Unicode
     try:
         main(args)
@@ -26,10 +28,11 @@ def run_script(main, args):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:       # which most checks for a missing file raise
+        # most checks for a missing file raise this
+        if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: {one_line(str(error.filename))} cannot be the path of a file (it is too long): use a shorter "
-              "name", file=sys.stderr)
+        print(f"error: {one_line(str(error.filename))} cannot be the path of a file (it is too "
+              "long): use a shorter name", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)

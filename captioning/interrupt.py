@@ -1,4 +1,5 @@
-"""Imported first by every script, before the slow imports: Ctrl-C and SIGTERM end it with one line at any moment."""
+"""Imported first by every script, before the slow imports: Ctrl-C and SIGTERM end it with one line
+at any moment."""
 import signal
 import sys
 

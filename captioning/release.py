@@ -1,4 +1,5 @@
-"""Makes a small file of a trained model, to be published: python -m captioning.release CHECKPOINT OUTPUT"""
+"""Makes a small file of a trained model, to be published:
+python -m captioning.release CHECKPOINT OUTPUT"""
 import io
 import zipfile
 from pathlib import Path
@@ -12,19 +13,19 @@ from captioning.files import atomic_path
 
 
 def release(source, path):
-    """Writes the checkpoint `source` to `path` with weights in float16, compressed and without its training state.
-
-    `checkpoint.load` and torch.load read the file like any other checkpoint; InputError if source is not a checkpoint.
-    What remains of the training state is whether the model was trained on stored features, which evaluation.py reads.
-    """
+    """Writes the checkpoint `source` to `path` with weights in float16, compressed, and without
+    its training state; it is read like any other checkpoint."""
     content = checkpoint.read(source)
-    training = {"from_features": (content.get("training") or {}).get("from_features", False)}
-    weights = {name: value.half() if value.is_floating_point() else value
-               for name, value in content["state_dict"].items()}
+    for name, value in content["state_dict"].items():
+        if value.is_floating_point():
+            content["state_dict"][name] = value.half()
+    # evaluation.py reads whether the model was trained on stored features
+    from_features = (content.get("training") or {}).get("from_features", False)
+    content["training"] = {"from_features": from_features}
     buffer = io.BytesIO()
-    torch.save(content | {"state_dict": weights, "training": training}, buffer)
-    with atomic_path(path) as temporary, zipfile.ZipFile(buffer) as stored, \
-            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as compressed:
+    torch.save(content, buffer)
+    with (atomic_path(path) as temporary, zipfile.ZipFile(buffer) as stored,
+          zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as compressed):
         for name in stored.namelist():
             compressed.writestr(name, stored.read(name))
 
@@ -35,7 +36,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = Parser(__doc__)
-    parser.add_argument("checkpoint", type=Path, help="checkpoint written by train.py or finetune.py")
+    parser = Parser(" ".join(__doc__.split()))
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of train.py or finetune.py")
     parser.add_argument("output", type=Path, help="file to write")
     run_script(main, parser.parse_args())

@@ -12,48 +12,46 @@ from captioning import processes
 from captioning.errors import InputError
 from captioning.files import make_folder, read_json, remove_leftovers, write_json
 
-SETTINGS, LOG = "settings.json", "log.txt"
+SETTINGS = "settings.json"
+LOG = "log.txt"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "pycocoevalcap", "matplotlib")
+JSON_TYPES = (bool, int, float, str, list, type(None))
 
 
 def record_run(folder, args, script):
-    """Removes what killed processes left in `folder`; writes flags, versions and git commit to its settings.json, and
-    appends everything that is printed afterwards to its log.txt. Under torchrun only the first process does this.
+    """Writes flags, versions and git commit to the folder's settings.json, appends to its log.txt
+    what is printed from now on, and removes what killed processes left in the folder.
 
-    settings.json has one entry per script, as training and evaluation can share a folder. args: a namespace of flags.
-    """
+    settings.json has one entry per script, as several can share a folder. args: a namespace of
+    flags. Under torchrun only the first process does this."""
     if processes.rank():
         return
     folder = make_folder(folder)
     remove_leftovers(folder)
+    try:
+        entries = dict(read_json(folder / SETTINGS))
+    except (InputError, TypeError, ValueError):     # there is none, or it is not ours
+        entries = {}
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    entry = {"started": started, "flags": {name: _json_value(value) for name, value in vars(args).items()},
-             "git_commit": git_commit(), "versions": versions()}
-    write_json(folder / SETTINGS, _earlier(folder / SETTINGS) | {script: entry})
+    flags = {name: value if isinstance(value, JSON_TYPES) else str(value)
+             for name, value in vars(args).items()}
+    entries[script] = {"started": started, "flags": flags, "git_commit": git_commit(),
+                       "versions": versions()}
+    write_json(folder / SETTINGS, entries)
     stream = sys.stdout.stream if isinstance(sys.stdout, Tee) else sys.stdout
     sys.stdout = Tee(stream, folder / LOG)
     print(f"{script}, {started}")
 
 
-def _json_value(value):
-    return value if isinstance(value, bool | int | float | str | list | None) else str(value)
-
-
-def _earlier(path):
-    try:
-        return dict(read_json(path))
-    except (InputError, TypeError, ValueError):     # there is none, or it is not ours
-        return {}
-
-
 @cache
 def git_commit():
-    """Hash of the repository's commit, followed by + if files were changed since; None without git."""
+    """Hash of the commit, followed by + if files were changed since; None without git."""
     def git(*arguments):
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
-                              check=True).stdout.strip()
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        is_changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if is_changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -63,10 +61,8 @@ def versions():
     """{package: version} of Python and of the packages that results depend on."""
     result = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             result[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return result
 
 
@@ -74,11 +70,14 @@ class Tee:
     """A text stream that also appends to a file what is written to it."""
 
     def __init__(self, stream, path):
-        self.stream, self.path = stream, path
+        self.stream = stream
+        self.path = path
 
     def write(self, text):
-        with contextlib.suppress(OSError), open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)        # a full disk must not end the run: what matters is written elsewhere
+        # a full disk must not end the run: what matters is written elsewhere
+        with (contextlib.suppress(OSError),
+              open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file):
+            file.write(text)
         return self.stream.write(text)
 
     def __getattr__(self, name):

@@ -1,46 +1,40 @@
-"""Weights of encoders and detectors: from a file, whose reading never runs code, or from torchvision."""
+"""Weights of encoders and detectors: from a file, whose reading never runs code, or torchvision."""
 from urllib.error import URLError
 
 import torch
 
 from captioning.errors import InputError
-from captioning.files import check_file, shortened
+from captioning.files import reading, shortened
 
 
 def read_weights(path, what="encoder"):
-    """The state_dict stored in a file; InputError if there is none, or if weights are not finite numbers. what: kind of
-    network, for the message."""
-    check_file(path)
-    try:
+    """The state_dict stored in a file. what: kind of network, for messages."""
+    with reading(path, f"give weights of the {what}, a state_dict saved with torch.save"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        reason = shortened(error) or "it is damaged"
-        raise InputError(f"the {what} weights {path} cannot be read ({reason}): give a state_dict saved with "
-                         "torch.save") from error
-    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
-                                              for key, value in state.items()):
-        raise InputError(f"the {what} weights {path} must contain a state_dict: give one saved with torch.save")
-    check_finite(state, f"the {what} weights {path}")
+        check_finite(state, path)
     return state
 
 
 def check_finite(state, source):
-    """InputError unless the values of {name: tensor} are dense tensors of finite numbers; source: for the message."""
+    """InputError, about `source`, unless {name: tensor} are dense tensors of finite numbers."""
     for name, value in state.items():
-        if (not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized
-                or value.device.type == "meta"):
-            raise InputError(f"{source} contains no tensor '{shortened(name, 60)}': use another file")
-        if value.untyped_storage().nbytes() < value.numel() * value.element_size() or not value.isfinite().all():
-            raise InputError(f"{source} contains values of '{shortened(name, 60)}' that are not finite numbers: use "
-                             "another file")
+        is_dense = (isinstance(value, torch.Tensor) and value.layout == torch.strided
+                    and not value.is_quantized and value.device.type != "meta")
+        # a small file may announce a tensor of terabytes
+        if not is_dense or value.untyped_storage().nbytes() < value.nbytes:
+            raise InputError(f"{source} contains no tensor '{shortened(name, 60)}': use another")
+        if not value.isfinite().all():
+            raise InputError(f"{source} contains values of '{shortened(name, 60)}' that are not "
+                             "finite numbers: use another")
 
 
 def download_weights(name, version, flag):
-    """The state_dict of torchvision's weights `version` of the model `name`, downloaded once; InputError if that fails,
-    which names the flag that takes a local file."""
+    """The state_dict of torchvision's weights `version` of the model `name`, downloaded once.
+    InputError if that fails, which names the flag that takes a local file."""
     from torchvision import models
     try:
-        return models.get_model_weights(name)[version].get_state_dict(progress=True, check_hash=True)
+        weights = models.get_model_weights(name)[version]
+        return weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
-        raise InputError(f"the weights of {name} cannot be downloaded ({error}): give a local file with {flag}"
-                         ) from error
+        raise InputError(f"the weights of {name} cannot be downloaded ({error}): give a local "
+                         f"file with {flag}") from error

@@ -14,13 +14,16 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="device of the tests in "
-                     "tests/test_device.py; the others need a CPU")
+    parser.addoption("--device", choices=["cpu", "cuda", "mps"], default="cpu",
+                     help="device of the tests in tests/test_device.py; the others need a CPU")
     group = parser.getgroup("reliability", "longer tests of reliability (docs/reliability.md)")
-    group.addoption("--fuzz_cases", type=int, default=1000, help="damaged inputs that the fuzz tests generate")
+    group.addoption("--fuzz_cases", type=int, default=1000,
+                    help="damaged inputs that the fuzz tests generate")
     group.addoption("--fuzz_shrink", action="store_true", help="simplify a failing case")
-    group.addoption("--crash_runs", type=int, default=12, help="how often the crash tests stop a script")
-    group.addoption("--models", type=int, default=48, help="random models that the numerical tests explain")
+    group.addoption("--crash_runs", type=int, default=12,
+                    help="how often the crash tests stop a script")
+    group.addoption("--models", type=int, default=48,
+                    help="random models that the numerical tests explain")
 
 
 def pytest_configure(config):
@@ -43,13 +46,15 @@ def device(pytestconfig):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Small models gain nothing from more threads, and lose much where other processes compete for the cores."""
+    """Small models gain nothing from more threads, and lose much where other processes compete for
+    the cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
-    """A data folder with a small demo data set and stored features of the randomly initialised small encoder."""
+    """A data folder with a small demo data set and stored features of the randomly initialised
+    small encoder."""
     folder = tmp_path_factory.mktemp("data")
     preparedataset.main(preparedataset.get_args_parser().parse_args(prepare_flags(folder)))
     return folder
@@ -57,7 +62,8 @@ def demo_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real photographs beside the repository; tests that need it are skipped where it is missing."""
+    """The folder of real photographs beside the repository; tests that need it are skipped where it
+    is missing."""
     if not SHARED.exists():
         pytest.skip(f"no real photographs at {SHARED}")
     return SHARED

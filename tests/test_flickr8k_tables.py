@@ -22,7 +22,8 @@ def test_absent_object_words_are_counted():
 def test_interval_contains_the_difference_unless_there_is_none():
     rng = np.random.default_rng(1)
     words = np.ones((1, 2000, 1), int)
-    rare, frequent = (np.concatenate([words, rng.random((1, 2000, 1)) < share], 2) for share in (0.1, 0.3))
+    rare, frequent = (np.concatenate([words, rng.random((1, 2000, 1)) < share], 2)
+                      for share in (0.1, 0.3))
     low, high = flickr8k.interval(rare, frequent)
     assert low < flickr8k.chair(rare) - flickr8k.chair(frequent) < high < -0.1
     expected = 2 * 1.96 * (0.1 * 0.9 + 0.3 * 0.7) ** 0.5 / 2000 ** 0.5
@@ -54,5 +55,6 @@ def test_object_words_are_compared_over_common_seeds(tmp_path):
             [{"image": name, "caption": caption} for name in "ab"]))
     data = SimpleNamespace(names=["a", "b"], references=[["a puppy"], ["a dog"]])
     rows = list(flickr8k.object_rows("aoa", modes, data, OBJECTS))[2:]
-    assert rows == ["| `aoa`, ce | 2 | 1 | 50.0 |  |", "| `aoa`, lrp | 2 | 0 | 0.0 | +0.0 [+0.0, +0.0] |",
+    assert rows == ["| `aoa`, ce | 2 | 1 | 50.0 |  |",
+                    "| `aoa`, lrp | 2 | 0 | 0.0 | +0.0 [+0.0, +0.0] |",
                     "| `aoa`, cider | 2 | 0 | 0.0 |  |"]

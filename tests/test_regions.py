@@ -1,4 +1,6 @@
-"""Region features from end to end: masking, explanations drawn as boxes, and the page in a browser."""
+"""Region features from end to end: masking, explanations drawn as boxes, and the page in a
+browser."""
+import base64
 import csv
 import json
 
@@ -6,8 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import literal_of_regions, make
-from PIL import Image
+from helpers import literal_of_regions, make, reds_and_blues
 
 import evaluation
 import explain
@@ -29,14 +30,23 @@ def data(demo_data):
     """The demo data folder with region features of 6 channels for its test images."""
     with h5py.File(split_path(demo_data, "demo", "test")) as file:
         names = file["names"].asstr()[:].tolist()
-    rng, folder = np.random.default_rng(0), demo_data / "regions"
-    folder.mkdir(exist_ok=True)
-    for name, n in zip(names, COUNTS, strict=True):
-        corners = np.sort(rng.uniform(0, 112, (n, 2, 2)), axis=1).reshape(n, 4)
-        np.savez(folder / f"{name}.npz", x=rng.random((n, 6)), bbox=corners)
-    bottom_up.store(features_path(demo_data, "demo", "test", "bottom_up"),
-                    [Record(name, name, "test", [], []) for name in names], folder, regions=5)
+    rng = np.random.default_rng(0)
+    boxes = [np.sort(rng.uniform(0, 112, (n, 2, 2)), axis=1).reshape(n, 4) for n in COUNTS]
+    store(demo_data, "test", names, boxes, [rng.random((n, 6)) for n in COUNTS])
     return demo_data
+
+
+def store(data, split, names, boxes, features):
+    """Stores region features of the images `names`, as a tsv file contains them."""
+    def encoded(values):
+        return base64.b64encode(values.astype(np.float32).tobytes()).decode()
+    rows = [f"{name}\t112\t112\t{len(x)}\t{encoded(corners)}\t{encoded(x)}"
+            for name, corners, x in zip(names, boxes, features, strict=True)]
+    (data / "regions.tsv").write_text("\n".join(rows))
+    path = features_path(data, "demo", split, "bottom_up")
+    records = [Record(name, name, split, [], []) for name in names]
+    bottom_up.store(path, records, data / "regions.tsv", regions=5)
+    return path
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -45,21 +55,24 @@ def weights(request, data, tmp_path_factory):
     torch.manual_seed(0)
     options = {"num_head": 2} if request.param is AOAModel else {"attention_dim": 5}
     path = tmp_path_factory.mktemp("weights") / "x.pth"
-    checkpoint.save(path, request.param(len(words), 8, 16, encoder=None, feature_dim=6, **options), words)
+    checkpoint.save(path, request.param(len(words), 8, 16, encoder=None, feature_dim=6, **options),
+                    words)
     return path
 
 
-def run(weights, data, save_path, *flags):
-    explain.main(explain.get_args_parser().parse_args(
-        ["--weight", str(weights), "--dataset", "demo", "--data_folder", str(data), "--save_path", str(save_path),
-         "--device", "cpu", "--max_len", "6", *flags]))
+def run(weights, data, save_path, flags="", dataset="--dataset demo --max_len 6"):
+    """Runs explain.py -> {folder: its arrays}."""
+    flags = (f"--weight {weights} --data_folder {data} --save_path {save_path} --device cpu "
+             f"{dataset} {flags}")
+    explain.main(explain.get_args_parser().parse_args(flags.split()))
     return {path.parent.name: dict(np.load(path)) for path in save_path.glob("*/explanation.npz")}
 
 
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("method", ["lrp", "gradient", "guided_backprop"])
 def test_padding_does_not_change_explanations(model_type, method):
-    """An image of 3 regions in a batch of images with 5 has the same explanation as alone, without padding."""
+    """An image of 3 regions in a batch of images with 5 has the same explanation as alone, without
+    padding."""
     model, captions = make(model_type), torch.tensor([[1, 7, 3, 9]] * 3)
     features = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features[1, 3:], features[2, 1:] = 0, 0
@@ -74,67 +87,67 @@ def test_padding_does_not_change_explanations(model_type, method):
 
 
 def test_explanations_of_a_split(weights, data, tmp_path):
-    explanations = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop", "attention",
-                       "--max_images", "4", "--batch_size", "3")
+    flags = "--methods lrp gradient guided_backprop attention --max_images 4"
+    explanations = run(weights, data, tmp_path, f"{flags} --batch_size 3")
     assert len(explanations) == 4
-    split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test", "bottom_up"))
+    features = features_path(data, "demo", "test", "bottom_up")
+    split = CaptionDataset(data, "demo", "test", features=features)
     model, vocabulary = checkpoint.load(weights)
     for i, (name, n) in enumerate(zip(split.names[:4], COUNTS, strict=False)):
         arrays = explanations[name.removesuffix(".png")]
         T = len(arrays["words"]) - 1
-        assert arrays["boxes"].shape == (n, 4) and not any(key.endswith("_pixels") for key in arrays)
+        assert arrays["boxes"].shape == (n, 4)
+        assert not any(key.endswith("_pixels") for key in arrays)
         assert arrays["lrp_regions"].shape == arrays["attention_regions"].shape == (T, n)
         np.testing.assert_allclose(arrays["attention_regions"].sum(1), 1, rtol=1e-5)
         ids = torch.tensor([[vocabulary.wordmap[word] for word in arrays["words"]]])
         expected = model.lrp(split.read_features([i]), ids).features.sum(-1)[0, :, :n]
         np.testing.assert_allclose(arrays["lrp_regions"], expected.numpy(), rtol=1e-4, atol=1e-5)
         folder = tmp_path / name.removesuffix(".png")
-        figures = [np.asarray(Image.open(folder / f"{method}.png").convert("RGB"), int) for method in
-                    ("lrp", "attention")]
-        red, blue = figures[0][..., 0] - figures[0][..., 2], figures[0][..., 2] - figures[0][..., 0]
-        assert (red > 100).sum() > 20 or (blue > 100).sum() > 20
-    again = run(weights, data, tmp_path, "--methods", "lrp", "gradient", "guided_backprop", "attention", "--max_images",
-                "4")
+        assert max(reds_and_blues(folder / "lrp.png")) > 20
+    again = run(weights, data, tmp_path, flags)
     assert {name: str(arrays["identity"]) for name, arrays in again.items()} == {
         name: str(arrays["identity"]) for name, arrays in explanations.items()}
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--images", "."], "region features.*give --dataset"),
-    (["--dataset", "demo", "--methods", "grad_cam"], "no pixel maps: choose other --methods than grad_cam"),
-    (["--dataset", "demo", "--split", "train"], "features_bottom_up_train_demo.hdf5.*preparedataset.py"),
-])
+    ("--images .", "region features.*give --dataset"),
+    ("--dataset demo --methods grad_cam", "no pixel maps: choose other --methods than grad_cam"),
+    ("--dataset demo --split train", "features_bottom_up_train_demo.hdf5.*preparedataset.py")])
 def test_flags_that_region_features_do_not_permit(weights, data, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
-        explain.main(explain.get_args_parser().parse_args(
-            ["--weight", str(weights), "--data_folder", str(data), "--save_path", str(tmp_path), *flags]))
+        run(weights, data, tmp_path, dataset=flags)
 
 
 def test_methods_that_need_pixels_are_omitted_with_a_message(weights, data, tmp_path, capsys):
-    (arrays,) = run(weights, data, tmp_path, "--max_images", "1", "--methods", "grad_cam", "lrp",
-                    "guided_grad_cam").values()
+    flags = "--max_images 1 --methods grad_cam lrp guided_grad_cam"
+    (arrays,) = run(weights, data, tmp_path, flags).values()
     assert arrays["methods"].tolist() == ["lrp"]
     output = capsys.readouterr().out
-    assert output.count("uses region features, which have no pixel maps: grad_cam, guided_grad_cam omitted\n") == 1
+    assert output.count("have no pixel maps: grad_cam, guided_grad_cam omitted\n") == 1
 
 
 def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsys):
     """Correctness of every word equals its definition; experiments that need pixels are omitted."""
-    split = CaptionDataset(data, "demo", "test", features=features_path(data, "demo", "test", "bottom_up"))
+    features = features_path(data, "demo", "test", "bottom_up")
+    split = CaptionDataset(data, "demo", "test", features=features)
     captions = [texts[0] for texts in split.references]
     monkeypatch.setattr(evaluation, "caption_split", lambda *_: captions)
-    evaluation.main(evaluation.get_args_parser().parse_args(
-        ["--weight", str(weights), "--data_folder", str(data), "--workers", "0", "--device", "cpu", "--save_path",
-         str(tmp_path), "--metrics", "bleu", "--batch_size", "3", "--explanations", "correctness", "tpfp", "ablation",
-         "--methods", "lrp", "attention", "random", "grad_cam"]))
+    flags = (f"--weight {weights} --data_folder {data} --workers 0 --device cpu --metrics bleu "
+             f"--save_path {tmp_path} --batch_size 3 --explanations correctness tpfp ablation "
+             "--methods lrp attention random grad_cam")
+    evaluation.main(evaluation.get_args_parser().parse_args(flags.split()))
     output = capsys.readouterr().out
-    assert "no pixel maps: grad_cam omitted" in output and "no pixel maps: tpfp, patch_ablation omitted" in output
+    assert "no pixel maps: grad_cam omitted" in output
+    assert "no pixel maps: tpfp, patch_ablation omitted" in output
     model, vocabulary = checkpoint.load(weights)
-    boxes, words_of = (json.loads((data / "demo" / f"{name}_demo.json").read_text()) for name in ("boxes", "objects"))
+    boxes, words_of = (json.loads((data / "demo" / f"{name}_demo.json").read_text())
+                       for name in ("boxes", "objects"))
     expected = {"lrp": [], "attention": [], "even": []}
     for i, caption in enumerate(captions):
         words, entry, n = caption.split(), boxes[split.names[i]], COUNTS[i]
-        explanation = model.lrp(split.read_features([i]), torch.tensor([vocabulary.encode(words, len(words))]))
+        explanation = model.lrp(split.read_features([i]),
+                                torch.tensor([vocabulary.encode(words, len(words))]))
         attention = explanation.attention[0]
         attention = attention.mean(1) if attention.dim() == 3 else attention
         regions = split.read_boxes([i])[0][:n].double() / 112
@@ -142,15 +155,19 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
             if word in words_of["words"]:
                 number = entry["categories"][words_of["words"][word]]
                 word_boxes = torch.tensor(entry["bbox"][str(number)]).double() / 112
-                for name, relevance in (("lrp", explanation.features[0, t].sum(-1)), ("attention", attention[t]),
+                for name, relevance in (("lrp", explanation.features[0, t].sum(-1)),
+                                        ("attention", attention[t]),
                                         ("even", torch.ones(5))):
                     positive = relevance[:n].clamp(min=0).sum() > 0
-                    expected[name].append(literal_of_regions(relevance[:n], regions, word_boxes, 0) if positive else 0)
+                    expected[name].append(literal_of_regions(relevance[:n], regions, word_boxes, 0)
+                                          if positive else 0)
     metrics = json.loads((tmp_path / "metrics_test.json").read_text())
-    table, ablation = (list(csv.DictReader((tmp_path / f"{name}_test.csv").read_text().splitlines()))
-                       for name in ("correctness", "ablation"))
+    table, ablation = (
+        list(csv.DictReader((tmp_path / f"{name}_test.csv").read_text().splitlines()))
+        for name in ("correctness", "ablation"))
     table = {(row["method"], row["measure"]): row for row in table}
-    assert int(table["lrp", "0.0"]["count"]) == len(expected["lrp"]) == metrics["explained_words"] > 5
+    count = int(table["lrp", "0.0"]["count"])
+    assert count == len(expected["lrp"]) == metrics["explained_words"] > 5
     for name, values in expected.items():
         assert float(table[name, "0.0"]["mean"]) == pytest.approx(np.mean(values), rel=1e-4)
     for name, values in expected.items():
@@ -159,30 +176,29 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
     assert {row["measure"] for row in ablation} == {"stop_word_drop", "object_word_drop"}
 
 
-def test_images_of_another_size_than_their_regions_are_rejected(weights, data, tmp_path, monkeypatch):
+def test_images_of_another_size_than_their_regions_are_rejected(weights, data, tmp_path,
+                                                                monkeypatch):
     read_image = explain.read_image
-    monkeypatch.setattr(explain, "read_image", lambda path, upright: read_image(path, upright)[:, ::2, ::2])
+    monkeypatch.setattr(explain, "read_image", lambda path,
+                        upright: read_image(path, upright)[:, ::2, ::2])
     with pytest.raises(InputError, match="regions beyond .*test_0000"):
         run(weights, data, tmp_path)
 
 
 def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
-    """Features from .npy files have no boxes; captioning does not need them."""
-    folder = tmp_path / "npy"
-    folder.mkdir()
+    """Captioning does not need them."""
     with h5py.File(split_path(data, "demo", "val")) as file:
         names = file["names"].asstr()[:].tolist()
-    for name in names:
-        np.save(folder / f"{name}.npy", np.random.default_rng(0).random((4, 6)))
-    path = features_path(data, "demo", "val", "bottom_up")
-    bottom_up.store(path, [Record(name, name, "val", [], []) for name in names], folder)
-    with pytest.raises(InputError, match=r"no boxes .*val_00000\.png"):
-        run(weights, data, tmp_path / "out", "--split", "val")
+    features = np.random.default_rng(0).random((len(names), 4, 6))
+    path = store(data, "val", names, np.zeros((len(names), 4, 4)), features)
+    with pytest.raises(InputError, match=r"for val_00000\.png .*no boxes"):
+        run(weights, data, tmp_path / "out", "--split val")
     path.unlink()
 
 
 def test_features_of_another_width_are_rejected(data, tmp_path):
     words = read(data / "demo" / "wordmap_demo.json")
-    checkpoint.save(tmp_path / "x.pth", GridTDModel(len(words), 8, 16, 5, encoder=None, feature_dim=7), words)
+    checkpoint.save(tmp_path / "x.pth", GridTDModel(len(words), 8, 16, 5, encoder=None,
+                                                    feature_dim=7), words)
     with pytest.raises(InputError, match="6 channels.*7"):
         run(tmp_path / "x.pth", data, tmp_path / "out")

@@ -27,7 +27,8 @@ def test_settings_of_all_scripts_and_what_they_print(tmp_path, capsys):
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert list(settings) == ["train.py", "evaluation.py"]
     assert settings["train.py"]["flags"] == {"epochs": 3, "weight": "a.pth", "methods": ["lrp"]}
-    assert settings["train.py"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    version = settings["train.py"]["versions"]["torch"]
+    assert version.split("+")[0] == torch.__version__.split("+")[0]
     lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("train.py, 20") and lines[1] == "epoch 1: löss 3"
     assert lines[2].startswith("evaluation.py, 20") and lines[3] == "cider 1" and len(lines) == 4
@@ -54,7 +55,8 @@ def test_other_content_of_settings_json_is_replaced(tmp_path):
 
 
 def test_the_commit_is_recorded_where_git_knows_it(monkeypatch):
-    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True,
+                          text=True).stdout.strip()
     assert (runs.git_commit() or "").rstrip("+") == head
 
     def missing(*_, **__):

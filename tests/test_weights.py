@@ -11,13 +11,15 @@ from captioning.weights import read_weights
 
 
 @pytest.mark.parametrize(("build", "name", "flag"), [
-    (encoders.build, "vgg16", "--encoder_weights"), (encoders.build, "resnet50", "--encoder_weights"),
+    (encoders.build, "vgg16", "--encoder_weights"), (encoders.build, "resnet50",
+                                                     "--encoder_weights"),
     (detector.build, "fasterrcnn_resnet50_fpn_v2", "--detector_weights")])
 def test_without_network(monkeypatch, build, name, flag):
     def fail(*args, **options):
         raise URLError("no network")
     monkeypatch.setattr(_api, "load_state_dict_from_url", fail)
-    with pytest.raises(InputError, match=f"the weights of {name} cannot be downloaded .*no network.*{flag}"):
+    with pytest.raises(InputError,
+                       match=f"the weights of {name} cannot be downloaded .*no network.*{flag}"):
         build(name)
 
 
@@ -25,5 +27,5 @@ def test_without_network(monkeypatch, build, name, flag):
 def test_damaged_file(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="weights.pth cannot be read"):
+    with pytest.raises(InputError, match="weights.pth is damaged"):
         read_weights(path)

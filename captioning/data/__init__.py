@@ -1,4 +1,1 @@
-"""Annotations, vocabulary, images, data sets, predictions, stored features and synthetic demo scenes.
-
-Imports only the modules of captioning (errors, files, weights).
-"""
+"""Annotations, vocabulary, images, data sets, predictions, stored features and demo scenes."""

@@ -1,4 +1,4 @@
-"""Reads caption annotations: Karpathy's JSON files and COCO's caption files. Invalid content raises InputError."""
+"""Reads caption annotations: Karpathy's JSON files and COCO's caption files."""
 import re
 import sys
 from collections import defaultdict
@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.files import read_json, safe_name
+from captioning.files import expect, read_json, reading, safe_name
 
 SPLITS = ("train", "val", "test")
+CORRECT = "correct the file, or download it again"
 
 
 @dataclass
@@ -18,144 +19,124 @@ class Record:
     name: str                  # file name; key of boxes and predictions
     path: str                  # relative to the image folder
     split: str                 # train, val or test
-    tokens: list[list[str]]    # tokenised captions
+    tokens: list[list[str]]    # words of the captions
     raw: list[str]             # captions as annotated
 
 
-def read_karpathy(path):
-    """Returns the Records of a file in the format of Karpathy's dataset_*.json; split "restval" becomes "train".
+def make_record(name, path, split, raw, texts=None):
+    """The Record of an image, without captions that have no words. texts: what is split into
+    words, if not the captions themselves. ValueError if no caption is left or a name is unsafe."""
+    tokens, captions = [], []
+    for text, caption in zip(texts or raw, raw, strict=True):
+        # one copy of each word saves a third of the memory
+        words = [sys.intern(word) for word in tokenise(text)]
+        if words:
+            tokens.append(words)
+            captions.append(caption)
+    expect(captions, f"it has no caption with words for {name!r}")
+    return Record(safe_name(name), safe_name(path), split, tokens, captions)
 
-    Raises InputError if the file is malformed, lists an image twice, or lacks one of the splits.
-    """
-    keys = {"filename": str, "split": str, "sentences": list}
-    images = checked_items(read_json(path, ["images"])["images"], keys, path, "images", optional={"filepath": str})
+
+def read_karpathy(path):
+    """The Records of a file in the format of Karpathy's dataset_*.json; restval becomes train."""
+    content = read_json(path, ["images"])
     records = []
-    for image in images:
-        split = "train" if image["split"] == "restval" else image["split"]
-        if split not in SPLITS:
-            raise InputError(f"{path} assigns {image['filename']!r} to the split {split!r}: it must be train, restval, "
-                             "val or test")
-        raw, tokens = [], []
-        for sentence in checked_items(image["sentences"], {}, path, f"sentences of {image['filename']!r}",
-                                      optional={"raw": str, "tokens": list}):
-            words = " ".join(_checked_words(sentence.get("tokens") or [], path, image["filename"]))
-            text = sentence.get("raw") or words
-            raw.append(text)
-            tokens.append(interned_tokens(words or text))
-        relative = str(PurePosixPath(image.get("filepath") or "", image["filename"]))
-        records.append(make_record(image["filename"], relative, split, tokens, raw, path))
+    with reading(path, CORRECT):
+        keys = {"filename": str, "split": str, "sentences": list}
+        for image in checked_items(content["images"], keys, "images", {"filepath": str}):
+            name = image["filename"]
+            split = "train" if image["split"] == "restval" else image["split"]
+            expect(split in SPLITS, f"the split {split!r} of {name!r} is not train, restval, val "
+                                    "or test")
+
+            # "tokens" may replace the caption, or say how it is split
+            raw, texts = [], []
+            sentences = checked_items(image["sentences"], {}, f"sentences of {name!r}",
+                                      {"raw": str, "tokens": list})
+            for sentence in sentences:
+                text = " ".join(sentence.get("tokens") or [])
+                raw.append(sentence.get("raw") or text)
+                texts.append(text or raw[-1])
+            relative = str(PurePosixPath(image.get("filepath") or "", name))
+            records.append(make_record(name, relative, split, raw, texts))
     return checked_records(records, path)
 
 
 def read_coco(annotation_folder, year):
-    """Returns the Records of COCO's captions_train<year>.json and captions_val<year>.json.
+    """The Records of COCO's captions_train<year>.json and captions_val<year>.json.
 
-    The training images form the training and the validation split (see `splits_of`), the validation images the test
-    split.
-    """
+    Training images form the training and the validation split, see `splits_of`, and validation
+    images the test split."""
     records = []
     for part in ("train", "val"):
         path = Path(annotation_folder) / f"captions_{part}{year}.json"
         images, captions = coco_captions(path)
         splits = splits_of(len(images)) if part == "train" else ["test"] * len(images)
-        for image, split in zip(images, splits, strict=False):
-            raw = captions[image["id"]]
-            tokens = [interned_tokens(text) for text in raw]
-            relative = f"{part}{year}/{image['file_name']}"
-            records.append(make_record(image["file_name"], relative, split, tokens, raw, path))
+        with reading(path, CORRECT):
+            for image, split in zip(images, splits, strict=False):
+                name = image["file_name"]
+                relative = f"{part}{year}/{name}"
+                records.append(make_record(name, relative, split, captions[image["id"]]))
     return checked_records(records, annotation_folder)
 
 
 def splits_of(count):
-    """The splits of COCO's `count` training images, sorted by id (docs/method.md, section 8): the first 110,000 form
-    the training split, the next 5,000 the validation split; if there are fewer, the first 110/115 of them and the rest.
-    """
+    """The splits of COCO's `count` training images, sorted by id (docs/method.md, section 8): the
+    first 110,000 for training and the next 5,000 for validation; if there are fewer, the first
+    110/115 of them and the rest."""
     size = 110_000 if count >= 115_000 else round(count * 110 / 115)
     return ["train"] * size + ["val"] * min(count - size, 5_000)
 
 
 def coco_captions(path):
-    """Returns the images of COCO's captions_*.json, sorted by id, and {image id: captions}."""
+    """The images of COCO's captions_*.json, sorted by id, and {image id: captions}."""
     content = read_json(path, ["images", "annotations"])
-    images = checked_items(content["images"], {"id": int, "file_name": str}, path, "images")
     captions = defaultdict(list)
-    for annotation in checked_items(content["annotations"], {"image_id": int, "caption": str}, path, "annotations"):
-        captions[annotation["image_id"]].append(annotation["caption"])
-    ids = {image["id"] for image in images}
-    if len(ids) < len(images):
-        raise InputError(f"{path} contains two images with the same id: correct the file")
-    unknown_ids = captions.keys() - ids
-    if unknown_ids:
-        raise InputError(f"{path} contains captions for image id {min(unknown_ids)}, which is not among its images")
+    with reading(path, CORRECT):
+        images = checked_items(content["images"], {"id": int, "file_name": str}, "images")
+        keys = {"image_id": int, "caption": str}
+        for annotation in checked_items(content["annotations"], keys, "annotations"):
+            captions[annotation["image_id"]].append(annotation["caption"])
+        ids = {image["id"] for image in images}
+        expect(len(ids) == len(images), "two images have the same id")
+        for image_id in captions.keys() - ids:
+            raise ValueError(f"image id {image_id} has a caption, but is not among the images")
     return sorted(images, key=lambda image: image["id"]), captions
 
 
-def checked_items(values, keys, path, what, optional=()):
-    """Returns `values` if it is a list of objects whose `keys`, {name: type}, are present and of that type, and whose
-    `optional` keys are of that type where present; otherwise raises InputError. `what` names the items in messages."""
-    if not isinstance(values, list):
-        raise InputError(f"{path} must contain a list of {what}")
+def checked_items(values, required, what, optional=None):
+    """`values`, a list of objects; ValueError, for `reading`, unless all have the keys of
+    `required` {key: type}, and no other type for those of `optional`."""
+    expect(isinstance(values, list), f"it has no list of {what}")
+    types = required | (optional or {})
     for number, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise InputError(f"{path}: number {number} of its {what} is not an object")
-        for key, kind in keys.items():
-            if not has_type(value.get(key), kind):
-                raise InputError(f"{path}: number {number} of its {what} has no valid '{key}'")
-        for key in optional:
-            if key in value and not has_type(value[key], optional[key]):
-                raise InputError(f"{path}: number {number} of its {what} has no valid '{key}'")
+        expect(isinstance(value, dict), f"number {number} of its {what} is not an object")
+        for key, kind in types.items():
+            if not has_type(value.get(key), kind) and (key in value or key in required):
+                raise ValueError(f"number {number} of its {what} has no valid '{key}'")
     return values
 
 
 def has_type(value, kind):
-    """isinstance, except that booleans are not numbers and that strings with lone surrogates are rejected, since they
-    cannot be written to a file."""
-    if kind is str and isinstance(value, str) and not value.isascii():
-        return not re.search(r"[\ud800-\udfff]", value)
+    """isinstance, except that booleans are not numbers."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def interned_tokens(text):
-    """The tokens of a caption (see vocabulary.tokenise)."""
-    return [sys.intern(word) for word in tokenise(text)]    # one copy of each word saves a third of the memory
-
-
-def _checked_words(words, path, name):
-    if not all(has_type(word, str) for word in words):
-        raise InputError(f"{path} has 'tokens' of {name!r} that are not strings")
-    return words
-
-
-def make_record(name, relative, split, tokens, raw, source):
-    """The Record of one image; InputError, which names the data file `source`, if a file name is invalid."""
-    return Record(safe_name(name, source), safe_name(relative, source), split, tokens, raw)
-
-
 def checked_records(records, source):
-    """Removes captions without words; raises InputError for duplicate names, images without captions, empty splits."""
+    """`records`; InputError if an image occurs twice or a split is empty. source: their file."""
     names = set()
     for record in records:
         if record.name in names:
-            raise InputError(f"{source} lists the image {record.name!r} twice")
+            raise InputError(f"{source} lists the image {record.name!r} twice: remove one")
         names.add(record.name)
-        has_words = [bool(words) for words in record.tokens]
-        record.tokens = [words for words, keep in zip(record.tokens, has_words, strict=True) if keep]
-        record.raw = [text for text, keep in zip(record.raw, has_words, strict=True) if keep]
-        if not record.tokens:
-            raise InputError(f"{source} has no caption with words for {record.name!r}: remove the image or add a "
-                             "caption")
-    check_splits(records, source)
+    for split in SPLITS:
+        if not any(record.split == split for record in records):
+            raise InputError(f"the {split} split of {source} is empty: every split needs at "
+                             "least one image")
     return records
 
 
-def check_splits(records, source):
-    """Raises InputError if one of the three splits contains no record."""
-    for split in SPLITS:
-        if not any(record.split == split for record in records):
-            raise InputError(f"the {split} split of {source} is empty: every split needs at least one image")
-
-
 def trailing_number(name):
-    """The number at the end of a file name's stem, or None: 'COCO_val2014_000000000042.jpg' -> 42."""
+    """The number that ends a file name's stem, or None: 'COCO_val2014_000000000042.jpg' -> 42."""
     match = re.search(r"(?<!\d)(\d{1,18})$", Path(name).stem)
     return int(match[1]) if match else None

@@ -1,43 +1,74 @@
-"""Reading NumPy files; whatever is wrong with them raises InputError."""
+"""Reading arrays: HDF5 files, and NumPy's .npz files."""
+import contextlib
 import zipfile
 
+import h5py
 import numpy as np
 
-from captioning.errors import InputError
-from captioning.files import check_file, shortened
-from captioning.memory import check_memory
+from captioning.files import check_memory, expect, reading
+
+PREPARE = "create it with preparedataset.py"
+COMPRESSION = 1100      # HDF5's filters compress at most by about this factor
+
+
+@contextlib.contextmanager
+def open_hdf5(path, names=(), remedy=PREPARE):
+    """Yields the HDF5 file `path`, opened for reading; code within the context reads it as within
+    `captioning.files.reading`. names: datasets that the file must contain."""
+    with reading(path, remedy), h5py.File(path) as file:
+        for name in names:
+            checked_dataset(file, name)
+        yield file
+
+
+def checked_dataset(file, name, kinds="iufO", shape=None):
+    """The dataset `name` of an open HDF5 file; ValueError if it cannot be what we wrote.
+
+    kinds: allowed kinds of NumPy's types. shape: its lengths, None for any but zero."""
+    dataset = file.get(name)
+    expect(isinstance(dataset, h5py.Dataset), f"it has no dataset '{name}'")
+    is_similar = dataset.dtype.kind in kinds
+    if shape is not None:
+        lengths = [own or -1 if length is None else length
+                   for length, own in zip(shape, dataset.shape, strict=False)]
+        is_similar &= len(shape) == dataset.ndim and list(dataset.shape) == lengths
+    expect(is_similar, f"its dataset '{name}' of type {dataset.dtype} and shape {dataset.shape} "
+                       "is empty or of another form")
+
+    # a short file may announce terabytes, all of them zero
+    stored = dataset.id.get_storage_size()
+    expect(dataset.nbytes <= COMPRESSION * stored, f"most values of its dataset '{name}' are "
+                                                   "missing")
+    return dataset
+
+
+def read_whole(file, name, kinds="iufO", shape=None):
+    """The values of a `checked_dataset`; InputError if they do not fit into the main memory."""
+    dataset = checked_dataset(file, name, kinds, shape)
+    check_memory(dataset.nbytes, f"the dataset '{name}' of {file.filename}", PREPARE)
+    return dataset[:]
 
 
 def read_arrays(path, names=None):
-    """The arrays {name: array} of an .npz file, or {"": array} of an .npy file: numbers, booleans and strings.
+    """The arrays {name: array} of an .npz file: numbers, booleans and strings.
 
-    names: of the arrays to read (default: all). InputError if the file is damaged or missing, has other contents, or
-    does not fit into the main memory."""
-    check_file(path)
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                check_memory(sum(member.file_size for member in archive.infolist()), f"{path}", "create it again")
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            arrays = {"": content}
-        else:
-            with content:
-                arrays = {name: content[name] for name in content.files if names is None or name in names}
-    except InputError:
-        raise
-    except Exception as error:      # NumPy and zipfile raise many kinds for damaged files
-        raise InputError(f"{path} cannot be read ({shortened(error)}): create it again") from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufU":
-            raise InputError(f"{path} cannot be read (its member {shortened(name, 40)!r} is no array of numbers or "
-                             "strings): create it again")
+    names: of the arrays to read (default: all)."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        check_memory(size, str(path), "create it again")
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files
+                      if names is None or name in names}
+        for name, array in arrays.items():
+            is_valid = isinstance(array, np.ndarray) and array.dtype.kind in "biufU"
+            expect(is_valid, f"its member {name[:40]!r} is no array of numbers or strings")
     return arrays
 
 
 def matches(array, kinds, shape):
-    """Whether an array has one of NumPy's dtype `kinds`, the lengths `shape`, where None stands for any, and no values
-    that are not finite."""
-    return (array.dtype.kind in kinds and array.ndim == len(shape)
-            and all(length in (None, own) for own, length in zip(array.shape, shape, strict=True))
-            and (array.dtype.kind == "U" or bool(np.isfinite(array).all())))
+    """Whether an array has one of NumPy's `kinds` of types, the lengths `shape`, in which None
+    stands for any, and only finite values."""
+    has_form = array.dtype.kind in kinds and array.ndim == len(shape)
+    for length, own in zip(shape, array.shape, strict=False):
+        has_form = has_form and length in (None, own)
+    return has_form and (array.dtype.kind == "U" or bool(np.isfinite(array).all()))

@@ -1,11 +1,13 @@
-"""Stored image features: the HDF5 file that cnn_features, bottom_up and detector write, and opening it for a model.
+"""Stored image features: the HDF5 file that cnn_features, bottom_up and detector write, and opening
+it for a model.
 
-While it is written, the file is called <name>.partial. Its datasets have their final size from the start, so that it
-can be opened after the process was killed at any moment; `done` then marks the images whose features are complete.
+While it is written, the file is called <name>.partial. Its datasets have their final size from the
+start, so that it can be opened after the process was killed at any moment; `done` then marks the
+images whose features are complete.
 """
+import contextlib
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import h5py
@@ -13,19 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning import processes
+from captioning.data.arrays import open_hdf5
 from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.hdf5 import open_hdf5, reading
+from captioning.data.images import ImageBatches
 from captioning.data.loader import make_loader
 from captioning.errors import InputError
-from captioning.files import shortened
-from captioning.memory import readable
+from captioning.files import fingerprint, shortened
 
 FLOAT16_MAX = 65504
-
-
-def file_size(path):
-    """Size of a file in bytes, by which a replaced image is noticed; 0 if there is no such file."""
-    return os.path.getsize(path) if os.path.exists(path) else 0
 
 
 def weights_fingerprint(encoder):
@@ -38,177 +35,189 @@ def weights_fingerprint(encoder):
 
 
 def open_features(data_folder, dataset, split, model, **options):
-    """Opens a split as a CaptionDataset on the stored features that `model` needs.
-
-    These are the features of the encoder that the model's configuration names, or bottom-up features if it has none.
-    options: further arguments of CaptionDataset. Raises InputError if the file is missing or does not fit the model
-    (see `check_features`).
-    """
-    data = open_features_of(data_folder, dataset, split, model.config["encoder"] or "bottom_up", **options)
+    """Opens a split as a CaptionDataset on the stored features that `model` needs: those of the
+    encoder that its configuration names, or bottom-up features. InputError if they are missing or
+    do not fit, see `check_features`. options: further arguments of CaptionDataset."""
+    encoder = model.config["encoder"] or "bottom_up"
+    data = open_features_of(data_folder, dataset, split, encoder, **options)
     check_features(data, model)
     return data
 
 
 def open_features_of(data_folder, dataset, split, encoder, alternative="", **options):
-    """Opens a split as a CaptionDataset on the stored features of `encoder`, or "bottom_up"; InputError if the file is
-    missing. alternative: another remedy, which ends its message; options: further arguments of CaptionDataset."""
+    """Opens a split as a CaptionDataset on the stored features of `encoder`, or "bottom_up".
+
+    alternative: another remedy for missing features, which ends the message."""
     path = features_path(data_folder, dataset, split, encoder)
     if not path.exists():
-        source = "--features bottom_up" if encoder == "bottom_up" else f"--features cnn --encoder {encoder}"
-        raise InputError(f"the stored features {path} are missing: run preparedataset.py with {source}{alternative}")
+        source = f"--features cnn --encoder {encoder}"
+        if encoder == "bottom_up":
+            source = "--features bottom_up"
+        raise InputError(f"the stored features {path} are missing: run preparedataset.py with "
+                         f"{source}{alternative}")
     return CaptionDataset(data_folder, dataset, split, features=path, **options)
 
 
 def check_features(data, model):
-    """Raises InputError if the stored features of the CaptionDataset `data` do not fit `model`.
-
-    A model with a CNN needs features computed with the weights of its own encoder; a model of region features needs
-    regions of its feature width.
-    """
+    """InputError unless `model` takes the stored features of the CaptionDataset `data`: those of
+    its own encoder's weights, or region features of its width."""
     if model.encoder is None:
-        if data.feature_dim != model.config["feature_dim"]:
-            raise InputError(f"{data.features} contains features of {data.feature_dim} channels, the model takes "
-                             f"{model.config['feature_dim']}: use the features that the model was trained on")
-        return
-    with open_hdf5(data.features) as file, reading(data.features):
-        encoder, weights = file.attrs.get("encoder"), file.attrs.get("weights")
-    if encoder == "bottom_up":
-        raise InputError(f"{data.features} contains region features, the model takes features of the encoder "
-                         f"{model.config['encoder']}: run preparedataset.py with --features cnn")
-    if weights != weights_fingerprint(model.encoder):
-        raise InputError(f"{data.features} was computed with other weights of the encoder: give the same "
-                         "--encoder_weights as to preparedataset.py, or run that again")
+        width = model.config["feature_dim"]
+        if data.feature_dim != width:
+            raise InputError(f"{data.features} contains features of {data.feature_dim} channels, "
+                             f"the model takes {width}: use those that it was trained on")
+    elif data.attributes.get("encoder") == "bottom_up":
+        raise InputError(f"{data.features} contains region features, the model takes features of "
+                         f"the encoder {model.config['encoder']}: run preparedataset.py with "
+                         "--features cnn")
+    elif data.attributes.get("weights") != weights_fingerprint(model.encoder):
+        raise InputError(f"{data.features} was computed with other weights of the encoder: give "
+                         "the same --encoder_weights as to preparedataset.py, or run that again")
+
+
+def store_of_images(path, records, image_folder, shape, attributes, encode, prepare, batch_size,
+                    workers, device, with_boxes=False):
+    """Stores encode(prepare(images)), {name: array}, of the records' images, in batches."""
+    # an image's mark changes with its size in bytes, so that a replaced image is noticed
+    files = [Path(image_folder, record.path) for record in records]
+    marks = [1 + (os.path.getsize(file) if os.path.exists(file) else 0) for file in files]
+    images = ImageBatches(image_folder, [record.path for record in records], prepare)
+    attributes = attributes | {"names": fingerprint([record.name for record in records])}
+    with Store(path, marks, shape, attributes, with_boxes) as store:
+        store.fill(encode, images, batch_size, workers, device)
 
 
 class Store:
-    """Context manager that writes stored features to `path` and resumes where an earlier run stopped.
+    """Context manager that writes stored features to `path`, and resumes an interrupted run.
 
-    The file contains `features` (N, *shape) and `done` (N,) uint64; it is complete when `done` equals `marks`.
-    After entering, `done` is the number of leading images that are complete, and `missing` the set of the incomplete
-    ones' indices. On success the partial file is renamed to `path`. Under torchrun the first process alone opens it.
+    The file contains `features` (N, *shape) float16 and `done` (N,) uint64; it is complete when
+    `done` equals `marks`. After entering, `missing` is the set of incomplete images. On success
+    the partial file is renamed to `path`. Under torchrun the first process alone opens it.
 
     Args:
-        marks: (N,) positive integers, one per image, that change when the image is replaced.
+        marks: (N,) positive integers that change when an image is replaced.
         shape: (K, C), regions and channels.
-        attributes: HDF5 attributes {name: value}; a file with other attributes is discarded.
-        dtype: of the features, "float16", or "uint8" in units of `scales` (N,) float32, which are stored as well.
-        with_boxes: also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions of each image.
+        attributes: of the HDF5 file; a file with other attributes is discarded.
+        with_boxes: also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of
+            regions of each image.
     """
 
-    def __init__(self, path, marks, shape, attributes, with_boxes=False, dtype="float16"):
-        self.path, self.partial, self.count = Path(path), Path(f"{path}.partial"), len(marks)
+    def __init__(self, path, marks, shape, attributes, with_boxes=False):
+        self.path = Path(path)
+        self.partial = Path(f"{path}.partial")
         self.marks = np.asarray(marks, np.uint64)
         self.attributes = attributes
-        self.datasets = {"features": ((self.count, *shape), dtype)}      # {name: (shape, type)}
+        self.file = None
+        self.missing = set()
+        self.complete = True
+        count = len(marks)
+        self.datasets = {"features": ((count, *shape), "float16")}      # {name: (shape, type)}
         if with_boxes:
-            self.datasets |= {"boxes": ((self.count, shape[0], 4), "float32"), "counts": ((self.count,), "int32")}
-        if dtype == "uint8":
-            self.datasets["scales"] = (self.count,), "float32"
-        self.datasets["done"] = (self.count,), "uint64"
+            self.datasets["boxes"] = (count, shape[0], 4), "float32"
+            self.datasets["counts"] = (count,), "int32"
+        self.datasets["done"] = (count,), "uint64"
 
     def __enter__(self):
-        self.file, self.missing, self.complete, self.done = None, set(), False, self.count
         if processes.rank():
             return self
-        self.complete = self._fits(self.path)
-        if self.complete:
+        if self._fits(self.path):
             print(f"{self.path} is already complete")
             return self
-        try:
+        self.complete = False
+        with self._writing():
             if not self._fits(self.partial):
                 self._create()
-            with h5py.File(self.partial, "r") as file:
-                self.missing = {int(i) for i in np.flatnonzero(file["done"][:] != self.marks)}
-        except (OSError, RuntimeError) as error:
-            raise self._write_error(error) from error
-        self.done = min(self.missing, default=self.count)
-        if self.done:
-            print(f"resuming after {self.done} of {self.count} images in {self.partial}")
+            with h5py.File(self.partial) as file:
+                done = file["done"][:]
+        self.missing = set(np.flatnonzero(done != self.marks).tolist())
+        if first := min(self.missing, default=len(done)):
+            print(f"resuming after {first} of {len(done)} images in {self.partial}")
         return self
 
-    def _create(self):
-        need = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.datasets.values())
-        free = shutil.disk_usage(self.path.parent).free
-        if need > free:
-            raise OSError(f"{readable(need)} are needed, {readable(free)} are free")
-        with h5py.File(self.partial, "w") as file:
-            for name, form in self.datasets.items():
-                self._create_dataset(file, name, *form)
-            file.attrs.update(self.attributes)
-        try:
-            self._reserve()
-        except OSError:
-            self.partial.unlink()
-            raise
-
-    def _reserve(self):
-        """Reserves the disk space of the partial file, so that a disk that becomes full cannot interrupt writing."""
-        if hasattr(os, "posix_fallocate"):
-            with open(self.partial, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(self.partial))
-
-    def _create_dataset(self, file, name, shape, dtype):
-        # space is allocated at once: writing then changes no metadata, so that a killed process leaves a valid file
-        plan, space = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5s.create_simple(shape)
-        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plan.set_obj_track_times(False)
-        h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, plan)
-
     def _fits(self, path):
-        """Whether `path` exists with these shapes and attributes and, unless it is the partial file, is complete."""
+        """Whether the file has these datasets and attributes, and is complete or partial."""
         if not path.exists():
             return False
         try:
-            with open_hdf5(path, ("features", "done")) as file, reading(path):
-                return (all(np.array_equal(file.attrs.get(key), value) for key, value in self.attributes.items())
-                        and all(name in file and (file[name].shape, file[name].dtype) == form
+            with open_hdf5(path, ("features", "done")) as file:
+                return (all(np.array_equal(file.attrs.get(name), value)
+                            for name, value in self.attributes.items())
+                        and all((file[name].shape, file[name].dtype) == form
                                 for name, form in self.datasets.items())
                         and (path == self.partial or np.array_equal(file["done"][:], self.marks)))
         except InputError as error:
             if isinstance(error.__cause__, BlockingIOError):
-                raise InputError(f"{path} is being written by another run: wait until it ends") from error
+                raise InputError(f"{path} is being written by another run: wait until it ends"
+                                 ) from error
             return False
 
-    def fill(self, encode, data, batch_size, workers, device):
-        """Writes encode(batch), {name of a dataset: array}, of all batches that follow the first `done` images.
+    def _create(self):
+        """Creates the partial file in its final size, so that a full disk is noticed at once."""
+        # with space allocated early, writing changes no metadata: a killed process leaves a
+        # valid file
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        with h5py.File(self.partial, "w") as file:
+            for name, (shape, kind) in self.datasets.items():
+                file.create_dataset(name, shape, kind, dcpl=plan)
+            file.attrs.update(self.attributes)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                with open(self.partial, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(self.partial))
+            except OSError:
+                self.partial.unlink()
+                raise
 
-        data: the images, indexed by lists of indices. The processes of torchrun encode every n-th batch each, and the
-        first writes them all, so that their number does not change the file."""
-        rows = range(processes.from_first(lambda: self.done), self.count)
-        batches = [list(rows[i:i + batch_size]) for i in range(0, len(rows), batch_size)]
+    def fill(self, encode, data, batch_size, workers, device):
+        """Writes encode(batch), {name: array}, of all images from the first missing one on.
+
+        data: the images, indexed by lists of indices. The processes of torchrun encode every n-th
+        batch each, and the first writes them all, so that their number does not change the file."""
+        count = len(self.marks)
+        first = processes.from_first(lambda: min(self.missing, default=count))
+        starts = range(first, count, batch_size)
+        batches = [list(range(start, min(start + batch_size, count))) for start in starts]
         encoded = map(encode, make_loader(data, processes.shard(batches), workers, device))
-        with tqdm(desc=self.path.name, total=len(batches), unit="batch", disable=processes.rank() > 0) as bar:
+        with tqdm(desc=self.path.name, total=len(batches), unit="batch",
+                  disable=processes.rank() > 0) as bar:
             for i in range(0, len(batches), processes.count()):
-                parts = processes.gather_to_first(next(encoded, None))
-                for batch, arrays in zip(batches[i:], parts, strict=False):
+                results = processes.gather_to_first(next(encoded, None))
+                for batch, arrays in zip(batches[i:], results, strict=False):
                     self.write(batch[0], **arrays)
                     bar.update()
 
     def write(self, start, features, **others):
-        """Writes features (B, K, C), and the other datasets by name, of the images start, …, start + B − 1."""
+        """Writes features (B, K, C), and other datasets by name, of images start, …, start+B−1."""
         rows = slice(start, start + len(features))
-        try:
-            if self.file is None:   # opened late: workers that inherit the file would keep its lock after a kill
+        with self._writing():
+            if self.file is None:
+                # opened late: workers that inherit the file would keep its lock after a kill
                 self.file = h5py.File(self.partial, "r+")
-            for name, values in ({"features": features} | others).items():
+            for name, values in {"features": features, **others}.items():
                 self._write(name, rows, values)
             self.file.flush()
             self._write("done", rows, self.marks[rows])
             self.file.flush()
-        except (OSError, RuntimeError) as error:
-            raise self._write_error(error) from error
+        self.missing.difference_update(range(rows.start, rows.stop))
 
     def _write(self, name, rows, values):
         dataset = self.file[name]
-        dataset[rows] = np.asarray(values, dataset.dtype)    # HDF5 1.14.2 itself rounds 15.9998 to a float16 of 8
+        # HDF5 1.14.2 itself would round 15.9998 to a float16 of 8
+        dataset[rows] = np.asarray(values, dataset.dtype)
         dataset.flush()     # raises errors, which h5py would only print when it closes the dataset
 
-    def _write_error(self, error):
-        return InputError(f"{self.partial} cannot be written ({shortened(error)}): free some space or choose another "
-                          "--output_folder, and run the same command again to resume")
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{self.partial} cannot be written ({shortened(error)}): free some "
+                             "space or choose another --output_folder, and run the same command "
+                             "again to resume") from error
 
     def __exit__(self, kind, error, traceback):
         if self.file is not None:
             self.file.close()
-        if kind is None and not self.complete and not processes.rank():
+        if kind is None and not self.complete:
             os.replace(self.partial, self.path)

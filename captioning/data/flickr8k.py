@@ -1,98 +1,107 @@
 """Reads Flickr8k's annotations: its own text files, or the captions.txt distributed on Kaggle."""
 import csv
 import random
-import re
 from collections import defaultdict
 from pathlib import Path
 
-from captioning.data.annotations import SPLITS, checked_records, interned_tokens, make_record, read_karpathy
+from captioning.data.annotations import (
+    CORRECT,
+    SPLITS,
+    checked_records,
+    make_record,
+    read_karpathy,
+)
 from captioning.errors import InputError
-from captioning.files import check_file
+from captioning.files import expect, reading
 
-TOKENS, KAGGLE = "Flickr8k.token.txt", "captions.txt"
-LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
+TOKENS = "Flickr8k.token.txt"
+KAGGLE = "captions.txt"
+LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt",
+         "test": "Flickr_8k.testImages.txt"}
 
 
 def read_flickr8k(annotation_folder, karpathy_json=None, seed=1):
-    """Returns the Records of Flickr8k (Hodosh, Young and Hockenmaier 2013).
+    """The Records of Flickr8k (Hodosh, Young and Hockenmaier 2013).
 
-    Captions are read from Flickr8k.token.txt or, if that is missing, from Kaggle's captions.txt. Splits are those of
-    karpathy_json, if given, otherwise those of the three lists of images; if the folder has none of them, an eighth of
-    the images each, chosen with `seed`, forms the validation and the test split. Captions of images that belong to no
-    split are omitted; the number of their images is printed. InputError if a file is missing or malformed, an image
-    belongs to two splits, or an image of a split has no captions.
-    """
+    Captions are those of Flickr8k.token.txt or, if that is missing, of Kaggle's captions.txt.
+    Splits are those of karpathy_json, if given, else of the folder's three lists of images; if
+    it has none of them, an eighth of the images each, chosen with `seed`, forms the validation
+    and the test split. Images that belong to no split are omitted and their number is printed."""
     folder = Path(annotation_folder)
-    source = next((folder / name for name in (TOKENS, KAGGLE) if (folder / name).is_file()), None)
-    if source is None:
-        raise InputError(f"{folder} contains neither {TOKENS} nor {KAGGLE}: give the folder of Flickr8k's captions")
-    captions = _read_tokens(source) if source.name == TOKENS else _read_kaggle(source)
-    splits, origin = _read_splits(folder, karpathy_json, captions, seed)
+    source = folder / TOKENS if (folder / TOKENS).is_file() else folder / KAGGLE
+    if not source.is_file():
+        raise InputError(f"{folder} contains neither {TOKENS} nor {KAGGLE}: give the folder of "
+                         "Flickr8k's captions")
+    captions = _read_captions(source)
+
+    # where the splits come from
+    if karpathy_json:
+        origin = karpathy_json
+        splits = {record.name: record.split for record in read_karpathy(karpathy_json)}
+    elif any((folder / name).exists() for name in LISTS.values()):
+        origin = "Flickr_8k.{train,dev,test}Images.txt"
+        splits = _read_lists(folder)
+    else:
+        origin = f"random ({'/'.join(SPLITS)} 6:1:1, --seed {seed}), as {folder} has no lists"
+        splits = _random_splits(sorted(captions), seed)
+
     without_captions = [name for name in splits if name not in captions]
     if without_captions:
-        raise InputError(f"{len(without_captions)} images of {origin} have no captions in {source}, the first being "
-                         f"{without_captions[0]!r}: add their captions or remove them from the list")
-    print(f"splits: {origin}; {len(captions) - len(splits)} captioned images of {source.name} belong to no split")
-    return checked_records([
-        make_record(name, name, split, [interned_tokens(text) for text in captions[name]], captions[name], source)
-        for name, split in splits.items()], source)
+        raise InputError(f"{len(without_captions)} images of {origin} have no captions in "
+                         f"{source}, the first being {without_captions[0]!r}: add their captions "
+                         "or remove them from the list")
+    unused = len(captions) - len(splits)
+    print(f"splits: {origin}; {unused} captioned images of {source.name} belong to no split")
+    with reading(source, CORRECT):
+        records = [make_record(name, name, split, captions[name])
+                   for name, split in splits.items()]
+    return checked_records(records, source)
 
 
-def _read_tokens(path):
-    """Captions {image: [caption]} of lines "<image>#<number><tab><caption>"."""
+def _read_captions(path):
+    """{image: captions} of lines "<image>#<number><tab><caption>", or of Kaggle's
+    comma-separated values with the header "image,caption"."""
     captions = defaultdict(list)
-    for number, line in enumerate(_lines(path), 1):
-        match = re.fullmatch(r"([^\t]+)#\d+\t(.*)", line)
-        if not match:
-            raise InputError(f"line {number} of {path} must consist of <image>#<number>, a tab and a caption: correct "
-                             "the line")
-        captions[match[1]].append(match[2])
+    with reading(path, "correct the line, with captions that contain commas in double quotes"):
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        is_kaggle = path.name == KAGGLE
+        if is_kaggle:
+            rows = csv.reader(lines, strict=True)
+            expect(next(rows) == ["image", "caption"], "its first line is not 'image,caption'")
+        else:
+            rows = (line.split("\t", 1) for line in lines)
+        for number, row in enumerate(rows, 1 + is_kaggle):
+            expect(len(row) == 2, f"row {number} has {len(row)} fields in place of an image and "
+                                  "a caption")
+            name, caption = row
+            if not is_kaggle:
+                name, _, index = name.rpartition("#")
+                expect(name and index.isdigit(), f"row {number} does not begin <image>#<number>")
+            captions[name].append(caption)
     return captions
 
 
-def _read_kaggle(path):
-    """Captions {image: [caption]} of comma-separated values with the header "image,caption"."""
-    captions = defaultdict(list)
-    try:
-        rows = list(csv.reader(_lines(path), strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path} cannot be read as comma-separated values ({error}): put captions that contain quotes "
-                         "or commas in double quotes") from error
-    if not rows or rows[0] != ["image", "caption"]:
-        raise InputError(f"the first line of {path} must be 'image,caption': is it the right file?")
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != 2:
-            raise InputError(f"row {number} of {path} has {len(row)} fields in place of an image and a caption: put "
-                             "captions that contain commas in double quotes")
-        captions[row[0]].append(row[1])
-    return captions
+def _read_lists(folder):
+    """{image: split} of the three lists of images."""
+    splits = {}
+    for split, name in LISTS.items():
+        path = folder / name
+        with reading(path, CORRECT):
+            for line in path.read_text(encoding="utf-8-sig").split("\n"):
+                image = line.strip()
+                expect(image not in splits, f"the image {image!r} is already listed in "
+                                            f"{LISTS.get(splits.get(image))}")
+                if image:
+                    splits[image] = split
+    return splits
 
 
-def _read_splits(folder, karpathy_json, captions, seed):
-    """Returns {image: split}, and where the splits come from."""
-    if karpathy_json:
-        return {record.name: record.split for record in read_karpathy(karpathy_json)}, karpathy_json
-    if any((folder / name).exists() for name in LISTS.values()):
-        splits = {}
-        for split, file_name in LISTS.items():
-            for name in filter(None, map(str.strip, _lines(folder / file_name))):
-                if name in splits:
-                    raise InputError(f"the image {name!r} of {folder / file_name} is already listed in "
-                                     f"{LISTS[splits[name]]}: remove it from one of the lists")
-                splits[name] = split
-        return splits, "Flickr_8k.{train,dev,test}Images.txt"
-    names = sorted(captions)
-    random.Random(seed).shuffle(names)
-    part = len(names) // 8      # the proportions of the official splits
-    chosen = dict.fromkeys(names[:part], "val") | dict.fromkeys(names[part:2 * part], "test")
-    return ({name: chosen.get(name, "train") for name in sorted(captions)},
-            f"random ({'/'.join(SPLITS)} 6:1:1, --seed {seed}), as {folder} contains no list of images")
-
-
-def _lines(path):
-    check_file(path)
-    try:
-        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path} cannot be read ({reason}): check the path, or download the file again") from error
+def _random_splits(names, seed):
+    """{image: split}, in the proportions of the official splits."""
+    shuffled = names.copy()
+    random.Random(seed).shuffle(shuffled)
+    eighth = len(names) // 8
+    splits = dict.fromkeys(names, "train")
+    splits.update(dict.fromkeys(shuffled[:eighth], "val"))
+    splits.update(dict.fromkeys(shuffled[eighth:2 * eighth], "test"))
+    return splits

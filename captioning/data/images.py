@@ -1,5 +1,6 @@
 """Images: reading, the preprocessing of torchvision's ImageNet encoders, and augmentation."""
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -7,34 +8,31 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from captioning.errors import InputError
-from captioning.files import check_file, shortened
+from captioning.files import reading
 
 # those whose decoders are Pillow's own: some others run external programs
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # of ImageNet
+REPLACE = "replace the image, or omit unreadable ones with --skip_broken"
+MEAN = (0.485, 0.456, 0.406)        # of ImageNet
+STD = (0.229, 0.224, 0.225)
 
 
 def read_image(path, upright=False):
-    """Reads an image file as uint8 (3, H, W), RGB; raises InputError if it is missing or damaged.
+    """Reads an image file as uint8 (3, H, W), RGB.
 
-    upright: rotate the image as its EXIF orientation demands. By default pixels stay in the stored orientation, to
-    which the boxes and region features of a data set refer.
-    """
-    try:
-        check_file(path)
-        with Image.open(path, formats=FORMATS) as image:
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16") or image.mode == "I":      # 16-bit grey scale, which PIL would clip
-                image = image.point(lambda value: value / 256).convert("L")
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:  # Pillow's decoders raise many exception types for damaged files
-        raise InputError(f"the image {path} cannot be read ({shortened(error)}): replace it, or omit unreadable images "
-                         "with --skip_broken") from error
+    upright: rotate the image as its EXIF orientation demands. By default pixels stay in the
+    stored orientation, to which the boxes and region features of a data set refer."""
+    with reading(path, REPLACE), Image.open(path, formats=FORMATS) as image:
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16") or image.mode == "I":
+            # 16-bit grey scale, which Pillow would clip
+            image = image.point(lambda value: value / 256).convert("L")
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def _functional():
-    """torchvision's functions, imported once they are needed, as that takes as long as importing PyTorch."""
+    """torchvision's functions, imported late, as that takes as long as importing PyTorch."""
     from torchvision.transforms.v2 import functional
     return functional
 
@@ -46,8 +44,8 @@ def resize(image, size):
 
 def normalise(image):
     """uint8 (..., 3, H, W) -> float32, normalised with ImageNet's mean and standard deviation."""
-    T = _functional()
-    return T.normalize(T.to_dtype(image, torch.float32, scale=True), MEAN, STD)
+    scaled = _functional().to_dtype(image, torch.float32, scale=True)
+    return _functional().normalize(scaled, MEAN, STD)
 
 
 def preprocess(image, size):
@@ -56,16 +54,18 @@ def preprocess(image, size):
 
 
 def augment(images, seeds):
-    """Applies colour jitter and, with probability 0.5, a horizontal flip to images, uint8 (B, 3, H, W).
+    """Applies colour jitter and, with probability 0.5, a flip to images, uint8 (B, 3, H, W).
 
-    Brightness, contrast and saturation are scaled by factors from [0.8, 1.2]; hue is kept, since captions name colours.
-    seeds: one random seed per image. Returns the images and a bool mask (B,) of those that were flipped.
-    """
-    draws = torch.stack([torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    Brightness, contrast and saturation are scaled by factors from [0.8, 1.2]; hue is kept, since
+    captions name colours. seeds: one random seed per image. Returns the images and a bool mask
+    (B,) of those that were flipped."""
+    draws = torch.stack([torch.rand(4, generator=torch.Generator().manual_seed(seed))
+                         for seed in seeds])
     flipped = draws[:, 0] < 0.5
-    brightness, contrast, saturation = (0.8 + 0.4 * draws[:, 1:]).T[..., None, None, None]     # each (B, 1, 1, 1)
+    factors = 0.8 + 0.4 * draws[:, 1:]
+    brightness, contrast, saturation = factors.T[..., None, None, None]         # (B, 1, 1, 1)
     x = images.float() * brightness
-    grey = _functional().rgb_to_grayscale(x)                                           # (B, 1, H, W)
+    grey = _functional().rgb_to_grayscale(x)                                    # (B, 1, H, W)
     x = grey + (x - grey) * saturation
     mean = grey.mean((2, 3), keepdim=True)
     x = mean + (x - mean) * contrast
@@ -74,14 +74,28 @@ def augment(images, seeds):
 
 
 def are_readable(paths, workers):
-    """Returns for each path of a list whether `read_image` can read it; workers: number of threads."""
-    with ThreadPool(max(1, workers)) as pool:   # threads suffice, since decoding releases Python's global lock
-        return list(tqdm(pool.imap(_is_readable, paths), desc="checking images", total=len(paths), unit="image"))
+    """Whether `read_image` can read each path of a list; workers: number of threads."""
+    def is_readable(path):
+        try:
+            read_image(path)
+        except InputError:
+            return False
+        return True
+    with ThreadPool(max(1, workers)) as pool:       # decoding releases Python's global lock
+        results = pool.imap(is_readable, paths)
+        return list(tqdm(results, desc="checking images", total=len(paths), unit="image"))
 
 
-def _is_readable(path):
-    try:
-        read_image(path)
-    except InputError:
-        return False
-    return True
+class ImageBatches:
+    """Images of a folder, indexed by lists of indices -> prepare(list of uint8 (3, H, W))."""
+
+    def __init__(self, folder, paths, prepare):
+        self.folder = folder
+        self.paths = paths
+        self.prepare = prepare
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitems__(self, indices):
+        return self.prepare([read_image(Path(self.folder, self.paths[i])) for i in indices])

@@ -5,6 +5,8 @@ import signal
 
 from torch.utils.data import DataLoader
 
+STOP = (signal.SIGINT, signal.SIGTERM)
+
 
 def collate(batch):
     """The identity, since CaptionDataset returns whole batches."""
@@ -12,13 +14,13 @@ def collate(batch):
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers start while signals wait: a KeyboardInterrupt that is raised while a process is forked
-    is lost, as Python ignores exceptions there."""
+    """A DataLoader whose workers start while signals wait: Python would ignore a
+    KeyboardInterrupt that is raised while a process is forked."""
 
     def __iter__(self):
         if not hasattr(signal, "pthread_sigmask"):
             return super().__iter__()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
         try:
             return super().__iter__()
         finally:
@@ -26,22 +28,24 @@ class Loader(DataLoader):
 
 
 def make_loader(data, batches, workers, device):
-    """A DataLoader over the CaptionDataset `data`; batches: list of lists of indices, one list per batch."""
-    return Loader(data, batch_sampler=batches, collate_fn=collate, num_workers=min(workers, len(batches)),
-                  pin_memory=device.type == "cuda", worker_init_fn=ignore_signals)
+    """A DataLoader over the CaptionDataset `data`; batches: lists of indices, one per batch."""
+    return Loader(data, batch_sampler=batches, collate_fn=collate,
+                  num_workers=min(workers, len(batches)), pin_memory=device.type == "cuda",
+                  worker_init_fn=ignore_signals)
 
 
 def ignore_signals(_):
     """Ctrl-C reaches every process of a terminal: the main process alone stops the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP:
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
 def end_workers():
-    """Ends the workers of loaders that an exception left behind; Python sends them SIGTERM and would wait forever."""
+    """Ends the workers that an exception left behind, for which Python would wait forever."""
     workers = [process for process in multiprocessing.active_children() if process.daemon]
     if workers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)       # PyTorch would report that they were killed
+        # otherwise PyTorch would report that they were killed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in workers:
         process.kill()

@@ -1,5 +1,5 @@
-"""Killed, stopped, on a full disk or in a folder without write permission: the same command again ends as if nothing
-had happened, and nothing that existed is damaged."""
+"""Killed, stopped, on a full disk or in a folder without write permission: the same command again
+ends as if nothing had happened, and nothing that existed is damaged."""
 import contextlib
 import csv
 import functools
@@ -20,17 +20,18 @@ from helpers import same
 
 from captioning import checkpoint, runs
 
-TRAIN = workspace.TRAIN.replace("--workers 0", "--workers 1") + " out --save_every 1e-9"       # saves every step
+# saves every step
+TRAIN = workspace.TRAIN.replace("--workers 0", "--workers 1") + " out --save_every 1e-9"
 SCRIPTS = {
-    "preparedataset": workspace.PREPARE.format("out").split("--features")[0].replace("--workers 0", "--workers 1")
-    + "--features cnn --encoder small --batch_size 1",
+    "preparedataset": workspace.PREPARE.format("out").split("--features")[0].replace(
+        "--workers 0", "--workers 1") + "--features cnn --encoder small --batch_size 1",
     "train": f"train --dataset karpathy --encoder bottom_up {TRAIN}",
-    "finetune": "finetune --weight regions.pth --lrp_tune --dataset karpathy --data_folder data --device cpu "
+    "finetune": f"finetune --weight regions.pth --lrp_tune {workspace.BOTTOM_UP} --device cpu "
                 "--workers 0 --epochs 2 --batch_size 2 --save_path out --save_every 1e-9",
-    "evaluation": f"{workspace.EVALUATE} --weight regions.pth --metrics cider --explanations correctness --methods lrp "
-                  "--batch_size 1",
-    "explain": f"{workspace.EXPLAIN} --weight pixels.pth --images images/0.png images/1.png --batch_size 1 "
-               "--save_path out"}
+    "evaluation": f"{workspace.EVALUATE} --weight regions.pth --metrics cider --explanations "
+                  "correctness --methods lrp --batch_size 1",
+    "explain": f"{workspace.EXPLAIN} --weight pixels.pth --images images/0.png images/1.png "
+               "--batch_size 1 --save_path out"}
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 NOBODY = 65534      # user id without permissions
 
@@ -42,8 +43,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def fresh(small_files, tmp_path_factory):
-    """A function that returns a folder with new copies of the small files, always the same folder, as explanations
-    contain the absolute paths of their images."""
+    """A function that returns a folder with new copies of the small files, always the same folder,
+    as explanations contain the absolute paths of their images."""
     folder = tmp_path_factory.mktemp("crash") / "copy"
 
     def create():
@@ -54,7 +55,8 @@ def fresh(small_files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(fresh):
-    """A function: script -> (seconds that it runs, sizes of the files that it writes, `results`)."""
+    """A function: script -> (seconds that it runs, sizes of the files that it writes,
+    `results`)."""
     @functools.cache
     def run(script):
         folder = fresh()
@@ -68,7 +70,8 @@ def undisturbed(fresh):
 
 
 def results(folder):
-    """{path: what it contains} of all files in the folder except the time of runs and their duration."""
+    """{path: what it contains} of all files in the folder except the time of runs and their
+    duration."""
     return {str(path.relative_to(folder)): content(path) for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name not in ("settings.json", "log.txt")}
 
@@ -85,7 +88,8 @@ def content(path):
                 for row in csv.DictReader(path.read_text().splitlines())]
     if path.suffix == ".npz":
         with np.load(path) as arrays:
-            return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+            return {name: (array.dtype.str, array.shape, array.tobytes())
+                    for name, array in arrays.items()}
     if path.suffix == ".hdf5":
         with h5py.File(path) as file:
             return {name: repr(data[:].tolist()) for name, data in file.items()} | {
@@ -104,7 +108,8 @@ def assert_ends_like(expected, script, folder):
 
 
 def assert_no_process_left(group):
-    """No process of the group is running 10 seconds later; workers notice within 5 that their parent died."""
+    """No process of the group is running 10 seconds later; workers notice within 5 that their
+    parent died."""
     deadline = time.monotonic() + 10
     while any(running_in(group)):
         assert time.monotonic() < deadline, f"processes {list(running_in(group))} are still running"
@@ -134,7 +139,8 @@ def test_stopped_at_any_moment(fresh, undisturbed, stop):
     assert status in ((-signal.SIGKILL, 0) if number == signal.SIGKILL else (130, 0)), errors
     if status == 130:
         assert "Traceback" not in errors and errors.endswith("\n")
-        assert errors.splitlines()[-1].split("\r")[-1].startswith(("interrupted", "terminated")), errors
+        assert errors.splitlines()[-1].split("\r")[-1].startswith(("interrupted",
+                                                                   "terminated")), errors
         assert not list(folder.rglob("*.tmp"))
     assert_ends_like(expected, script, folder)
 
@@ -154,11 +160,13 @@ def test_stopped_while_workers_start(fresh, undisturbed):
 def small_disk(folder, size, largest):
     """Yields (a function that limits what its process can write, a function that lifts the limit).
 
-    The limit is a file system of `size` bytes where one can be mounted, else one of `largest` bytes for each file."""
+    The limit is a file system of `size` bytes where one can be mounted, else one of `largest` bytes
+    for each file."""
     folder.mkdir()
     options = ["mount", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
     if subprocess.run([*options, f"size={size}"], capture_output=True).returncode:
-        yield functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest, largest)), lambda: None
+        yield functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE,
+                                (largest, largest)), lambda: None
         return
     try:
         yield lambda: None, lambda: subprocess.run([*options, "remount,size=1g"], check=True)
@@ -189,7 +197,8 @@ def test_full_disk(small_files, fresh, undisturbed, script):
 
 
 def assert_refused_in_one_sentence(status, errors):
-    assert status == 2 and "Traceback" not in errors and errors.count("error: ") == 1, f"{status}: {errors}"
+    assert status == 2 and "Traceback" not in errors
+    assert errors.count("error: ") == 1, f"{status}: {errors}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -199,7 +208,8 @@ def test_folder_that_is_not_writable(fresh, script):
     for path in (folder, *folder.rglob("*")):
         path.chmod(path.stat().st_mode & ~0o222)
     try:
-        drop = functools.partial(os.setuid, NOBODY) if os.getuid() == 0 else lambda: None     # root may write anywhere
+        # root may write anywhere
+        drop = functools.partial(os.setuid, NOBODY) if os.getuid() == 0 else lambda: None
         assert_refused_in_one_sentence(*workspace.run(SCRIPTS[script], folder, drop))
         assert workspace.snapshot(folder) == intact
     finally:

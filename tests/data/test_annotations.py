@@ -18,16 +18,20 @@ def write(path, value):
 def karpathy():
     """Content of a valid file in Karpathy's format with one image per split name."""
     return {"images": [
-        {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "A Dog.", "tokens": ["a", "dog"]}]},
-        {"filename": "2.jpg", "split": "restval", "filepath": "val2014", "sentences": [{"raw": "It's a cat!"}]},
-        {"filename": "3.jpg", "split": "val", "sentences": [{"tokens": ["a", "T-shirt"]}, {"raw": "  …  "}]},
+        {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "A Dog.",
+                                                               "tokens": ["a", "dog"]}]},
+        {"filename": "2.jpg", "split": "restval", "filepath": "val2014",
+         "sentences": [{"raw": "It's a cat!"}]},
+        {"filename": "3.jpg", "split": "val", "sentences": [{"tokens": ["a", "T-shirt"]},
+                                                            {"raw": "  …  "}]},
         {"filename": "4.jpg", "split": "test", "sentences": [{"raw": "Two\nbirds", "tokens": []}]}]}
 
 
 def coco(ids, count=2):
     """Content of a COCO captions file with `count` captions per image."""
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 40, "height": 20} for i in ids]
-    captions = [{"image_id": i, "caption": f"Caption {n} of {i}."} for n in range(count) for i in ids]
+    captions = [{"image_id": i, "caption": f"Caption {n} of {i}."} for n in range(count)
+                for i in ids]
     return {"images": images, "annotations": captions}
 
 
@@ -43,9 +47,11 @@ def instances():
                        {"id": 101, "file_name": f"{101:012d}.jpg", "width": 10, "height": 448},
                        {"id": 999, "file_name": "elsewhere.jpg", "width": 10, "height": 10}],
             "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}],
-            "annotations": [{"image_id": 100, "category_id": 18, "bbox": [1.5, 2, 10.25, 5], "iscrowd": 0},
+            "annotations": [{"image_id": 100, "category_id": 18, "bbox": [1.5, 2, 10.25, 5],
+                             "iscrowd": 0},
                             {"image_id": 100, "category_id": 18, "bbox": [0, 0, 4, 4]},
-                            {"image_id": 100, "category_id": 3, "bbox": [0, 0, 40, 20], "iscrowd": 1},
+                            {"image_id": 100, "category_id": 3, "bbox": [0, 0, 40, 20],
+                             "iscrowd": 1},
                             {"image_id": 999, "category_id": 3, "bbox": [0, 0, 4, 4]}]}
 
 
@@ -62,15 +68,20 @@ def test_read_karpathy(tmp_path):
 def test_read_coco_splits_images_by_id(tmp_path):
     shuffled = [*range(23, 0, -1)]
     records = read_coco(write_coco(tmp_path, shuffled), 2017)
-    names = {split: [record.name for record in records if record.split == split] for split in annotations.SPLITS}
-    assert [len(split_names) for split_names in names.values()] == [22, 1, 3]      # 22 = 23 · 110 / 115
-    assert names["train"] == [f"{i:012d}.jpg" for i in range(1, 23)] and names["val"] == [f"{23:012d}.jpg"]
-    assert records[0].path == "train2017/000000000001.jpg" and records[-1].path == "val2017/000000000102.jpg"
+    names = {split: [record.name for record in records if record.split == split]
+             for split in annotations.SPLITS}
+    # 22 = 23 · 110 / 115
+    assert [len(split_names) for split_names in names.values()] == [22, 1, 3]
+    assert names["train"] == [f"{i:012d}.jpg" for i in range(1, 23)]
+    assert names["val"] == [f"{23:012d}.jpg"]
+    assert records[0].path == "train2017/000000000001.jpg"
+    assert records[-1].path == "val2017/000000000102.jpg"
     assert records[0].raw == ["Caption 0 of 1.", "Caption 1 of 1."]
     assert records[0].tokens == [["caption", "0", "of", "1"], ["caption", "1", "of", "1"]]
 
 
-@pytest.mark.parametrize(("count", "expected"), [(118_287, [110_000, 5_000]), (115_000, [110_000, 5_000]),
+@pytest.mark.parametrize(("count", "expected"), [(118_287, [110_000, 5_000]),
+                                                 (115_000, [110_000, 5_000]),
                                                  (114_999, [109_999, 5_000]), (112, [107, 5])])
 def test_coco_split_sizes(count, expected):
     train, val = expected
@@ -82,9 +93,11 @@ def test_boxes_have_layout_of_cocovalentities(tmp_path):
     write(tmp_path / "instances_val2017.json", instances())
     boxes = read_boxes(tmp_path, records)
     assert boxes == {
-        f"{100:012d}.jpg": {"categories": {"dog": 18}, "bbox": {"18": [[1.5, 2, 11.75, 7], [0, 0, 4, 4]]},
+        f"{100:012d}.jpg": {"categories": {"dog": 18}, "bbox": {"18": [[1.5, 2, 11.75, 7],
+                                                                       [0, 0, 4, 4]]},
                             "shape": [40, 20], "resize_ratio": [5.6, 11.2]},
-        f"{101:012d}.jpg": {"categories": {}, "bbox": {}, "shape": [10, 448], "resize_ratio": [22.4, 0.5]}}
+        f"{101:012d}.jpg": {"categories": {}, "bbox": {}, "shape": [10, 448],
+                            "resize_ratio": [22.4, 0.5]}}
 
 
 def test_boxes_without_area_are_left_out_and_counted(tmp_path, capsys):
@@ -98,7 +111,8 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path, capsys):
 
 
 def changed(value, path, new):
-    """A copy of `value` whose item at `path` is replaced by `new`, or removed if new is KeyError."""
+    """A copy of `value` whose item at `path` is replaced by `new`, or removed if new is
+    KeyError."""
     value = copy.deepcopy(value)
     *parents, last = path
     container = value
@@ -133,7 +147,7 @@ def changed(value, path, new):
     (("images", 1, "sentences", 0, "raw"), "\ud800", "surrogates"),
     (("images", 1, "sentences", 0, "raw"), KeyError, "no caption with words for '2.jpg'"),
     (("images", 0, "sentences", 0, "tokens"), "a dog", "'tokens'"),
-    (("images", 0, "sentences", 0, "tokens"), [1, 2], "'tokens' of '1.jpg'"),
+    (("images", 0, "sentences", 0, "tokens"), [1, 2], "k.json is damaged"),
 ])
 def test_invalid_karpathy_file(tmp_path, path, new, message):
     file = write(tmp_path / "k.json", changed(karpathy(), path, new))
@@ -142,7 +156,8 @@ def test_invalid_karpathy_file(tmp_path, path, new, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "nonsense", '{"images": [' + "[" * 100_000, "1" * 5000])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "nonsense", '{"images": [' + "[" * 100_000, "1"
+                                  * 5000])
 def test_invalid_json(tmp_path, text):
     with pytest.raises(InputError, match=r"k\.json"):
         read_karpathy(write(tmp_path / "k.json", text))
@@ -179,11 +194,11 @@ def test_missing_coco_file(tmp_path):
     (("images", 0, "width"), 10**400, "too large"),
     (("images", 0, "height"), "20", "'height'"),
     (("annotations", 0, "category_id"), 77, "image id 100"),
-    (("annotations", 0, "bbox"), [1, 2, 3], "four numbers"),
-    (("annotations", 0, "bbox"), [1, 2, -3, 4], "four numbers"),
+    (("annotations", 0, "bbox"), [1, 2, 3], "instances_val2017.json is damaged"),
+    (("annotations", 0, "bbox"), [1, 2, -3, 4], "width, height in pixels"),
     (("annotations", 0, "bbox"), [1, 2, float("nan"), 4], "not a number"),
     (("annotations", 0, "bbox"), [1, 2, 10**400, 4], "too large"),
-    (("annotations", 0, "bbox"), [1, 2, "3", 4], "four numbers"),
+    (("annotations", 0, "bbox"), [1, 2, "3", 4], "instances_val2017.json is damaged"),
 ])
 def test_invalid_coco_instances(tmp_path, path, new, message):
     records = read_coco(write_coco(tmp_path), 2017)
@@ -203,5 +218,6 @@ def test_real_coco_annotations(shared_data):
     for entry in boxes.values():
         w, h = entry["shape"]
         assert set(entry["bbox"]) == {str(i) for i in entry["categories"].values()}
-        for x0, y0, x1, y1 in (box for category_boxes in entry["bbox"].values() for box in category_boxes):
+        for x0, y0, x1, y1 in (box for category_boxes in entry["bbox"].values()
+                               for box in category_boxes):
             assert 0 <= x0 <= x1 <= w + 1 and 0 <= y0 <= y1 <= h + 1

@@ -14,7 +14,8 @@ from captioning.files import write_json
 RAMP = np.linspace(0, 255, 12 * 16).reshape(12, 16).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("mode", "ending"), [("L", "png"), ("P", "png"), ("CMYK", "tif"), ("RGBA", "png"),
+@pytest.mark.parametrize(("mode", "ending"), [("L", "png"), ("P", "png"), ("CMYK", "tif"),
+                                              ("RGBA", "png"),
                                               ("LA", "png"), ("YCbCr", "tif"), ("RGB", "bmp")])
 def test_every_mode_becomes_rgb(tmp_path, mode, ending):
     path = tmp_path / f"x.{ending}"
@@ -36,8 +37,8 @@ def test_sixteen_bit_images_are_scaled(tmp_path):
 
 
 def write_rotated(path):
-    """Writes a portrait image as cameras do: stored in landscape format, 12×16, with EXIF orientation 6, which demands
-    a clockwise rotation by 90°. Its stored left half is white."""
+    """Writes a portrait image as cameras do: stored in landscape format, 12×16, with EXIF
+    orientation 6, which demands a clockwise rotation by 90°. Its stored left half is white."""
     pixels = np.zeros((12, 16, 3), np.uint8)
     pixels[:, :8] = 255
     exif = Image.Exif()
@@ -49,11 +50,13 @@ def test_upright_follows_exif_orientation(tmp_path):
     write_rotated(tmp_path / "x.jpg")
     upright = images.read_image(tmp_path / "x.jpg", upright=True)
     assert upright.shape == (3, 16, 12)
-    assert upright[:, :7].min() > 200 and upright[:, 9:].max() < 50, "the stored left half is on top"
+    assert upright[:, :7].min() > 200
+    assert upright[:, 9:].max() < 50, "the stored left half is on top"
     stored = images.read_image(tmp_path / "x.jpg", upright=False)
     assert stored.shape == (3, 12, 16)
     assert stored[..., :7].min() > 200 and stored[..., 9:].max() < 50
-    assert torch.equal(images.read_image(tmp_path / "x.jpg"), stored), "the stored orientation is the default"
+    assert torch.equal(images.read_image(tmp_path / "x.jpg"),
+                       stored), "the stored orientation is the default"
 
 
 def test_data_sets_keep_the_stored_orientation(tmp_path):
@@ -62,11 +65,13 @@ def test_data_sets_keep_the_stored_orientation(tmp_path):
     words = vocabulary.build([["a"]], 1)
     write_json(dataset.wordmap_path(tmp_path, "x"), words.wordmap)
     records = [Record("x.jpg", "x.jpg", "test", [["a"]], ["a"])]
-    dataset.write_split(dataset.split_path(tmp_path, "x", "test"), records, words, 1, 5, 1, tmp_path)
+    dataset.write_split(dataset.split_path(tmp_path, "x", "test"), records, words, 1, 5, 1,
+                        tmp_path)
     batch = CaptionDataset(tmp_path, "x", "test", image_size=16).__getitems__([0])
     stored = images.preprocess(images.read_image(tmp_path / "x.jpg", upright=False), 16)
     assert torch.equal(batch["images"][0], stored)
-    assert not torch.allclose(stored, images.preprocess(images.read_image(tmp_path / "x.jpg", upright=True), 16))
+    assert not torch.allclose(stored, images.preprocess(images.read_image(tmp_path / "x.jpg",
+                                                                          upright=True), 16))
 
 
 def make_broken(kind, path):
@@ -84,7 +89,8 @@ def make_broken(kind, path):
     return path
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "truncated JPEG", "truncated PNG",
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "truncated JPEG",
+                                  "truncated PNG",
                                   "truncated GIF", "truncated BMP", "truncated TIFF"])
 def test_broken_images_are_named(tmp_path, kind):
     path = make_broken(kind, tmp_path / "broken.jpg")
@@ -96,6 +102,7 @@ def test_broken_images_are_named(tmp_path, kind):
 
 def test_preprocess_equals_torchvision():
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 30, 50), dtype=np.uint8))
-    reference = v2.Compose([v2.Resize([16, 16], antialias=True), v2.ToDtype(torch.float32, scale=True),
+    reference = v2.Compose([v2.Resize([16, 16], antialias=True),
+                            v2.ToDtype(torch.float32, scale=True),
                             v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     assert torch.allclose(images.preprocess(image, 16), reference(image), atol=1e-6)

@@ -9,13 +9,18 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-NUMBERS = [0, -1, 1, 7, 2**31, -2**63, 10**20, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), True]
-TEXTS = ["", ".", "..", "./", "/", "a/../../b", "a\n", "\0", "\ud800", "$\\frac{$", "<script>", "é" * 300, "<end>",
+NUMBERS = [0, -1, 1, 7, 2**31, -2**63, 10**20, 10**400, 0.5, -0.0, 1e308, float("nan"),
+           float("inf"), True]
+TEXTS = ["", ".", "..", "./", "/", "a/../../b", "a\n", "\0", "\ud800", "$\\frac{$", "<script>", "é"
+         * 300, "<end>",
          "1" * 5000, "train", "dog", "index.html"]
 VALUES = st.sampled_from([None, [], {}, [[]], {"a": 1}, *NUMBERS, *TEXTS])
-ARRAYS = [np.zeros(0), np.zeros((0, 3, 5)), np.float32(3), np.full((2, 3, 5), np.nan, np.float32), np.array(["a", "b"]),
-          np.array([b"x"]), np.full((2, 2, 10), -1), np.full((2, 2, 10), 2**31), np.zeros((8, 2, 10), np.int32),
-          np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 5)) * 1e30, np.ones((2, 3), bool), np.array([5, -1])]
+ARRAYS = [np.zeros(0), np.zeros((0, 3, 5)), np.float32(3), np.full((2, 3, 5), np.nan, np.float32),
+          np.array(["a", "b"]),
+          np.array([b"x"]), np.full((2, 2, 10), -1), np.full((2, 2, 10), 2**31),
+          np.zeros((8, 2, 10), np.int32),
+          np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 5)) * 1e30, np.ones((2, 3), bool),
+          np.array([5, -1])]
 
 
 def tamper(draw, path):
@@ -49,7 +54,8 @@ def in_bytes(draw, path):
 
 def replaced(draw, path):
     """Replaces the file by something else."""
-    other = draw(st.sampled_from(["nothing", "folder", "pipe", "link to itself", "pickle", "array", "image", "text"]))
+    other = draw(st.sampled_from(["nothing", "folder", "pipe", "link to itself", "pickle", "array",
+                                  "image", "text"]))
     path.unlink()
     if other == "folder":
         path.mkdir()
@@ -85,8 +91,10 @@ def changed(draw, value):
             result[key] = changed(draw, value[key])
         return result
     if isinstance(value, torch.Tensor) and draw(st.booleans()):
-        return draw(st.sampled_from([value * torch.nan, value.flatten()[:-1], value[None], value.to_sparse(),
-                                     -value - 1, value.int(), value.new_zeros(1).expand(10**6, 10**6),
+        return draw(st.sampled_from([value * torch.nan, value.flatten()[:-1], value[None],
+                                     value.to_sparse(),
+                                     -value - 1, value.int(),
+                                     value.new_zeros(1).expand(10**6, 10**6),
                                      value.to("meta")]))
     return draw(VALUES)
 
@@ -143,10 +151,12 @@ def in_hdf5(draw, path):
         elif kind == 2:
             shape = file[name].shape
             del file[name]
-            file.create_dataset(name, (10**6, *shape[1:], 10**4)[:len(shape)], np.int32, chunks=True)
+            file.create_dataset(name, (10**6, *shape[1:], 10**4)[:len(shape)], np.int32,
+                                chunks=True)
         elif file[name].dtype.kind == "O":
             values = file[name].asstr()[:].tolist()
-            values[0] = draw(st.sampled_from(["", ".", "..", "/", "a\n", "[]", "[1]", "{}", values[-1], "[[]]"]))
+            values[0] = draw(st.sampled_from(["", ".", "..", "/", "a\n", "[]", "[1]", "{}",
+                                              values[-1], "[[]]"]))
             file[name][...] = values
         else:
             array = changed_array(draw, file[name][()])

@@ -1,4 +1,5 @@
-"""Every command with damaged files and unusual flags ends well: with valid output, or with one sentence."""
+"""Every command with damaged files and unusual flags ends well: with valid output, or with one
+sentence."""
 import shlex
 from pathlib import Path
 
@@ -9,10 +10,14 @@ from hypothesis import strategies as st
 
 CORPUS = Path(__file__).with_name("corpus.txt")
 # share of the cases for each command: fast ones get most
-WEIGHTS = [4 if command.startswith(("preparedataset", "evaluation --device")) else 1 for command in workspace.COMMANDS]
-DOWNLOADS = ("--workers", "--detector", "--corenlp", "--bert_model")     # they start processes or use the network
-FLAG_VALUES = ["", "0", "-1", "1", "2", "nan", "inf", "1e400", "1e-320", "1" + "0" * 20, "9" * 5000, "1000000000",
-               "none", ".", "missing", "missing/missing", "images", "words.txt", "/dev/null", "\udcff", "a\nb",
+WEIGHTS = [4 if command.startswith(("preparedataset", "evaluation --device")) else 1
+           for command in workspace.COMMANDS]
+# they start processes or use the network
+DOWNLOADS = ("--workers", "--detector", "--corenlp", "--bert_model")
+FLAG_VALUES = ["", "0", "-1", "1", "2", "nan", "inf", "1e400", "1e-320", "1" + "0" * 20, "9" * 5000,
+               "1000000000",
+               "none", ".", "missing", "missing/missing", "images", "words.txt", "/dev/null",
+               "\udcff", "a\nb",
                "$\\frac{$", "x" * 300]
 
 
@@ -30,10 +35,13 @@ def copies(small_files, tmp_path_factory):
 
 
 def cases(config, share):
-    """Settings of hypothesis for this share of all cases, always the same ones unless --hypothesis-seed is given."""
-    return settings(max_examples=max(1, round(share * config.getoption("fuzz_cases"))), deadline=None, database=None,
+    """Settings of hypothesis for this share of all cases, always the same ones unless
+    --hypothesis-seed is given."""
+    return settings(max_examples=max(1, round(share * config.getoption("fuzz_cases"))),
+                    deadline=None, database=None,
                     derandomize=config.getoption("--hypothesis-seed") is None, print_blob=True,
-                    phases=[Phase.generate, Phase.shrink] if config.getoption("fuzz_shrink") else [Phase.generate],
+                    phases=[Phase.generate, Phase.shrink] if config.getoption("fuzz_shrink")
+                    else [Phase.generate],
                     suppress_health_check=list(HealthCheck))
 
 
@@ -63,7 +71,8 @@ def has_plots(data):
 
 
 def flags_of(script):
-    return [action.option_strings[0] for action in workspace.SCRIPTS[script].get_args_parser()._actions
+    return [action.option_strings[0]
+            for action in workspace.SCRIPTS[script].get_args_parser()._actions
             if action.option_strings and action.dest != "help"]
 
 
@@ -81,7 +90,8 @@ def test_unusual_flags(copies, pytestconfig, number):
 
 @pytest.mark.parametrize("line", CORPUS.read_text(encoding="utf-8").splitlines())
 def test_inputs_that_once_failed(copies, line):
-    """Each line: the number of a command, and a file and what it contains instead, or a flag and its value."""
+    """Each line: the number of a command, and a file and what it contains instead, or a flag and
+    its value."""
     number, name, value = shlex.split(line)
     command, folder = list(workspace.COMMANDS)[int(number)].split(), copies()
     if name.startswith("--"):

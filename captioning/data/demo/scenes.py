@@ -1,12 +1,13 @@
 """Samples demo scenes and describes them with captions.
 
-A scene consists of a background and up to four objects. Some categories form pairs, such as dog and ball, in which
-the second object accompanies the first with a given probability: the planted bias. Captions mention only what the scene
-contains.
+A scene consists of a background and up to four objects. Some categories form pairs, such as dog and
+ball, in which the second object comes with the first with a given probability: the planted bias.
+Captions mention only what the scene contains.
 """
 from dataclasses import dataclass
 
-# category: (code of the emoji, nouns, plurals, hue that can be changed or None); the first noun is the most frequent
+# category: (code of the emoji, nouns, plurals, hue that can be changed or None); the first noun is
+# the most frequent
 CATEGORIES = {
     "dog": ("1f415", ["dog", "puppy"], ["dogs", "puppies"], None),
     "cat": ("1f408", ["cat", "kitten"], ["cats", "kittens"], None),
@@ -29,7 +30,8 @@ CATEGORIES = {
     "chair": ("1fa91", ["chair"], ["chairs"], None),
     "bicycle": ("1f6b2", ["bicycle", "bike"], ["bicycles", "bikes"], 0.98),
 }
-PAIRS = {"dog": "ball", "woman": "umbrella", "cat": "chair", "man": "bicycle"}      # first object: its biased companion
+# first object of a pair: the second
+PAIRS = {"dog": "ball", "woman": "umbrella", "cat": "chair", "man": "bicycle"}
 NEUTRAL = [name for name in CATEGORIES if name not in PAIRS and name not in PAIRS.values()]
 COLOURS = {"red": 0.98, "blue": 0.58, "green": 0.33, "yellow": 0.14, "purple": 0.77}
 COUNTS = {2: "two", 3: "three"}
@@ -44,7 +46,7 @@ SCENES = {
 
 @dataclass
 class Thing:
-    """One object of a scene: its position and size, as fractions of the image's side, and its appearance."""
+    """One object of a scene: position and size, as fractions of the image's side, and looks."""
     category: str
     colour: str | None
     side: float         # of its emoji
@@ -60,11 +62,11 @@ class Scene:
     """A background and the objects in front of it."""
     kind: str           # key of SCENES
     things: list        # Thing objects in the order in which they are drawn
-    groups: list        # (category, indices of its things), in the order in which captions name them
+    groups: list        # (category, indices of its things), in the order of the captions
 
 
 def sample_scene(rng, bias):
-    """Samples a Scene. A first object of PAIRS is accompanied by its second with probability `bias`."""
+    """Samples a Scene. A first object of PAIRS comes with its second with probability `bias`."""
     kind = rng.choice(list(SCENES))
     draw = rng.random()
     if draw < 0.4:
@@ -84,16 +86,22 @@ def sample_scene(rng, bias):
             counts[other] = 1
         if main not in PAIRS:
             counts[str(main)] = int(rng.choice([1, 2, 3], p=[0.65, 0.22, 0.13]))
+
     things, groups = [], []
     for category, count in counts.items():
-        colour = str(rng.choice(list(COLOURS))) if CATEGORIES[category][3] is not None else None
-        side = rng.uniform(0.34, 0.54) if sum(counts.values()) <= 2 else rng.uniform(0.3, 0.42)
-        groups.append((category, list(range(len(things), len(things) + count))))
-        things += [_place(rng, category, colour, side * rng.uniform(0.92, 1.08), things) for _ in range(count)]
-    # objects further back are drawn first
-    order = sorted(range(len(things)), key=lambda i: -1 if things[i].category in IN_THE_AIR else
-                   things[i].y + things[i].side / 2)
-    groups = [(category, sorted(order.index(i) for i in members)) for category, members in groups]
+        has_colour = CATEGORIES[category][3] is not None
+        colour = str(rng.choice(list(COLOURS))) if has_colour else None
+        few = sum(counts.values()) <= 2
+        side = rng.uniform(0.34, 0.54) if few else rng.uniform(0.3, 0.42)
+        groups.append((category, range(len(things), len(things) + count)))
+        things += [_place(rng, category, colour, side * rng.uniform(0.92, 1.08), things)
+                   for _ in range(count)]
+
+    # objects further back are drawn first, and those in the air before them
+    def nearness(i):
+        return -1 if things[i].category in IN_THE_AIR else things[i].y + things[i].side / 2
+    order = sorted(range(len(things)), key=nearness)
+    groups = [(category, sorted(map(order.index, members))) for category, members in groups]
     return Scene(str(kind), [things[i] for i in order], groups)
 
 
@@ -103,10 +111,11 @@ def _place(rng, category, colour, side, things):
         return sum(max(0, (side + other.side) / 2 - abs(place[0] - other.x))
                    * max(0, (side + other.side) / 2 - abs(place[1] - other.y)) for other in things)
     low, high = (0.28, 0.5) if category in IN_THE_AIR else (0.5, 1 - side / 2)
-    places = [(rng.uniform(side / 2, 1 - side / 2), rng.uniform(min(low, high), high)) for _ in range(5)]
+    places = [(rng.uniform(side / 2, 1 - side / 2), rng.uniform(min(low, high), high))
+              for _ in range(5)]
     x, y = min(places, key=overlap)
-    return Thing(category, colour, side, x, max(y, side / 2), bool(rng.random() < 0.5), rng.uniform(-8, 8),
-                 rng.uniform(0.85, 1.1))
+    return Thing(category, colour, side, x, max(y, side / 2), bool(rng.random() < 0.5),
+                 rng.uniform(-8, 8), rng.uniform(0.85, 1.1))
 
 
 def describe(scene, rng):
@@ -122,19 +131,22 @@ def describe(scene, rng):
 
 
 def _caption(scene, rng):
+    def there(group):
+        return f"there {'are' if len(scene.groups[group][1]) > 1 else 'is'} "
     place = str(rng.choice(SCENES[scene.kind], p=[0.75, 0.25]))
     phrases = [_noun_phrase(scene, group, rng) for group in scene.groups]
-    is_plural = len(scene.groups[0][1]) > 1
-    opening = str(rng.choice(["", f"there {'are' if is_plural else 'is'} ", "a picture of ", "a photo of "],
+    opening = str(rng.choice(["", there(0), "a picture of ", "a photo of "],
                              p=[0.7, 0.12, 0.1, 0.08]))
     if len(phrases) == 1:
-        verb = str(rng.choice(["", " alone"], p=[0.8, 0.2])) if not is_plural else ""
-        return f"{opening}{phrases[0]}{verb} {place}"
+        is_plural = len(scene.groups[0][1]) > 1
+        alone = "" if is_plural else str(rng.choice(["", " alone"], p=[0.8, 0.2]))
+        return f"{opening}{phrases[0]}{alone} {place}"
     if len(phrases) == 2:
         first, second = (0, 1) if rng.random() < 0.8 else (1, 0)
         if opening.startswith("there"):
-            opening = f"there {'are' if len(scene.groups[first][1]) > 1 else 'is'} "
-        return f"{opening}{phrases[first]} {_relation(scene, first, second, rng)} {phrases[second]} {place}"
+            opening = there(first)
+        relation = _relation(scene, first, second, rng)
+        return f"{opening}{phrases[first]} {relation} {phrases[second]} {place}"
     conjunction = str(rng.choice(["and", "near"], p=[0.6, 0.4]))
     relation = _relation(scene, 0, 1, rng)
     return f"{opening}{phrases[0]} {relation} {phrases[1]} {conjunction} {phrases[2]} {place}"
@@ -143,32 +155,37 @@ def _caption(scene, rng):
 def _noun_phrase(scene, group, rng):
     category, members = group
     _, nouns, plurals, _ = CATEGORIES[category]
-    things = [scene.things[i] for i in members]
+    thing = scene.things[members[0]]
     synonym = int(len(nouns) > 1 and rng.random() < 0.2)
-    colour = f"{things[0].colour} " if things[0].colour and rng.random() < 0.85 else ""
+    colour = f"{thing.colour} " if thing.colour and rng.random() < 0.85 else ""
     if len(members) > 1:
         return f"{COUNTS[len(members)]} {colour}{plurals[synonym]}"
-    side, size = things[0].side, ""
+    size = ""
     if rng.random() < 0.5:
-        size = "large " if side > 0.5 else "small " if side < 0.34 else ""
+        size = "large " if thing.side > 0.5 else "small " if thing.side < 0.34 else ""
     noun = f"{size}{colour}{nouns[synonym]}"
     return f"{'an' if noun[0] in 'aeou' else 'a'} {noun}"
 
 
 def _relation(scene, first, second, rng):
     """The spatial relation of group `first` to group `second`, in words."""
-    (first_category, first_members), (second_category, second_members) = scene.groups[first], scene.groups[second]
+    first_category, first_members = scene.groups[first]
+    second_category, second_members = scene.groups[second]
     draw = rng.random()
     if (first_category, second_category) in PAIRS.items() and draw < 0.5:
         return "with"
     if len(first_members) > 1 or len(second_members) > 1 or draw > 0.85:
         return "near"
-    a, b = scene.things[first_members[0]], scene.things[second_members[0]]
-    dx, dy, reach = b.x - a.x, b.y - a.y, (a.side + b.side) / 2
+    a = scene.things[first_members[0]]
+    b = scene.things[second_members[0]]
+    dx = b.x - a.x
+    dy = b.y - a.y
+    reach = (a.side + b.side) / 2
     is_vertical = abs(dx) < 0.5 * abs(dy)
     if is_vertical and (first_category in IN_THE_AIR) != (second_category in IN_THE_AIR):
         return "above" if dy > 0 else "under"
-    if is_vertical or (abs(dx) < 0.6 * reach and abs(dy) < 0.6 * reach):    # the object drawn later is in front
+    if is_vertical or (abs(dx) < 0.6 * reach and abs(dy) < 0.6 * reach):
+        # the object drawn later is in front
         return "in front of" if first_members[0] > second_members[0] else "behind"
     if draw > 0.65:
         return "next to"
