@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# Trains and explains both models on a few photographs in COCO's layout (train2017/, val2017/, annotations/), which the
-# models memorise:
-#     bash configs/few_photographs.sh FOLDER [VGG16_WEIGHTS]
-# VGG16_WEIGHTS: a file with the encoder's weights (default: ImageNet weights, downloaded). Run the script again to resume
-# an interrupted run.
+# Trains and explains both models on a few photographs in COCO's layout (train2017/, val2017/,
+# annotations/), which the models memorise:
+#     bash studies/photographs/run.sh FOLDER [VGG16_WEIGHTS]
+# VGG16_WEIGHTS: a file with the encoder's weights (default: ImageNet weights, downloaded). Run the
+# script again to resume an interrupted run.
 for part in train2017 val2017 annotations; do
-    [ -d "${1:-}/$part" ] || { echo "error: give a folder that contains train2017/, val2017/ and annotations/" >&2; exit 2; }
+    if [ ! -d "${1:-}/$part" ]; then
+        echo "error: give a folder that contains train2017/, val2017/ and annotations/" >&2
+        exit 2
+    fi
 done
 folder=$(realpath "$1")
 weights=()
 if [ -n "${2:-}" ]; then
     weights=(--encoder_weights "$(realpath "$2")")
 fi
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/../../configs/environment.sh"
 
 python preparedataset.py \
     --dataset coco2017 \
@@ -21,7 +24,6 @@ python preparedataset.py \
     --output_folder data/few \
     --min_word_freq 3 \
     --features cnn \
-    --encoder vgg16 \
     ${weights[@]+"${weights[@]}"}
 
 train_images=("$folder"/train2017/*.jpg)
@@ -31,7 +33,6 @@ for model in gridtd aoa; do
         --dataset coco2017 \
         --data_folder data/few \
         --model_type $model \
-        --encoder vgg16 \
         --batch_size 10 \
         --epochs 30 \
         --patience 30 \
@@ -54,7 +55,6 @@ for model in gridtd aoa; do
             --data_folder data/few \
             --split $split \
             --explanations correctness \
-            --methods lrp attention \
             --max_images 20 \
             --save_path output/few_$model
     done

@@ -1,34 +1,14 @@
 #!/usr/bin/env bash
-# Evaluates the explanation methods of both models on the demo's test images. Run `bash configs/demo.sh` first, which
-# trains gridtd; this script trains aoa with the same settings and runs every experiment (docs/experiments.md).
-# If interrupted, run it again: it resumes.
-. "$(dirname "$0")/environment.sh"
+# Evaluates the explanation methods of both models on the demo's test images. Run `bash
+# configs/demo.sh` first, which trains gridtd; this script trains aoa with the same settings and
+# runs every experiment. If interrupted, run it again: it resumes.
+. "$(dirname "$0")/../../configs/environment.sh"
 export OMP_NUM_THREADS=1
-
-python train.py \
-    --dataset demo \
-    --data_folder data \
-    --model_type aoa \
-    --encoder small \
-    --embed_dim 128 \
-    --hidden_dim 128 \
-    --dropout 0.1 \
-    --batch_size 10 \
-    --captions_per_step 2 \
-    --epochs 10 \
-    --patience 10 \
-    --region_epochs 3 \
-    --region_loss 1 \
-    --decoder_lr 1e-3 \
-    --encoder_lr 1e-3 \
-    --lr_schedule cosine \
-    --grad_clip 1 \
-    --amp \
-    --workers 1 \
-    --save_path output/demo_aoa
-
 methods="lrp gradient grad_cam guided_backprop guided_grad_cam attention random"
 experiments="ablation correctness tpfp deletion_insertion pointing_game mask_mass"
+
+model=aoa save_path=output/demo_aoa bash configs/train_demo.sh
+
 for model in demo demo_aoa; do
     weight=output/$model/checkpoint_best.pth
     # evaluation.py writes metrics_test.json last: what is newer than the checkpoint is finished
