@@ -20,7 +20,6 @@ from captioning.data.feature_store import Store
 from captioning.errors import InputError
 from captioning.files import write_json
 from gridTDmodel import GridTDModel
-from studies.feature_types import in_bfloat16
 
 COUNT, SIZE = 7, 16
 
@@ -485,12 +484,3 @@ def test_truncated_features(split, records):
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(InputError, match=path.name):
         feature_store.open_features(split, "x", "train", region_model(7))
-
-
-def test_bfloat16_of_the_study_is_that_of_mixed_precision():
-    """Up to the order in which products are summed."""
-    encoder, images = max_pooled(), random_images().float()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = encoder(images).float().flatten(2).mT
-    torch.testing.assert_close(in_bfloat16(encoder, images), expected, rtol=2 ** -7, atol=2 ** -7)
-    assert not torch.equal(expected, encoder(images).flatten(2).mT)
