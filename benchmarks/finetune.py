@@ -13,11 +13,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import measure
+from captioning.decoding import image_seeds
 from captioning.device import autocast, pick_device
 from captioning.errors import run_script
-from captioning.explanation.lrp_inference import lrp_loss
 from captioning.training.erasure import ErasureLoss
-from captioning.training.losses import teacher_forced_loss
+from captioning.training.losses import CrossEntropy, LRPInferenceLoss
 from captioning.training.reward import CiderD, write_frequencies
 from captioning.training.scst import SCST
 
@@ -36,8 +36,7 @@ def make_losses(words, reward, device):
     number = torch.arange(len(words), device=device)
     stop = number % 2 == 0
     is_object = (number % OBJECT_INTERVAL == 0) & (number != words.pad)
-    losses = {"--ce_tune": teacher_forced_loss(words),
-              "--lrp_tune": teacher_forced_loss(words, partial(lrp_loss, stop=stop)),
+    losses = {"--ce_tune": CrossEntropy(words), "--lrp_tune": LRPInferenceLoss(words, stop),
               "--erase_tune": ErasureLoss(words, torch.where(is_object, number, -1), 0.2, 0.1, 0.2),
               "--cider_tune": SCST(words, reward, T),
               "--lrp_cider_tune": SCST(words, reward, T, stop=stop)}
@@ -47,9 +46,12 @@ def make_losses(words, reward, device):
 
 
 def train_step(model, loss, features, captions, optimizer, amp):
+    index = torch.arange(len(captions))
+    batch = {"captions": captions, "index": index, "seeds": image_seeds(index.tolist()), "epoch": 0,
+             "step": 0}
     optimizer.zero_grad()
     with autocast(features.device, amp):
-        value = loss(model.train(), features, captions, 0)[0]
+        value, _ = loss(model.train(), features, batch, loss.counts(batch))
     value.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()

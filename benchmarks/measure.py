@@ -182,7 +182,7 @@ def machine(device):
 
 
 def write(name, args, device, tables):
-    """Prints the tables; with --document, puts them between the comments "device name" and "end"."""
+    """Prints the tables; with --document, puts them between its comments, see `replaced`."""
     text = "\n".join([f"`python benchmarks/{name}.py`; {machine(device)}.\n",
                       *(table.markdown() for table in tables)])
     print(text)

@@ -8,10 +8,10 @@
 # To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of
 # OUT together and run studies/hallucination/hallucination.py. WEIGHTS lists values of μ for which
 # evidence erasure is run as well: the trade-off of hallucination and CIDEr. CONTROLS lists
-# controls: other evidence (random attention gradient grad_cam shared soft mask), fillings (mean
-# zero), what else must be predicted (nothing other_words), the whole image (image_swap no_image),
-# erasure in every second step (every2), and controls of LRP-inference (temperature permuted). BIAS
-# is the training images' bias. A variant of a mode with other flags, beside the existing runs:
+# controls: other evidence (random attention gradient grad_cam shared mask), fillings (mean zero),
+# no caption of the erased image (nothing), the whole image (image_swap no_image), erasure in every
+# second step (every2), and controls of LRP-inference (temperature permuted). BIAS is the training
+# images' bias. A variant of a mode with other flags, beside the existing runs:
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash studies/hallucination/run.sh
 . "$(dirname "$0")/../../configs/environment.sh"
 export OMP_NUM_THREADS=1    # one job per core instead
@@ -87,7 +87,7 @@ train_and_finetune() {      # arguments: model type, random seed
             mean|zero) flags+=" --erase_fill $control" ;;
             nothing) flags+=" --erase_keep_weight 0" ;;
             every*) flags+=" --erase_every ${control#every}" ;;
-            soft|mask|other_words|image_swap|no_image) flags+=" --control $control" ;;
+            mask|image_swap|no_image) flags+=" --control $control" ;;
             temperature|permuted) name=lrp_$control flags="--lrp_tune --control $control" ;;
             *) echo "unknown control $control" >&2; exit 1 ;;
         esac
