@@ -113,8 +113,8 @@ def test_lrp_inference_controls(control, monkeypatch):
 
 
 def test_temperature_and_dropout(monkeypatch):
-    """The words that LRP-inference weights have the mean confidence of p̃; stop words, and all words
-    if all are stop words, keep their logits, with the same dropout."""
+    """Words that LRP-inference weights have the mean confidence of p̃; stop words, and all words if
+    all are stop words, keep their logits, with the same dropout."""
     model = make(AOAModel, seed=2)
     stop = torch.arange(12) == 6
     logits = []
