@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import max_pooled, random_images
 from PIL import Image
 from torch import nn
 
