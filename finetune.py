@@ -13,6 +13,7 @@ from torch import nn
 
 import train
 from captioning import checkpoint, processes
+from captioning.captioner import model_type
 from captioning.cli import Parser, fraction, non_negative, positive_int, print_settings, set_seed
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
@@ -102,7 +103,7 @@ def with_recorded_flags(args, content, model):
     if a given flag contradicts the model."""
     settings = Namespace(**vars(args))
     recorded = current_flags((content.get("training") or {}).get("flags", {}))
-    fixed = {"model_type": checkpoint.model_type(model),
+    fixed = {"model_type": model_type(model),
              "encoder": model.config["encoder"] or "bottom_up"}
     fixed |= {name: model.config[name] for name in SIZES if name in model.config}
     for action in train.get_args_parser()._actions:

@@ -3,11 +3,12 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 from argparse import SUPPRESS, Action, BooleanOptionalAction, Namespace
+from inspect import signature
 
 import torch
 
 from captioning import processes
-from captioning.checkpoint import model_class
+from captioning.captioner import MODELS, model_class
 from captioning.cli import (
     Parser,
     add_device,
@@ -68,7 +69,7 @@ def add_training(parser):
 
     model = parser.add_argument_group("model")
     add = model.add_argument
-    add("--model_type", choices=["gridtd", "aoa"], default="gridtd", help="captioning model")
+    add("--model_type", choices=list(MODELS), default="gridtd", help="captioning model")
     add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16", help="CNN, or "
         "bottom_up for region features")
     add("--embed_dim", type=positive_int, default=512, help="dimension of the word embeddings")
@@ -141,21 +142,19 @@ def make_model(args, vocabulary, feature_dim=2048):
     if args.model_type == "aoa" and args.hidden_dim % args.num_head:
         raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head "
                          f"{args.num_head}")
-    own_flag = {"gridtd": "attention_dim", "aoa": "num_head"}[args.model_type]
-    config = {"vocab_size": len(vocabulary), "embed_dim": args.embed_dim,
-              "hidden_dim": args.hidden_dim, own_flag: getattr(args, own_flag),
-              "encoder": None if args.encoder == "bottom_up" else args.encoder,
-              "feature_dim": feature_dim}
-    if args.dropout is not None:
-        config["dropout"] = args.dropout
+    # the flags that have the names of the model's arguments
+    constructor = model_class(args.model_type)
+    flags = {name: value for name, value in vars(args).items() if value is not None}
+    config = {name: flags[name] for name in signature(constructor).parameters if name in flags}
+    config |= {"vocab_size": len(vocabulary), "feature_dim": feature_dim,
+               "encoder": None if args.encoder == "bottom_up" else args.encoder}
 
     # built without memory first, so that a mistyped size ends with one sentence
     with torch.device("meta"):
-        parameters = model_class(args.model_type)(**config).parameters()
-        size = sum(parameter.numel() for parameter in parameters)
+        size = sum(parameter.numel() for parameter in constructor(**config).parameters())
     check_memory(BYTES_PER_PARAMETER * size, f"training a model of {size:,} parameters",
                  "lower --embed_dim, --hidden_dim or --attention_dim")
-    model = model_class(args.model_type)(**config)
+    model = constructor(**config)
     if model.encoder is not None:
         encoder = encoders.build(args.encoder, args.encoder_weights)
         model.encoder = encoder.to(memory_format=torch.channels_last)
@@ -179,7 +178,7 @@ def main(args):
     settings = Namespace(**vars(args))
     settings.finetune_encoder = args.finetune_encoder or args.encoder == "small"
     settings.from_pixels = args.from_pixels or settings.finetune_encoder
-    settings.epochs = args.epochs or EPOCHS[args.model_type]
+    settings.epochs = args.epochs or EPOCHS.get(args.model_type, 50)
     print_settings(settings)
     if settings.encoder == "bottom_up" and settings.from_pixels:
         raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and "

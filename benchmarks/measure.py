@@ -1,6 +1,6 @@
-"""What the benchmarks share: flags, sizes, timing in turn, profiles, and tables, which are printed and written as JSON.
-"""
+"""What the benchmarks share: flags, sizes, timing in turn, and tables."""
 import platform
+import re
 import statistics
 import sys
 import time
@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from aoamodel import AOAModel
 from captioning.cli import Parser, add_device, positive_int
 from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
-from captioning.files import read_json, write_json
+from captioning.errors import InputError
+from captioning.files import write_text
 from gridTDmodel import GridTDModel
 
 MODELS = {"gridtd": GridTDModel, "aoa": AOAModel}
@@ -32,7 +33,7 @@ QUICK = Sizes(V=200, d=32, K=16, C=16, image=112)
 
 
 class Table(NamedTuple):
-    """A result: rows of strings and numbers below `columns`; note: what limits the time, or how it was measured."""
+    """A result: rows of strings and numbers below `columns`; note: how it was measured."""
     title: str
     columns: list
     rows: list
@@ -40,9 +41,14 @@ class Table(NamedTuple):
 
     def markdown(self):
         """The table in Markdown, numbers with three significant digits."""
-        lines = [self.columns, ["---"] * len(self.columns)] + [[_readable(value) for value in row] for row in self.rows]
-        lines = ["| " + " | ".join(line) + " |" for line in lines]
-        return "\n".join([f"**{self.title}**", "", *lines, "", *([self.note, ""] if self.note else [])])
+        lines = [self.columns, ["---"] * len(self.columns)]
+        lines += [[_readable(value) for value in row] for row in self.rows]
+        note = [self.note, ""] if self.note else []
+        return "\n".join([f"**{self.title}**", "", *map(_row, lines), "", *note])
+
+
+def _row(cells):
+    return "| " + " | ".join(cells) + " |"
 
 
 def _readable(value):
@@ -56,8 +62,8 @@ def get_parser(description, repeats=3):
     parser = Parser(description.split("\n")[0])
     add = parser.add_argument
     add("--repeats", type=positive_int, default=repeats, help="timed runs of each alternative")
-    add("--quick", action="store_true", help="tiny sizes, to try the benchmark: its numbers mean nothing")
-    add("--save_path", default="output/benchmarks", help="folder for the results in JSON")
+    add("--quick", action="store_true", help="tiny sizes, to try it: its numbers mean nothing")
+    add("--document", help="Markdown file in which the tables are replaced: docs/benchmarks.md")
     add_device(parser)
     return parser
 
@@ -67,7 +73,7 @@ def sizes(args):
 
 
 def in_turn(functions, repeats, device):
-    """{name: [seconds]} of functions {name: function without arguments}, which run in turn after a warm-up run."""
+    """{name: [seconds]} of {name: function without arguments}, run in turn after a warm-up run."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():
@@ -83,15 +89,16 @@ COMPARISON = ["compared", "seconds", "with", "seconds", "ratio of times", "small
 
 
 def compare(functions, repeats, device):
-    """Rows of COMPARISON: the first of the functions with each of the others. The ratio is the median of those of the
-    paired runs."""
+    """Rows of COMPARISON: the first of the functions with each of the others. The ratio is the
+    median of those of the paired runs."""
     seconds = in_turn(functions, repeats, device)
     first, *others = seconds
     rows = []
     for name in others:
         ratios = [a / b for a, b in zip(seconds[first], seconds[name], strict=True)]
-        rows.append([first, statistics.median(seconds[first]), name, statistics.median(seconds[name]),
-                     statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"])
+        rows.append([first, statistics.median(seconds[first]), name,
+                     statistics.median(seconds[name]), statistics.median(ratios),
+                     f"{min(ratios):.2f} to {max(ratios):.2f}"])
     return rows
 
 
@@ -103,11 +110,12 @@ def profile(function, device, count=5):
     with torch.profiler.profile(activities=activities) as profiler:
         function()
     attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    # operations rather than the kernels that they start
     times = {event.key: getattr(event, attribute) for event in profiler.key_averages()
-             if event.device_type == torch.autograd.DeviceType.CPU}      # operations rather than their kernels
+             if event.device_type == torch.autograd.DeviceType.CPU}
     largest = sorted(times, key=times.get, reverse=True)[:count]
-    shares = [f"{name.removeprefix('aten::')} {times[name] / sum(times.values()):.0%}" for name in largest]
-    return ", ".join(shares)
+    total = sum(times.values())
+    return ", ".join(f"{name.removeprefix('aten::')} {times[name] / total:.0%}" for name in largest)
 
 
 class Products(TorchDispatchMode):
@@ -131,29 +139,32 @@ class Products(TorchDispatchMode):
 def build(name, size, device, encoder=None, **options):
     """A model with random weights; without an encoder it reads features (B, K, C)."""
     torch.manual_seed(0)
-    model = MODELS[name](size.V, embed_dim=size.d, hidden_dim=size.d, encoder=encoder, feature_dim=size.C, **options)
+    model = MODELS[name](size.V, embed_dim=size.d, hidden_dim=size.d, encoder=encoder,
+                         feature_dim=size.C, **options)
     if encoder is None:     # features of a CNN: without padding, unlike those of regions
-        model.encoder, model.encode = torch.nn.Sequential(), lambda images: images
+        model.encoder = torch.nn.Sequential()
+        model.encode = lambda images: images
     return model.to(device)
 
 
 def vocabulary(V):
     """A Vocabulary of V words."""
-    words = [f"w{i}" for i in range(1, V - 3)]
-    return Vocabulary({word: i for i, word in enumerate([PAD, *words, UNK, START, END])})
+    words = [PAD, *(f"w{i}" for i in range(1, V - 3)), UNK, START, END]
+    return Vocabulary({word: i for i, word in enumerate(words)})
 
 
 def random_captions(shape, words, T, shortest=None):
-    """Ids (*shape, T + 1) from <start> to <end>, zero-padded, of shortest to T tokens; frequencies follow Zipf's law.
+    """Ids (*shape, T + 1) from <start> to <end>, zero-padded; frequencies follow Zipf's law.
 
-    Lengths are uniformly distributed; shortest: default T."""
+    Lengths are uniformly distributed from `shortest` (default: T) to T tokens."""
     generator = torch.Generator().manual_seed(1)
     count = torch.Size(shape).numel()
     weights = 1 / torch.arange(1, words.unk, dtype=torch.float)
     ids = 1 + weights.multinomial(count * T, replacement=True, generator=generator).view(count, T)
     lengths = torch.randint(shortest or T, T + 1, (count, 1), generator=generator)
     position = torch.arange(1, T + 1)
-    ids = ids.masked_fill(position == lengths, words.end).masked_fill(position > lengths, words.pad)
+    ids = ids.masked_fill(position == lengths, words.end)
+    ids = ids.masked_fill(position > lengths, words.pad)
     return torch.cat([torch.full((count, 1), words.start), ids], 1).view(*shape, T + 1)
 
 
@@ -162,23 +173,27 @@ def machine(device):
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-        hardware = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+        path = Path("/proc/cpuinfo")
+        lines = path.read_text().splitlines() if path.exists() else []
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else platform.processor()
+        hardware = f"{processor}, {torch.get_num_threads()} threads"
     return f"{hardware}; PyTorch {torch.__version__}, Python {platform.python_version()}"
 
 
-def _lines(path):
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def write(name, args, device, tables):
-    """Prints the tables, and writes them to <save_path>/<name>.json."""
-    print(f"benchmarks/{name}.py: {machine(device)}\n\n" + "\n".join(table.markdown() for table in tables))
-    write_json(Path(args.save_path) / f"{name}.json",
-               {"flags": vars(args), "machine": machine(device), "tables": [table._asdict() for table in tables]})
+    """Prints the tables; with --document, puts them between its comments, see `replaced`."""
+    text = "\n".join([f"`python benchmarks/{name}.py`; {machine(device)}.\n",
+                      *(table.markdown() for table in tables)])
+    print(text)
+    if args.document:
+        old = Path(args.document).read_text(encoding="utf-8")
+        write_text(args.document, replaced(old, f"{device.type} {name}", text))
 
 
-def read(folder, name):
-    """The Tables of a benchmark that has run, and its machine."""
-    content = read_json(Path(folder) / f"{name}.json", ["tables", "machine"])
-    return [Table(**table) for table in content["tables"]], content["machine"]
+def replaced(document, place, text):
+    """`document` with `text` between the comments <!-- place --> and <!-- end -->."""
+    pattern = re.compile(rf"(<!-- {place} -->\n).*?(<!-- end -->\n)", re.DOTALL)
+    if not pattern.search(document):
+        raise InputError(f"--document lacks the lines <!-- {place} --> and <!-- end -->: add them")
+    return pattern.sub(lambda match: f"{match[1]}{text}{match[2]}", document)

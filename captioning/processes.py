@@ -94,23 +94,3 @@ def sum_gradients(parameters):
     sums = total(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, part in zip(gradients, sums.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def batch_norm(x, layer):
-    """The nn.BatchNorm2d `layer` of x (B, C, H, W); in training with statistics of all processes.
-
-    torch.nn.SyncBatchNorm does the same, but only on GPUs."""
-    if count() == 1 or not layer.training:
-        return layer(x)
-    y = x.to(layer.weight.dtype)        # mixed precision
-    sums = all_reduce(torch.cat([y.sum((0, 2, 3)), y.new_tensor([y.numel() / y.shape[1]])]))
-    mean = sums[:-1] / sums[-1]
-    n = sums[-1].detach()
-    y = y - mean[:, None, None]
-    variance = all_reduce((y * y).sum((0, 2, 3))) / n
-    with torch.no_grad():
-        layer.num_batches_tracked += 1
-        layer.running_mean.lerp_(mean, layer.momentum)
-        layer.running_var.lerp_(variance * n / (n - 1), layer.momentum)
-    scale = layer.weight * (variance + layer.eps).rsqrt()
-    return (y * scale[:, None, None] + layer.bias[:, None, None]).to(x.dtype)

@@ -1,5 +1,6 @@
-# Sourced by the other scripts: changes to the repository and activates a Python that has the packages in $REQUIREMENTS.
-# That is the active environment if it has them all, otherwise .venv, created once and updated when the list changes.
+# Sourced by the other scripts: changes to the repository and activates a Python that has the
+# packages in $REQUIREMENTS. That is the active environment if it has them all, otherwise .venv,
+# created once and updated when the list changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 requirements=${REQUIREMENTS:-requirements.txt}
@@ -15,8 +16,8 @@ def names(path):
         elif line.strip():
             yield re.match(r"([\w-]+)>=([\d.]+)", line).groups()
 number = lambda text: [int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3]]
-ok = sys.version_info >= (3, 10) and all(number(version(n)) >= number(v) for n, v in names(pathlib.Path(sys.argv[1])))
-sys.exit(not ok)
+is_new = [number(version(n)) >= number(v) for n, v in names(pathlib.Path(sys.argv[1]))]
+sys.exit(sys.version_info < (3, 10) or not all(is_new))
 PY
 }
 
@@ -32,7 +33,9 @@ else
     [ -n "$python" ] || { echo "error: Python 3.10 or newer is required: install it" >&2; exit 2; }
     echo "installing the packages in $requirements into .venv (once; takes a few minutes)"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r "$requirements"
-    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true      # pip would use one core; some files are templates
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+        -r "$requirements"
+    # compiled here, as pip would use one core; some files are templates
+    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
     PATH="$PWD/.venv/bin:$PATH"
 fi

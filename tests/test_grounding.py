@@ -11,8 +11,6 @@ from captioning.data.vocabulary import build
 from captioning.errors import InputError
 from captioning.metrics.object_words import Objects
 from gridTDmodel import GridTDModel
-from studies.contrastive_decoding import Contrasted
-from studies.grounded_decoding import category_thresholds
 
 MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 # 12 words with the special ones
@@ -122,27 +120,3 @@ def test_a_calibration_belongs_to_its_weights(tmp_path):
         path.write_text(json.dumps(content | {key: value}))
         with pytest.raises(InputError, match="must contain a number|is not a number"):
             grounding.load(weight, model)
-
-
-@MODELS
-def test_contrastive_decoding(model_type):
-    """Greedy words are those of (1 + α) log p − α log p of the same words without image."""
-    model, features = make(model_type), random_regions()
-    blank = torch.full_like(features, torch.finfo(features.dtype).tiny)
-    words = decoding.decode(Contrasted(model, 2.0), features, WORDS, "greedy", max_len=5)
-    captions = decoding.with_start(words, WORDS)
-    log_p, log_blank = (model.output(model.teacher_force(x, captions[:, None]).hidden[:, 0])
-                        .log_softmax(-1) for x in (features, blank))
-    expected = decoding.without_special(3 * log_p - 2 * log_blank, WORDS).argmax(-1)
-    assert torch.equal(expected[words != 0], words[words != 0])
-    free = decoding.decode(model, features, WORDS, max_len=5)
-    assert torch.equal(free, decoding.decode(Contrasted(model, 0.0), features, WORDS, max_len=5))
-
-
-def test_thresholds_of_categories_with_few_words_are_near_that_of_all():
-    shares = [i / 100 for i in range(100)] + [5.0, 6.0]
-    reference = {"present": [1] * 102, "category": [0] * 100 + [3] * 2}
-    thresholds, overall = category_thresholds(shares, reference, 0.9, prior=10)
-    assert overall == pytest.approx(torch.tensor(shares, dtype=torch.float64).quantile(0.1).item())
-    assert thresholds[3] == pytest.approx((2 * 5.1 + 10 * overall) / 12)
-    assert thresholds[0] == pytest.approx((100 * 0.099 + 10 * overall) / 110)

@@ -13,7 +13,6 @@ from captioning.explanation import lrp_inference
 from captioning.explanation.derivatives import ratio
 from captioning.explanation.rules import LRP
 from gridTDmodel import GridTDModel
-from studies.weighted_words import at_temperature
 
 MODELS = [GridTDModel, AOAModel]
 SPECIAL = {0, 1, 2}
@@ -186,16 +185,3 @@ def test_the_loss_has_one_dropout_mask_for_both_logits(model_type):
         torch.testing.assert_close(loss, expected, check_dtype=False, rtol=1e-5, atol=1e-6)
     for other in (p, p_weighted):       # the mask matters
         assert abs(other - F.cross_entropy(model.W_o(hidden), targets.flatten()[rows])) > 0.01
-
-
-def test_temperature_at_which_words_have_a_given_mean_probability():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(40, 9, generator=generator, dtype=torch.float64)
-    ids = logits.argmax(-1)
-    p = at_temperature(logits, ids, 0.8)
-    assert p.mean() == pytest.approx(0.8, abs=1e-9)
-    two = logits[:, :2]         # of two words, log(p / (1 − p)) is the difference of their logits divided by T
-    p = at_temperature(two, two.argmax(-1), 0.8)
-    margin = (two[:, 0] - two[:, 1]).abs()
-    factor = (p / (1 - p)).log() / margin
-    torch.testing.assert_close(factor, factor[:1].expand(40), rtol=1e-6, atol=0)

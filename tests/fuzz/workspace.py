@@ -37,7 +37,7 @@ from gridTDmodel import GridTDModel
 from studies import compare
 
 SCRIPTS = {"preparedataset": preparedataset, "train": train, "finetune": finetune,
-           "evaluation": evaluation, "explain": explain}
+           "evaluation": evaluation, "explain": explain, "compare": compare}
 MEMORY_LIMIT = 12 * 2**30      # bytes of address space, of which PyTorch takes about 5 GB at once
 TIME_LIMIT = 120        # seconds; the slowest command takes about one on an idle machine
 SPLITS = ["train"] * 4 + ["val"] * 2 + ["test"] * 2

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Evaluates the explanation methods of both models on the demo's test images. Run `bash
+# configs/demo.sh` first, which trains gridtd; this script trains aoa with the same settings and
+# runs every experiment. If interrupted, run it again: it resumes.
+. "$(dirname "$0")/../../configs/environment.sh"
+export OMP_NUM_THREADS=1
+methods="lrp gradient grad_cam guided_backprop guided_grad_cam attention random"
+experiments="ablation correctness tpfp deletion_insertion pointing_game mask_mass"
+
+model=aoa save_path=output/demo_aoa bash configs/train_demo.sh
+
+for model in demo demo_aoa; do
+    weight=output/$model/checkpoint_best.pth
+    # evaluation.py writes metrics_test.json last: what is newer than the checkpoint is finished
+    [ output/$model/scores/metrics_test.json -nt $weight ] || python evaluation.py \
+        --weight $weight \
+        --dataset demo \
+        --explanations $experiments \
+        --methods $methods \
+        --save_path output/$model/scores
+    [ output/$model/sanity/metrics_test.json -nt $weight ] || python evaluation.py \
+        --weight $weight \
+        --dataset demo \
+        --explanations sanity \
+        --methods $methods \
+        --max_images 100 \
+        --save_path output/$model/sanity
+done
