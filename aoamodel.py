@@ -71,7 +71,8 @@ class AOAModel(Captioner):
         B, N, T = words.shape
         v_mean = context.v_mean[:, None, None].expand(B, N, T, -1)
         x = torch.cat([self.embedding(words), v_mean], -1).flatten(0, 1)     # (BN, T, e + d)
-        h, state = self.lstm(x, tuple(part.reshape(1, B * N, -1) for part in state))
+        with torch.autocast("cpu", enabled=False):      # many CPUs have no LSTM in bfloat16
+            h, state = self.lstm(x, tuple(part.reshape(1, B * N, -1) for part in state))
         return h.unflatten(0, (B, N)), tuple(part.view(B, N, -1) for part in state)
 
     def attend(self, h, context):
