@@ -251,8 +251,7 @@ def _target_logits(model, trace, captions, contrast, rule):
         rows = rows - model.W_o.weight[contrast]
         bias = bias - model.W_o.bias[contrast]
     with rule:
-        logits = (trace.hidden[:, 0, :, None] @ rows[..., None])[..., 0, 0] + bias
-        return 1 * logits       # used by something other than a sum: the ε of W_o is added
+        return (trace.hidden[:, 0, :, None] @ rows[..., None])[..., 0, 0] + bias
 
 
 def _common(model, trace, captions, steps, maps):

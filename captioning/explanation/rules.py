@@ -42,10 +42,21 @@ class Rule(TorchFunctionMode):
     table = {}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return self.call(name_of(function), function, args, kwargs or {})
+        kwargs = kwargs or {}
+        result = self.call(name_of(function), function, args, kwargs)
+
+        # x.add_(y) and the like gave a new tensor: x itself must not be used any more
+        if args and result is not args[0] and is_signal(args[0]) and is_in_place(function, kwargs):
+            args[0].changed_by = function.__name__
+        return result
 
     def call(self, name, function, args, kwargs):
-        if name in self.table and carries_relevance(args):
+        inputs = [*args, *kwargs.values()]
+        for x in inputs:
+            if hasattr(x, "changed_by"):
+                raise NotImplementedError(f"{name} uses a tensor that {x.changed_by} changed in "
+                                          "place: use the result of that function instead")
+        if name in self.table and carries_relevance(inputs):
             return self.table[name](self, function, *args, **kwargs)
         return function(*args, **kwargs)
 
@@ -107,20 +118,20 @@ class Guided(Gradient):
 def linear(rule, function, *args, **kwargs):
     """z_j = Σ_i W_ji x_i + b_j:  r(x) = Wᵀ [r(z) z/(z + ε sign z)]  (ε-rule, section 4).
 
-    The bracket is added when z is used by something other than a sum (`LRP.finished`): a sum of
-    linear layers is one linear layer of all their inputs, with one ε."""
+    A sum of linear layers is one linear layer of all their inputs, with one ε: see `add`."""
     z = function(*args, **kwargs)
     is_product = sum(map(is_signal, args[:2])) > 1
-    return without_rule(z, function) if is_product else unfinished(z)
+    return without_rule(z, function) if is_product else linear_output(z, rule.eps)
 
 
 def add(rule, function, a, b, **kwargs):
     """y = a + b:  r(a) = r(b) = r(y) y/(y + ε sign y)  (sum rule, section 4).
 
-    Of linear layers alone: see `linear`."""
+    A linear layer among the terms is one without its own ε."""
+    is_linear = all(hasattr(x, "without_eps") for x in (a, b) if is_signal(x))
+    a, b = (getattr(x, "without_eps", x) for x in (a, b))
     y = out_of_place(function)(a, b, **kwargs)
-    is_linear = all(is_unfinished(x) for x in (a, b) if is_signal(x))
-    return unfinished(y) if is_linear else stabilised(y, rule.eps)
+    return linear_output(y, rule.eps) if is_linear else stabilised(y, rule.eps)
 
 
 def total(rule, function, *args, **kwargs):
@@ -131,7 +142,8 @@ def total(rule, function, *args, **kwargs):
 def product(rule, function, a, b, **kwargs):
     """y = a x, a constant such as a gate:  r(x) = a r(y), all relevance to x (section 4)."""
     y = out_of_place(function)(a, b, **kwargs)
-    return without_rule(y, function) if is_signal(a) and is_signal(b) else y
+    is_known = not is_signal(b) or not (is_signal(a) or "div" in name_of(function))
+    return y if is_known else without_rule(y, function)
 
 
 def constant(rule, function, *args, **kwargs):
@@ -200,13 +212,13 @@ class LRP(Rule):
         "linear": linear, "matmul": linear, "mm": linear, "bmm": linear,
         "add": add, "sub": add,
         "sum": total, "mean": total, "avg_pool2d": total, "adaptive_avg_pool2d": total,
-        "mul": product, "div": product, "truediv": product,
+        "mul": product, "div": product,
         "sigmoid": constant, "softmax": constant,
         "tanh": elementwise, "relu6": elementwise, "hardtanh": elementwise,
         "leaky_relu": elementwise, "relu": relu, "max_pool2d": max_pool,
         "conv2d": conv, "batch_norm": batch_norm}
 
-    # they move numbers around; the first also those of sums that still lack their ε
+    # they move numbers around; after the first, a linear layer is still one
     moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT",
              "T", "unsqueeze", "squeeze", "expand", "expand_as", "select", "narrow", "chunk",
              "split", "unbind", "contiguous", "to"}
@@ -219,25 +231,16 @@ class LRP(Rule):
         self.eps = eps
 
     def call(self, name, function, args, kwargs):
-        if name not in ("add", "sub") and name not in self.moves:
-            args = [self.finished(arg) for arg in args]
+        if args and name in self.moves and hasattr(args[0], "without_eps"):
+            result = function(args[0].without_eps, *args[1:], **kwargs)
+            if isinstance(result, tuple | list):
+                return type(result)(linear_output(part, self.eps) for part in result)
+            return linear_output(result, self.eps)
         result = super().call(name, function, args, kwargs)
-        if name in self.table or not carries_relevance([result]):
+        is_known = name in self.table or name in self.moves or name in self.gathers
+        if is_known or not carries_relevance([result]):
             return result
-        if name not in self.moves and name not in self.gathers:
-            return without_rule(result, function)
-
-        # a view of a sum that lacks its ε lacks it too
-        if is_unfinished(args[0]):
-            for part in result if isinstance(result, tuple | list) else [result]:
-                unfinished(part)
-        return result
-
-    def finished(self, x):
-        """x; the output of a linear layer that lacks it with the factor z/(z + ε sign z)."""
-        if isinstance(x, tuple | list):
-            return type(x)(map(self.finished, x))
-        return stabilised(x, self.eps) if is_unfinished(x) else x
+        return without_rule(result, function)
 
 
 class Gamma(LRP):
@@ -261,8 +264,9 @@ def name_of(function):
         return function.__self__.__name__
     if name.startswith("__"):
         name = name.strip("_")
-        operator = name[1:]
-        return operator if operator in ("add", "sub", "mul", "truediv", "matmul") else name
+        if name[1:] in ("add", "sub", "mul", "matmul"):     # radd, iadd and so on
+            return name[1:]
+        return "div" if name.endswith("div") else name
     return name.rstrip("_")
 
 
@@ -280,14 +284,18 @@ def carries_relevance(args):
     return False
 
 
-def unfinished(z):
-    """Marks z as the output of a linear layer that lacks its ε."""
-    z.lacks_eps = True
-    return z
+def linear_output(z, eps):
+    """The output z of a linear layer, with its ε; a sum takes `without_eps`, and has its own."""
+    y = stabilised(z, eps)
+    y.without_eps = z
+    return y
 
 
-def is_unfinished(x):
-    return getattr(x, "lacks_eps", False)
+def is_in_place(function, kwargs):
+    """Whether a function changes its first argument: x.relu_(), x += y, F.relu(x, inplace=True)."""
+    name = getattr(function, "__name__", "")
+    is_operator = name.startswith("__i") and name_of(function) in ("add", "sub", "mul", "div")
+    return is_operator or kwargs.get("inplace") or (name[-1:] == "_" and name[:1] != "_")
 
 
 def out_of_place(function):
