@@ -102,22 +102,6 @@ def compare(functions, repeats, device):
     return rows
 
 
-def profile(function, device, count=5):
-    """Sentence on the operations in which `function` spends most of its time."""
-    function()
-    activity = torch.profiler.ProfilerActivity
-    activities = [activity.CPU] + [activity.CUDA] * (device.type == "cuda")
-    with torch.profiler.profile(activities=activities) as profiler:
-        function()
-    attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    # operations rather than the kernels that they start
-    times = {event.key: getattr(event, attribute) for event in profiler.key_averages()
-             if event.device_type == torch.autograd.DeviceType.CPU}
-    largest = sorted(times, key=times.get, reverse=True)[:count]
-    total = sum(times.values())
-    return ", ".join(f"{name.removeprefix('aten::')} {times[name] / total:.0%}" for name in largest)
-
-
 class Products(TorchDispatchMode):
     """Context manager that records all matrix products; `replay` repeats them alone."""
     NAMES = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")

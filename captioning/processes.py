@@ -6,7 +6,6 @@ import warnings
 
 import torch
 from torch import distributed
-from torch.distributed.nn.functional import all_reduce
 
 
 def start():

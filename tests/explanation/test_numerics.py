@@ -5,8 +5,8 @@ from helpers import make, max_pooled, random_regions
 from torch import nn
 
 from aoamodel import AOAModel
-from captioning.explanation.methods import METHODS, SPLIT
 from captioning.explanation.derivatives import ratio
+from captioning.explanation.methods import METHODS, SPLIT
 from gridTDmodel import GridTDModel
 
 LENGTH = 8
