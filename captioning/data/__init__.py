@@ -1,3 +1,4 @@
 """Annotations, vocabulary, images, data sets, predictions, stored features and demo scenes.
 
-Imports only modules of captioning."""
+Imports only modules of captioning (errors, files, weights, device, processes).
+"""
