@@ -26,19 +26,12 @@ def run(study, *arguments):
     run_script(study.main, study.get_args_parser().parse_args([str(x) for x in arguments]))
 
 
-<<<<<<< HEAD
 def test_every_study_ends_with_run_script_and_is_described():
     scripts = [path for path in STUDIES.rglob("*.py") if "__main__" in path.read_text("utf-8")]
     assert len(scripts) > 5
     for path in scripts:
         assert path.read_text("utf-8").splitlines()[-1].startswith("    run_script(")
         assert path.parent == STUDIES or path.name in (path.parent / "README.md").read_text("utf-8")
-=======
-def test_every_study_ends_with_run_script():
-    scripts = [path for path in STUDIES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
-    assert len(scripts) > 9
-    assert all(path.read_text(encoding="utf-8").splitlines()[-1].startswith("    run_script(") for path in scripts)
->>>>>>> trust
 
 
 @pytest.mark.parametrize("study, arguments, message", [
