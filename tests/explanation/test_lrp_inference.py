@@ -12,6 +12,7 @@ from aoamodel import AOAModel
 from captioning.explanation import lrp_inference
 from captioning.explanation.derivatives import ratio
 from captioning.explanation.rules import LRP
+from captioning.training.losses import lrp_loss
 from gridTDmodel import GridTDModel
 
 MODELS = [GridTDModel, AOAModel]
@@ -143,7 +144,9 @@ def test_loss_is_the_sum_of_both_cross_entropies(model_type):
     captions = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)
     predicted = model(features, captions).argmax(-1)
     stop = lrp_inference.stop_mask(model, {*SPECIAL, predicted[0, 0, 0].item()})
-    loss, correct, words = lrp_inference.lrp_loss(model, model.teacher_force(features, captions), captions, stop, 0.7)
+    trace = model.teacher_force(features, captions)
+    loss, correct, words = lrp_loss(model, trace, captions, stop, 0.7)
+    loss = loss / words
     targets = captions[..., 1:]
     logits, weighted = model.lrp_inference(features, captions, stop)
     p, p_weighted = (F.cross_entropy(x.flatten(0, -2), targets.flatten(), ignore_index=0) for x in (logits, weighted))
@@ -181,7 +184,8 @@ def test_the_loss_has_one_dropout_mask_for_both_logits(model_type):
     p_weighted = F.cross_entropy(model.W_o(mask * weighted), targets.flatten()[rows])
     for stop, expected in ((every, 1.7 * p), (~every, p + 0.7 * p_weighted)):
         torch.manual_seed(5)
-        loss = lrp_inference.lrp_loss(model, trace, CAPTIONS[:, None], stop, 0.7)[0]
+        loss, _, words = lrp_loss(model, trace, CAPTIONS[:, None], stop, 0.7)
+        loss = loss / words
         torch.testing.assert_close(loss, expected, check_dtype=False, rtol=1e-5, atol=1e-6)
     for other in (p, p_weighted):       # the mask matters
         assert abs(other - F.cross_entropy(model.W_o(hidden), targets.flatten()[rows])) > 0.01

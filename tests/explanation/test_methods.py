@@ -1,4 +1,5 @@
 """What all explanation methods have in common: shapes, chosen steps, options, inference mode; and adding a rule."""
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,7 @@ FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta
 def test_chosen_steps_change_every_field_alike(model_type, method, inputs):
     model = make(model_type, max_pooled if inputs is random_images else None)
     steps = torch.tensor([[4, 0, 2], [1, 3, 2], [0, 4, 1]])
-    explain = getattr(model, method)
+    explain = partial(METHODS[method].explain, model)
     every, chosen = explain(inputs(), CAPTIONS), explain(inputs(), CAPTIONS, steps=steps)
     for field in FIELDS:
         whole, part = getattr(every, field), getattr(chosen, field)
@@ -37,7 +38,7 @@ def test_chosen_steps_change_every_field_alike(model_type, method, inputs):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_every_option(model_type, method):
     model, images = make(model_type, max_pooled), random_images()
-    explain = getattr(model, method)
+    explain = partial(METHODS[method].explain, model)
     plain, other = explain(images, CAPTIONS, contrast=4), explain(images, CAPTIONS, contrast=4, chunk=2)
     assert explain(images, CAPTIONS, contrast=4, pixels=False).pixels is None
     assert plain.grid == (4, 4)
@@ -52,11 +53,11 @@ def test_shared_passes_change_nothing(model_type, order, monkeypatch):
     """Of seven methods, three rules need derivatives with respect to pixels: LRP, gradient and guided backpropagation.
     """
     model, images, shared, passes = make(model_type, max_pooled), random_images(), {}, []
-    expected = {method: getattr(model, method)(images, CAPTIONS, contrast=4) for method in order}
+    expected = {method: METHODS[method].explain(model, images, CAPTIONS, contrast=4) for method in order}
     through_encoder = attribution.through_encoder
     monkeypatch.setattr(attribution, "through_encoder", lambda *args: passes.append(0) or through_encoder(*args))
     for method in order:
-        actual = getattr(model, method)(images, CAPTIONS, contrast=4, shared=shared)
+        actual = METHODS[method].explain(model, images, CAPTIONS, contrast=4, shared=shared)
         for field in FIELDS:
             one, other = getattr(actual, field), getattr(expected[method], field)
             assert (one is None) == (other is None), (method, field)
@@ -82,9 +83,9 @@ def test_attention_needs_no_backward_pass(model_type, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_inference_mode(model_type, method):
     model = make(model_type, max_pooled)
-    expected = getattr(model, method)(random_images(), CAPTIONS)
+    expected = METHODS[method].explain(model, random_images(), CAPTIONS)
     with torch.inference_mode():
-        explanation = getattr(model, method)(random_images(), CAPTIONS.clone())
+        explanation = METHODS[method].explain(model, random_images(), CAPTIONS.clone())
     for field in FIELDS:
         if getattr(expected, field) is not None:
             assert torch.equal(getattr(explanation, field), getattr(expected, field))
@@ -102,7 +103,7 @@ def test_a_model_made_in_inference_mode_says_so(model_type):
 @pytest.mark.parametrize("method", METHODS)
 def test_images_that_are_not_square(model_type, method):
     model, images = make(model_type, max_pooled), torch.randn(3, 3, 8, 12, dtype=torch.float64)
-    explanation = getattr(model, method)(images, CAPTIONS)
+    explanation = METHODS[method].explain(model, images, CAPTIONS)
     assert explanation.grid == (4, 6)
     maps = pixel_maps(explanation, method, (8, 12))
     assert maps.shape == (3, T, 8, 12)
@@ -138,7 +139,7 @@ def test_maps_sum_over_channels():
 @pytest.mark.parametrize("method", [method for method in METHODS if METHODS[method].has_words])
 def test_stopping_at_the_encoder_changes_nothing_above_it(model_type, method):
     model, images = make(model_type, max_pooled), random_images()
-    expected, explanation = (getattr(model, method)(images, CAPTIONS, pixels=wanted) for wanted in (True, False))
+    expected, explanation = (METHODS[method].explain(model, images, CAPTIONS, pixels=wanted) for wanted in (True, False))
     for field in ("logits", "targets", "words", "features", "attention"):
         assert torch.equal(getattr(explanation, field), getattr(expected, field))
 
