@@ -18,8 +18,7 @@ from captioning.cli import Parser, fraction, non_negative, positive_int, print_s
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import stop_mask
-from captioning.files import fingerprint
-from captioning.memory import check_memory
+from captioning.files import check_memory, fingerprint
 from captioning.metrics.object_words import load_objects, stop_words
 from captioning.runs import record_run
 from captioning.training.erasure import EVIDENCE, FILL, ErasureLoss

@@ -27,7 +27,7 @@ from captioning.data.feature_store import check_features, open_features_of
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
-from captioning.memory import check_memory
+from captioning.files import check_memory
 from captioning.runs import record_run
 from captioning.training.loop import fit
 from captioning.training.losses import CrossEntropy
@@ -128,7 +128,7 @@ def add_training(parser):
 
 def open_split(settings, split):
     """CaptionDataset of one split: its pixels with --from_pixels, else its stored features."""
-    options = {"seed": settings.seed, "captions_per_step": settings.captions_per_epoch}
+    options = {"seed": settings.seed, "captions_per_epoch": settings.captions_per_epoch}
     place = settings.data_folder, settings.dataset, split
     if settings.from_pixels:
         return CaptionDataset(*place, image_size=encoders.IMAGE_SIZE[settings.encoder],

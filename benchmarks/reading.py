@@ -19,9 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measure import Table, get_parser, write
 from captioning.cli import positive_int
+from captioning.data.arrays import open_hdf5
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import Store
-from captioning.data.hdf5 import open_hdf5
 from captioning.data.loader import make_loader
 from captioning.errors import run_script
 from captioning.files import fingerprint, make_folder

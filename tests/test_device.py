@@ -35,8 +35,8 @@ def assert_close(actual, expected):
 def test_explanations(models, device):
     images = random_images()
     for method in METHODS:
-        expected = getattr(models[0], method)(images, CAPTIONS)
-        explanation = getattr(models[1], method)(images.to(device), CAPTIONS.to(device))
+        expected = METHODS[method].explain(models[0], images, CAPTIONS)
+        explanation = METHODS[method].explain(models[1], images.to(device), CAPTIONS.to(device))
         for name in ("logits", "targets", "words", "features", "pixels", "attention"):
             if getattr(expected, name) is not None:
                 assert_close(getattr(explanation, name), getattr(expected, name))

@@ -85,7 +85,7 @@ class CaptionDataset(Dataset):
         image_size: side S in pixels to which images are resized.
         augment: colour jitter and horizontal flips that depend on (seed, epoch, index) alone; the
             words "left" and "right" are swapped in the captions of a flipped image.
-        captions_per_step: number of captions sampled per image per epoch (default: all).
+        captions_per_epoch: number of captions sampled per image per epoch (default: all).
 
     Attributes: names, paths and references (a list of captions) of the N images; image_folder;
     captions (N, captions per image, max_len + 2) ids; vocabulary; features; of stored features
@@ -93,14 +93,14 @@ class CaptionDataset(Dataset):
     """
 
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False,
-                 seed=1, captions_per_step=None):
+                 seed=1, captions_per_epoch=None):
         self.path = split_path(data_folder, dataset, split)
         self.features = features
         self.image_size = image_size
         self.augment = augment
         self.seed = seed
         self.epoch = 0
-        self.captions_per_step = captions_per_step
+        self.captions_per_epoch = captions_per_epoch
         self._file = None
         self._process = None
 
@@ -167,19 +167,17 @@ class CaptionDataset(Dataset):
         """Sets the epoch on which augmentation and the sampling of captions depend."""
         self.epoch = epoch
 
-    def __getitems__(self, indices, part=slice(None)):
-        """The batch of the images `indices`; `part`: "images" and "index" are those of
-        indices[part] alone."""
+    def __getitems__(self, indices):
+        """The batch of the images `indices`."""
         captions = self.captions[indices].long()                                       # (B, N, L)
-        if self.captions_per_step:
+        if self.captions_per_epoch:
             order = torch.stack([self._random_order(i) for i in indices])
-            captions = captions.take_along_dim(order[:, :self.captions_per_step, None], dim=1)
+            captions = captions.take_along_dim(order[:, :self.captions_per_epoch, None], dim=1)
         captions = captions[..., :int((captions != 0).any(0).any(0).sum())]
-        indices = indices[part]
         if self.features:
             inputs = self.read_features(indices)
         else:
-            inputs = self.read_images(indices, captions[part])
+            inputs = self.read_images(indices, captions)
         return {"images": inputs, "captions": captions, "index": torch.as_tensor(indices)}
 
     def _random_order(self, index):

@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from captioning.data.hdf5 import open_hdf5, read_whole, reading
+from captioning.data.arrays import open_hdf5, read_whole
 from captioning.errors import InputError
 from captioning.experiments.batch import positive_shares
 from captioning.experiments.experiment import Experiment, Part, bars
@@ -22,7 +22,7 @@ class Masks:
         if not Path(path).exists():
             raise InputError(f"{path} is missing: --explanations mask_mass requires a data set "
                              "with masks, such as demo")
-        with open_hdf5(path) as file, reading(path):
+        with open_hdf5(path) as file:
             names = file.attrs["categories"]
             self.numbers = {str(name): i for i, name in enumerate(names, start=1)}
             pixels = read_whole(file, f"{split}/masks", "iu", (images, None, None))

@@ -105,7 +105,9 @@ def methods_for_regions(methods, weight):
 
     weight: path of the checkpoint, for messages. InputError if no method is left.
     """
-    applicable = [method for method in methods if not METHODS[method].needs_pixels]
+    # "random", the baseline of measures, is no method
+    applicable = [method for method in methods
+                  if method not in METHODS or not METHODS[method].needs_pixels]
     if not applicable:
         raise InputError(f"{weight} uses region features, which have no pixel maps: choose other "
                          f"--methods than {' and '.join(methods)}, for example lrp")

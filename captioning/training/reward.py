@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from captioning.data.hdf5 import open_hdf5, read_whole, reading
+from captioning.data.arrays import open_hdf5, read_whole
 from captioning.errors import InputError
 from captioning.files import atomic_path
 
@@ -68,7 +68,7 @@ class CiderD:
 
     def __init__(self, path, V):
         names = [f"{name}_{n}" for n in range(1, N + 1) for name in ("keys", "counts")]
-        with open_hdf5(path, names) as file, reading(path):
+        with open_hdf5(path, names) as file:
             if file.attrs["words"] != V:
                 raise InputError(f"{path} was computed for a vocabulary of {file.attrs['words']} "
                                  f"words, not {V}: run preparedataset.py again")

@@ -185,7 +185,7 @@ def test_augmentation_depends_only_on_seed_epoch_and_index(prepared):
 
 
 def test_captions_are_sampled_per_epoch(prepared):
-    data = opened(prepared, features=stub_path(prepared), captions_per_step=2)
+    data = opened(prepared, features=stub_path(prepared), captions_per_epoch=2)
     pairs = set()
     for epoch in range(12):
         data.set_epoch(epoch)

@@ -1,2 +1,0 @@
-"""Kept until all callers import captioning.files."""
-from captioning.files import check_memory, readable  # noqa: F401
