@@ -44,13 +44,13 @@ FROM_CHECKPOINT = ("dataset", "data_folder", "model_type", "encoder", *SIZES, "f
 def get_args_parser():
     parser = Parser(__doc__)
     group = parser.add_argument_group("fine-tuning mode")
+    add = group.add_argument
+    add("--weight", metavar="CHECKPOINT", required=True, help="checkpoint to start from")
+    add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     modes = group.add_mutually_exclusive_group(required=True)
     for mode, description in MODES.items():
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode,
                            help=description)
-    add = group.add_argument
-    add("--weight", metavar="CHECKPOINT", required=True, help="checkpoint to start from")
-    add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--erase_weight", type=non_negative, default=0.2, help="erase_tune: weight μ of the "
         "unlikelihood of the word on the erased image (0.1 suits gridtd, 0.3 aoa)")
     add("--erase_keep_weight", type=non_negative, default=0.1, help="erase_tune: weight κ of the "

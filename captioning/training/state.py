@@ -117,18 +117,18 @@ def resume(settings, model, vocabulary, optimizer, scaler, measure, batches):
         return None
     path = last if settings.resume == "auto" else Path(settings.resume)
 
-    # the door
+    # the door: in this order, as the optimizer's state depends on flags and model
     content = checkpoint.read(path)
     training = content.get("training")
     if not training:
         raise InputError(f"{path} contains no training state to resume from: use --resume never")
-    if not is_intact(training, optimizer, batches):
-        raise InputError(f"{path} is damaged (its training state is not valid): give another "
-                         "checkpoint with --resume FILE, or start again with --resume never")
-    check_flags(path, training["flags"], vars(settings))
+    check_flags(path, training.get("flags", {}), vars(settings))
     new_run = "choose another --save_path, or add --resume never to overwrite it"
     if content["config"] != model.config or content["wordmap"] != vocabulary.wordmap:
         raise InputError(f"{path} contains a model of other sizes or another vocabulary: {new_run}")
+    if not is_intact(training, optimizer, batches):
+        raise InputError(f"{path} is damaged (its training state is not valid): give another "
+                         "checkpoint with --resume FILE, or start again with --resume never")
     encoder = {name: value for name, value in model.state_dict().items()
                if name.startswith("encoder.") and not settings.finetune_encoder}
     if not all(torch.equal(content["state_dict"][name].to(value), value)
