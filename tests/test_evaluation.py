@@ -198,7 +198,7 @@ def test_calibration_flags_the_words_below_the_threshold(demo_data, weights, tmp
     assert kept.mean() == pytest.approx(0.95, abs=2 / len(kept))
     # no word outside the vocabulary is flagged
     vocabulary = CaptionDataset(demo_data, "demo", "test").vocabulary.wordmap
-    is_known = [word in vocabulary for word in test.index.get_level_values("word")]
+    is_known = test.index.get_level_values("word").isin(list(vocabulary))
     is_flagged = (test["absolute_share"] < threshold) & is_known
     assert (is_flagged == (test["flagged"] > 0)).all()
     is_absent = test["present"] == 0
