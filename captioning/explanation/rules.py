@@ -12,6 +12,8 @@ forward pass calls have the derivatives of the rule's table:
 
 The values of the forward pass do not change. A rule of your own is a class with another table, such as `Gamma` below.
 """
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,19 +24,50 @@ from torch.overrides import TorchFunctionMode
 from captioning.layers import gates_and_candidate, lstm_cell
 
 
+class Active(threading.local):
+    """The rules whose `with` surrounds what a thread runs, the innermost last."""
+
+    def __init__(self):
+        self.rules = []
+
+
+active = Active()
+
+
 class Rule(TorchFunctionMode):
-    """A context in which functions of torch have the derivatives of `table`.
+    """A context in which functions of torch have the derivatives of `table`; of two nested ones, the inner one counts.
 
     table: {name of a function: derivative(rule, function, *args, **kwargs) -> result}; torch.add, Tensor.add_, x + y
     and the like all have the name "add". Functions that are not in the table keep their derivatives.
     """
     table = {}
 
+    def __enter__(self):
+        active.rules.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        active.rules.pop()
+        super().__exit__(*exception)
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return self.call(name_of(function), function, args, kwargs or {})
+        kwargs = kwargs or {}
+        if active.rules[-1] is not self:
+            return function(*args, **kwargs)
+        result = self.call(name_of(function), function, args, kwargs)
+
+        # a function that would have changed its input gave another tensor instead
+        if args and result is not args[0] and is_in_place(function, kwargs) and is_signal(args[0]):
+            args[0].changed_by = function.__name__
+        return result
 
     def call(self, name, function, args, kwargs):
-        if name in self.table and carries_relevance(args):
+        inputs = [*args, *kwargs.values()]
+        for x in inputs:
+            if hasattr(x, "changed_by"):
+                raise NotImplementedError(f"{name} uses a tensor that {x.changed_by} changed in place, which has no "
+                                          f"rule: use the result of {x.changed_by} instead")
+        if name in self.table and carries_relevance(inputs):
             return self.table[name](self, function, *args, **kwargs)
         return function(*args, **kwargs)
 
@@ -95,17 +128,17 @@ class Guided(Gradient):
 def linear(rule, function, *args, **kwargs):
     """z = Σ_i W_ji x_i + b_j:  r(x) = Wᵀ [r(z) z/(z + ε sign z)]  (ε-rule, section 4).
 
-    The bracket is added when z is used by something other than a sum (see `LRP.finished`): a sum of linear layers is one
-    linear layer of all their inputs, which has one ε."""
+    A sum of linear layers is one linear layer of all their inputs, which has one ε: see `add`."""
     z = function(*args, **kwargs)
-    return without_rule(z, function) if sum(map(is_signal, args[:2])) > 1 else unfinished(z)
+    return without_rule(z, function) if sum(map(is_signal, args[:2])) > 1 else linear_output(z, rule.eps)
 
 
 def add(rule, function, a, b, **kwargs):
     """y = a + b:  r(a) = r(b) = r(y) y/(y + ε sign y)  (sum rule, section 4); with linear layers: `linear`."""
+    is_linear = all(hasattr(x, "without_eps") for x in (a, b) if is_signal(x))
+    a, b = (getattr(x, "without_eps", x) for x in (a, b))
     y = out_of_place(function)(a, b, **kwargs)
-    signals = [x for x in (a, b) if is_signal(x)]
-    return unfinished(y) if all(map(is_unfinished, signals)) else stabilised(y, rule.eps)
+    return linear_output(y, rule.eps) if is_linear else stabilised(y, rule.eps)
 
 
 def total(rule, function, *args, **kwargs):
@@ -116,7 +149,8 @@ def total(rule, function, *args, **kwargs):
 def product(rule, function, a, b, **kwargs):
     """y = a x with a constant a, such as a gate: r(x) = a r(y), all relevance goes to the signal x (section 4)."""
     y = out_of_place(function)(a, b, **kwargs)
-    return without_rule(y, function) if is_signal(a) and is_signal(b) else y
+    is_divisor = is_signal(b) and "div" in name_of(function)
+    return without_rule(y, function) if is_signal(b) and (is_signal(a) or is_divisor) else y
 
 
 def constant(rule, function, *args, **kwargs):
@@ -173,7 +207,7 @@ class LRP(Rule):
         "tanh": elementwise, "relu6": elementwise, "hardtanh": elementwise, "leaky_relu": elementwise,
         "relu": relu, "max_pool2d": max_pool, "conv2d": conv, "batch_norm": batch_norm}
 
-    # they move numbers around; those on the left are applied to unfinished sums as well
+    # they move numbers around; a linear layer remains one under `moves`
     moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT", "T", "unsqueeze", "squeeze",
              "expand", "expand_as", "select", "narrow", "chunk", "split", "unbind", "contiguous", "to"}
     gathers = {"cat", "stack", "gather", "take_along_dim", "index_select", "masked_fill", "where", "repeat",
@@ -184,25 +218,14 @@ class LRP(Rule):
         self.eps = eps
 
     def call(self, name, function, args, kwargs):
-        if name not in ("add", "sub") and name not in self.moves:
-            args = [self.finished(arg) for arg in args]
-        if name in self.table or not carries_relevance(args):
-            return super().call(name, function, args, kwargs)
-        result = function(*args, **kwargs)
-        if not carries_relevance([result]):
-            return result
-        if name not in self.moves and name not in self.gathers:
-            return without_rule(result, function)
-        if is_unfinished(args[0]):
-            for part in result if isinstance(result, tuple | list) else (result,):
-                unfinished(part)
-        return result
-
-    def finished(self, x):
-        """x, with the factor z/(z + ε sign z) of its derivative if it is the output of a linear layer that lacks it."""
-        if isinstance(x, tuple | list):
-            return type(x)(map(self.finished, x))
-        return stabilised(x, self.eps) if is_unfinished(x) else x
+        if args and name in self.moves and hasattr(args[0], "without_eps"):
+            result = super().call(name, function, [args[0].without_eps, *args[1:]], kwargs)
+            if isinstance(result, tuple | list):
+                return type(result)(linear_output(part, self.eps) for part in result)
+            return linear_output(result, self.eps)
+        result = super().call(name, function, args, kwargs)
+        is_known = name in self.table or name in self.moves or name in self.gathers
+        return without_rule(result, function) if carries_relevance([result]) and not is_known else result
 
 
 class Gamma(LRP):
@@ -237,7 +260,8 @@ def name_of(function):
         return function.__self__.__name__
     if name.startswith("__"):
         name = name.strip("_")
-        name = name[1:] if name[0] in "ri" and name[1:] in ("add", "sub", "mul", "truediv", "matmul") else name
+        name = name[1:] if name[0] in "ri" and name[1:] in ("add", "sub", "mul", "matmul") else name
+        name = "div" if name in ("idiv", "itruediv") else name
     return name.rstrip("_")
 
 
@@ -251,14 +275,18 @@ def carries_relevance(args):
     return any(carries_relevance(arg) if isinstance(arg, tuple | list) else is_signal(arg) for arg in args)
 
 
-def unfinished(z):
-    """Marks z as the output of a linear layer that lacks its ε."""
-    z.lacks_eps = True
-    return z
+def linear_output(z, eps):
+    """The output z of a linear layer, with its ε; a sum takes `without_eps`, and has its own."""
+    y = stabilised(z, eps)
+    y.without_eps = z
+    return y
 
 
-def is_unfinished(x):
-    return getattr(x, "lacks_eps", False)
+def is_in_place(function, kwargs):
+    """Whether a function changes its first argument: x.relu_(), x += y, F.relu(x, inplace=True)."""
+    name = getattr(function, "__name__", "")
+    return name in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__") or kwargs.get("inplace", False) or (
+        name.endswith("_") and not name.startswith("_"))
 
 
 def out_of_place(function):
