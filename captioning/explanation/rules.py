@@ -209,7 +209,8 @@ class LRP(Rule):
 
     # they move numbers around; a linear layer remains one under `moves`
     moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT", "T", "unsqueeze", "squeeze",
-             "expand", "expand_as", "select", "narrow", "chunk", "split", "unbind", "contiguous", "to"}
+             "expand", "expand_as", "select", "narrow", "chunk", "split", "unbind", "contiguous", "to",
+             "requires_grad"}
     gathers = {"cat", "stack", "gather", "take_along_dim", "index_select", "masked_fill", "where", "repeat",
                "repeat_interleave", "pad", "clone", "dropout", "neg", "type_as", "double", "float", "flip"}
 

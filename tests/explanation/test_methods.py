@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from aoamodel import AOAModel
 from captioning.explanation import attribution
-from captioning.explanation.methods import METHODS, SPLIT, pixel_maps, region_relevance
+from captioning.explanation.methods import METHODS, SPLIT, Method, pixel_maps, region_relevance
 from captioning.explanation.rules import Gamma
 from gridTDmodel import GridTDModel
 
@@ -163,9 +163,19 @@ def test_gamma_rule():
 
 
 @MODELS
-def test_another_rule_explains_a_whole_model(model_type):
+def test_a_method_registered_at_run_time(model_type, monkeypatch):
+    """As the docstring of methods.py shows it: LRP with another rule, which takes the same options."""
+    monkeypatch.setitem(METHODS, "lrp_gamma", Method(
+        lambda model, images, captions, **options: model.lrp(
+            images, captions, rule=Gamma(0.25, options["eps"]), **options),
+        "LRP with the γ-rule in the convolutions.", additive=True))
     model, images = make(model_type, max_pooled), random_images()
-    explanation, lrp = model.lrp(images, CAPTIONS, rule=Gamma(0.25)), model.lrp(images, CAPTIONS)
-    assert explanation.pixels.isfinite().all() and explanation.pixels[0].any()
-    assert not torch.allclose(explanation.pixels, lrp.pixels)
-    assert torch.equal(explanation.features, lrp.features)
+    explain = METHODS["lrp_gamma"].explain
+    gamma, lrp = explain(model, images, CAPTIONS, eps=0.1), model.lrp(images, CAPTIONS, eps=0.1)
+    assert gamma.pixels.isfinite().all() and gamma.pixels[0].any()
+    assert not torch.allclose(gamma.pixels, lrp.pixels)
+    for field in ("features", "words", "targets", *SPLIT):
+        assert torch.equal(getattr(gamma, field), getattr(lrp, field))
+    assert not torch.allclose(gamma.words, explain(model, images, CAPTIONS, eps=0.5).words)
+    parts = gamma.image + gamma.start + gamma.previous + gamma.rest
+    torch.testing.assert_close(parts, gamma.targets, rtol=0, atol=1e-12)
