@@ -44,7 +44,7 @@ def build_whole(name, size, device):
 
 
 def whole(args, size, device):
-    """Pixel maps of all words: LRP against autograd, with one forward pass in all or one per word."""
+    """Pixel maps of all words: LRP against autograd, one forward pass in all or one per word."""
     rows = []
     for name in MODELS:
         model = build_whole(name, size, device)
@@ -99,7 +99,7 @@ def encoder(args, size, device):
     torch.manual_seed(0)
     layers = encoders.architecture("vgg16").to(device).eval().requires_grad_(False)
     images, _ = inputs(1, size, device)
-    weights = torch.randn(T, *layers(images).shape[1:], device=device)                 # (T, C, h, w)
+    weights = torch.randn(T, *layers(images).shape[1:], device=device)                # (T, C, h, w)
 
     def ours():
         pixels = attribution.fast_format(images).clone().requires_grad_()

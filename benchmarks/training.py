@@ -1,9 +1,9 @@
-"""Speed of a training step against code of tutorials and a Transformer: python benchmarks/training.py
+"""A training step against tutorials' code and a Transformer: python benchmarks/training.py
 
 16 images with five captions of 6 to 20 tokens, stored features of 196 × 512, d = e = 512, V = 9586;
-forward and backward pass, clipping and Adam. "Step by step" is the model as tutorials write it, with
-every layer in every step; it and the Transformer (nn.TransformerDecoder of the same width, 8 heads, 2
-layers) repeat the features for each caption. --compile also measures the compiled model.
+forward and backward pass, clipping and Adam. "Step by step" is the model as tutorials write it,
+with every layer in every step; it and the Transformer (nn.TransformerDecoder of the same width, 8
+heads, 2 layers) repeat the features for each caption. --compile also measures the compiled model.
 """
 import sys
 from pathlib import Path
@@ -64,7 +64,7 @@ def aoa_by_steps(model, features, captions):
         x = torch.cat([model.embedding(captions[:, t]), v.mean(1)], 1)
         h, state = model.lstm(x[:, None], state)
         q = model.W_Q(h).view(len(h), model.num_head, 1, -1)
-        alpha = model.attention_dropout((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1))   # (B, M, 1, K)
+        alpha = model.attention_dropout((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1))
         h = h[:, 0]
         c_hat = torch.sigmoid(model.W_G(h)) * model.W_L((alpha @ u).flatten(1))
         logits.append(model.W_o(model.dropout(c_hat + h)))

@@ -42,8 +42,8 @@ def load(path, device="cpu", wordmap=None, num_head=8, content=None):
     `device`, Vocabulary).
 
     wordmap: a {word: id} file, required for published checkpoints; for others it must match.
-    num_head: heads of a published AOA checkpoint, which does not contain their number. content: what
-    `read` returned, if it was called before."""
+    num_head: heads of a published AOA checkpoint, which does not contain their number. content:
+    what `read` returned, if it was called before."""
     content = content or read(path)
     vocabulary = read_wordmap(wordmap) if wordmap else None
     if "model_type" not in content:

@@ -63,6 +63,16 @@ def random_regions(seed=0):
     return features
 
 
+def inputs_of(encoder):
+    """Images for a model with an encoder, region features for one without."""
+    return random_images() if encoder else random_regions()
+
+
+def assert_close(actual, expected, tolerance=1e-12):
+    """Equal up to an absolute tolerance."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
 PUBLISHED = {
     GridTDModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.", "W_g.": "global_img_feature_proj.",
                   "lstm1.": "AdaLSTM.lstm_cell.", "W_x.": "AdaLSTM.x_gate.", "W_h.": "AdaLSTM.h_gate.",
