@@ -29,7 +29,8 @@ def models(request, device):
 
 def assert_close(actual, expected):
     assert actual.dtype == torch.float32
-    assert (actual.detach().cpu() - expected.detach()).abs().max() <= 1e-3 * expected.detach().abs().max()
+    difference = (actual.detach().cpu() - expected.detach()).abs().max()
+    assert difference <= 1e-3 * expected.detach().abs().max()
 
 
 def test_explanations(models, device):
