@@ -1,12 +1,20 @@
-"""Layer-wise relevance propagation of both models against literal loops over neurons (oracle.py)."""
+"""Layer-wise relevance propagation of both models against literal loops (oracle.py)."""
 import math
 
 import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import (CAPTIONS, T, assert_close, inputs_of, make, max_pooled, random_images,
-                     random_regions)
+from helpers import (
+    CAPTIONS,
+    T,
+    assert_close,
+    inputs_of,
+    make,
+    max_pooled,
+    random_images,
+    random_regions,
+)
 from torch import nn
 
 from aoamodel import AOAModel
