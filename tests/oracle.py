@@ -1,13 +1,15 @@
-"""A reference implementation of LRP in plain Python floats: literal loops over neurons, regions, heads and steps, one
-explained word after the other, with its own forward pass, from the equations of docs/method.md alone. It is slow and
-shares nothing with the package but the names of the parameters, so that each can be tested against the other.
+"""A reference implementation of LRP in plain Python floats, from docs/method.md alone.
+
+Literal loops over neurons, regions, heads and steps, one explained word after the other, with its
+own forward pass. It is slow and shares nothing with the package but the names of the parameters,
+so that each can be tested against the other.
 """
 import math
 
 import numpy as np
 from torch import nn
 
-# -- elementary functions ------------------------------------------------------------------------------------------
+# -- elementary functions --------------------------------------------------------------------------
 
 
 def sigmoid(z):
@@ -44,11 +46,10 @@ def mean_of(vectors):
 
 
 def lstm_step(cell, x, h, c):
-    """i, f, g, o = W_ih x + b_ih + W_hh h + b_hh;  c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(c')"""
-    a, b = affine(cell["W_ih"], cell["b_ih"], x), affine(cell["W_hh"], cell["b_hh"], h)
-    z = [u + v for u, v in zip(a, b, strict=True)]
+    """i, f, g, o = W_ih x + b_ih + W_hh h + b_hh; c' = σ(f) c + σ(i) tanh(g); h' = σ(o) tanh(c')"""
+    z = add(affine(cell["W_ih"], cell["b_ih"], x), affine(cell["W_hh"], cell["b_hh"], h))
     d = len(h)
-    step = {"x": x, "h_before": h, "c_before": c, "h": [], "c": [], "kept": [], "new": [], "z_g": []}
+    step = {"x": x, "h_before": h, "h": [], "c": [], "kept": [], "new": [], "z_g": []}
     for n in range(d):
         kept = sigmoid(z[d + n]) * c[n]
         new = sigmoid(z[n]) * math.tanh(z[2 * d + n])
@@ -60,7 +61,7 @@ def lstm_step(cell, x, h, c):
     return step
 
 
-# -- elementary rules ----------------------------------------------------------------------------------------------
+# -- elementary rules ------------------------------------------------------------------------------
 
 
 def share(part, whole, eps):
@@ -95,26 +96,28 @@ def add(*vectors):
 
 
 def lstm_rule(cell, step, r_h, r_c, eps):
-    """R(c_i) = R(h_i) + what comes from step i+1; c_i = f c_{i-1} + i g by the sum rule; the part of i g reaches the
-    pre-activation of g and by the ε-rule, both biases in the denominator, [x_i; h_{i-1}].
+    """R(c_i) = R(h_i) + what comes from step i+1; c_i = f c_{i-1} + i g by the sum rule.
+
+    The part of i g reaches the pre-activation of g and by the ε-rule, both biases in the
+    denominator, [x_i; h_{i-1}].
 
     Returns R(x_i), R(h_{i-1}), R(c_{i-1}).
     """
     d = len(step["c"])
     r_kept, r_new = sum_rule([step["kept"], step["new"]], step["c"], add(r_h, r_c), eps)
     r_x = linear_rule(cell["W_ih"][2 * d:3 * d], step["x"], step["z_g"], r_new, eps)
-    r_h_before = linear_rule(cell["W_hh"][2 * d:3 * d], step["h_before"], step["z_g"], r_new, eps)
-    return r_x, r_h_before, r_kept
+    r_h = linear_rule(cell["W_hh"][2 * d:3 * d], step["h_before"], step["z_g"], r_new, eps)
+    return r_x, r_h, r_kept
 
 
 def output_rule(p, word, z, c, h, eps):
-    """R(p[w]) = p[w]; the ε-rule of W_o for the sum ĉ + h, then the sum rule. Returns R(ĉ), R(h)."""
+    """R(p[w]) = p[w]; the ε-rule of W_o for ĉ + h, then the sum rule. Returns R(ĉ), R(h)."""
     total = add(c, h)
     r_total = linear_rule([p["W_o"][word]], total, [z[word]], [z[word]], eps)
     return sum_rule([c, h], total, r_total, eps)
 
 
-# -- the parameters as plain lists ---------------------------------------------------------------------------------
+# -- the parameters as plain lists -----------------------------------------------------------------
 
 
 def parameters(model):
@@ -127,15 +130,12 @@ def parameters(model):
         elif isinstance(layer, nn.Embedding):
             values["E"] = layer.weight.tolist()
         elif isinstance(layer, nn.LSTM | nn.LSTMCell):
-            end = "_l0" if isinstance(layer, nn.LSTM) else ""
-            values[name] = {"W_ih": getattr(layer, "weight_ih" + end).tolist(),
-                            "W_hh": getattr(layer, "weight_hh" + end).tolist(),
-                            "b_ih": getattr(layer, "bias_ih" + end).tolist(),
-                            "b_hh": getattr(layer, "bias_hh" + end).tolist()}
+            lists = [parameter.tolist() for parameter in layer.parameters()]
+            values[name] = dict(zip(("W_ih", "W_hh", "b_ih", "b_hh"), lists, strict=True))
     return values
 
 
-# -- Ada-LSTM ------------------------------------------------------------------------------------------------------
+# -- Ada-LSTM --------------------------------------------------------------------------------------
 
 
 def gridtd_score(p, projected, query):
@@ -144,7 +144,7 @@ def gridtd_score(p, projected, query):
 
 
 def gridtd_attend(p, v, s, h1, query_per_region, regions):
-    """α = softmax_k(z), β = last entry of softmax([z; z_s]). regions[k] is the place of region k among the rows."""
+    """α = softmax_k(z), β = last entry of softmax([z; z_s]); regions[k]: the row of region k."""
     query = affine(p["W_q"], None, h1)
     scores = []
     for k in range(len(v)):
@@ -160,8 +160,9 @@ def gridtd_forward(p, f, tokens, query_per_region, regions):
     f_mean = mean_of(f)
     z_v = [affine(p["W_v"], p["W_v.b"], f_k) for f_k in f]
     z_g = affine(p["W_g"], p["W_g.b"], f_mean)
-    v, g = [[relu(z) for z in z_k] for z_k in z_v], [relu(z) for z in z_g]
-    h1, c1, h2, c2 = [0.0] * d, [0.0] * d, [0.0] * d, [0.0] * d
+    v = [list(map(relu, z_k)) for z_k in z_v]
+    g = list(map(relu, z_g))
+    h1 = c1 = h2 = c2 = [0.0] * d
     steps = []
     for token in tokens:
         x1 = h2 + g + p["E"][token]
@@ -175,13 +176,13 @@ def gridtd_forward(p, f, tokens, query_per_region, regions):
         two = lstm_step(p["lstm2"], mixed + h1, h2, c2)
         h2, c2 = two["h"], two["c"]
         logits = affine(p["W_o"], p["W_o.b"], add(mixed, h2))
-        steps.append({"one": one, "two": two, "s": s, "alpha": alpha, "beta": beta, "c": c, "mixed": mixed,
-                      "logits": logits})
+        steps.append({"one": one, "two": two, "s": s, "alpha": alpha, "beta": beta, "c": c,
+                      "mixed": mixed, "logits": logits})
     return {"steps": steps, "z_v": z_v, "z_g": z_g, "v": v, "f_mean": f_mean}
 
 
 def gridtd_context_rule(step, v, r_mixed, eps):
-    """ĉ = β s + (1−β) c by the sum rule, then c = Σ α_k v_k: R(v_k) = α_k v_k / (c + ε sign(c)) R(c).
+    """ĉ = β s + (1−β) c by the sum rule, then c = Σ α_k v_k likewise.
 
     Returns R(s) and the R(v_k).
     """
@@ -194,11 +195,14 @@ def gridtd_context_rule(step, v, r_mixed, eps):
 
 def gridtd_backward(p, f, run, t, word, eps):
     """The relevance of p_t[word] through steps t … 0. Returns the R(E[w_i]) and the R(f_k)."""
-    d, e, v = len(p["W_v"]), len(p["W_g"]), run["v"]
+    d = len(p["W_v"])
+    e = len(p["W_g"])
+    v = run["v"]
     zero = [0.0] * d
     last = run["steps"][t]
     r_mixed, r_h2 = output_rule(p, word, last["logits"], last["mixed"], last["two"]["h"], eps)
-    r_c2, r_h1, r_c1, r_g = zero, zero, zero, [0.0] * e
+    r_c2 = r_h1 = r_c1 = zero
+    r_g = [0.0] * e
     r_v = [zero for _ in v]
     r_words = [None] * (t + 1)
     for i in range(t, -1, -1):
@@ -217,7 +221,7 @@ def gridtd_backward(p, f, run, t, word, eps):
     return r_words, add_regions(regions_rule(p, f, run, r_v, eps), mean_rule(f, r_mean, eps))
 
 
-# -- MH-FC ---------------------------------------------------------------------------------------------------------
+# -- MH-FC -----------------------------------------------------------------------------------------
 
 
 def aoa_attend(query, keys, heads):
@@ -238,45 +242,50 @@ def aoa_forward(p, f, tokens, heads):
     d = len(p["W_v"])
     width = d // heads
     z_v = [affine(p["W_v"], p["W_v.b"], f_k) for f_k in f]
-    v = [[relu(z) for z in z_k] for z_k in z_v]
+    v = [list(map(relu, z_k)) for z_k in z_v]
     v_mean = mean_of(v)
     keys = [affine(p["W_K"], p["W_K.b"], v_k) for v_k in v]
     u = [affine(p["W_U"], p["W_U.b"], v_k) for v_k in v]
-    h, c = [0.0] * d, [0.0] * d
+    h = c = [0.0] * d
     steps = []
     for token in tokens:
         lstm = lstm_step(p["lstm"], p["E"][token] + v_mean, h, c)
         h, c = lstm["h"], lstm["c"]
         alpha = aoa_attend(affine(p["W_Q"], p["W_Q.b"], h), keys, heads)
         context = [sum(alpha[n // width][k] * u[k][n] for k in range(len(u))) for n in range(d)]
-        gate, signal = affine(p["W_G"], p["W_G.b"], h), affine(p["W_L"], p["W_L.b"], context)
+        gate = affine(p["W_G"], p["W_G.b"], h)
+        signal = affine(p["W_L"], p["W_L.b"], context)
         mixed = [sigmoid(gate[n]) * signal[n] for n in range(d)]
         logits = affine(p["W_o"], p["W_o.b"], add(mixed, h))
-        steps.append({"lstm": lstm, "alpha": alpha, "context": context, "signal": signal, "mixed": mixed,
-                      "logits": logits})
+        steps.append({"lstm": lstm, "alpha": alpha, "context": context, "signal": signal,
+                      "mixed": mixed, "logits": logits})
     return {"steps": steps, "z_v": z_v, "v": v, "u": u}
 
 
 def aoa_context_rule(p, run, step, r_mixed, heads, head, eps):
-    """σ(·) ⊙ (W_L c + b_L): all to the signal; the ε-rule of W_L; per head c = Σ α_k u_k by the sum rule, another
-    head than the chosen one gets zero; the ε-rule of W_U. Returns the R(v_k)."""
+    """σ(·) ⊙ (W_L c + b_L): all to the signal; the ε-rule of W_L; per head c = Σ α_k u_k by the
+    sum rule, another head than the chosen one gets zero; the ε-rule of W_U. Returns the R(v_k)."""
     width = len(step["context"]) // heads
     r_context = linear_rule(p["W_L"], step["context"], step["signal"], r_mixed, eps)
     if head is not None:
         r_context = [r if n // width == head else 0.0 for n, r in enumerate(r_context)]
-    parts = [[step["alpha"][n // width][k] * value for n, value in enumerate(u_k)] for k, u_k in enumerate(run["u"])]
+    parts = []
+    for k, u_k in enumerate(run["u"]):
+        parts.append([step["alpha"][n // width][k] * value for n, value in enumerate(u_k)])
     r_u = sum_rule(parts, step["context"], r_context, eps)
-    return [linear_rule(p["W_U"], run["v"][k], run["u"][k], r_u[k], eps) for k in range(len(r_u))]
+    return [linear_rule(p["W_U"], *item, eps) for item in zip(run["v"], run["u"], r_u, strict=True)]
 
 
 def aoa_backward(p, f, run, t, word, heads, head, eps):
-    """The relevance of p_t[word]: the attention at step t, the LSTM through steps t … 0. Returns the R(E[w_i]) and
-    the R(f_k)."""
-    d, e = len(p["W_v"]), len(p["E"][0])
+    """The relevance of p_t[word]: the attention at step t, the LSTM through steps t … 0.
+
+    Returns the R(E[w_i]) and the R(f_k)."""
+    d = len(p["W_v"])
+    e = len(p["E"][0])
     last = run["steps"][t]
     r_mixed, r_h = output_rule(p, word, last["logits"], last["mixed"], last["lstm"]["h"], eps)
     r_v = aoa_context_rule(p, run, last, r_mixed, heads, head, eps)
-    r_c, r_mean = [0.0] * d, [0.0] * d
+    r_c = r_mean = [0.0] * d
     r_words = [None] * (t + 1)
     for i in range(t, -1, -1):
         r_x, r_h, r_c = lstm_rule(p["lstm"], run["steps"][i]["lstm"], r_h, r_c, eps)
@@ -296,7 +305,7 @@ def add_regions(a, b):
     return [add(a_k, b_k) for a_k, b_k in zip(a, b, strict=True)]
 
 
-# -- the CNN: output positions, channels and kernel positions one after the other ------------------------------------
+# -- the CNN: output positions, channels and kernel positions one after the other ------------------
 
 
 def pair(value):
@@ -322,124 +331,142 @@ def windows(layer, x):
     for row in range((x.shape[1] - height) // down + 1):
         for column in range((x.shape[2] - width) // right + 1):
             top, left = row * down, column * right
-            yield row, column, (slice(top, top + height), slice(left, left + width))
+            yield row, column, (slice(None), slice(top, top + height), slice(left, left + width))
 
 
-def output_of(layer, x, channels):
-    """zeros in the shape of the layer's output, x with its margin"""
-    (height, width), (down, right) = pair(layer.kernel_size), pair(layer.stride)
-    return np.zeros((channels, (x.shape[1] - height) // down + 1, (x.shape[2] - width) // right + 1))
+def forward(layer, x, outputs, margin=0.0):
+    """y (J,h,w) of outputs(field) -> (J,) of every receptive field (C,·,·)"""
+    x = padded(x, layer.padding, margin)
+    y = {(row, column): outputs(x[field]) for row, column, field in windows(layer, x)}
+    rows, columns = max(y)
+    return np.array([y[place] for place in np.ndindex(rows + 1, columns + 1)]).T.reshape(
+        -1, rows + 1, columns + 1)
+
+
+def backward(layer, x, relevance, shares, margin=0.0):
+    """R(x_i) = Σ_j share_ij R(y_j) with shares(field) -> (J,C,·,·) of every receptive field"""
+    x = padded(x, layer.padding, margin)
+    result = np.zeros_like(x)
+    for row, column, field in windows(layer, x):
+        for j, share_of_j in enumerate(shares(x[field])):
+            result[field] += share_of_j * relevance[j, row, column]
+    return inside(result, layer.padding)
 
 
 def conv_forward(layer, x):
     """y_j = Σ_i W_ji x_i + b_j"""
+    bias = [0.0] * layer.out_channels if layer.bias is None else layer.bias.tolist()
     weight = layer.weight.detach().double().numpy()
-    bias = [0.0] * len(weight) if layer.bias is None else layer.bias.tolist()
-    x = padded(x, layer.padding)
-    y = output_of(layer, x, len(weight))
-    for row, column, (r, c) in windows(layer, x):
-        for j in range(len(weight)):
-            y[j, row, column] = (weight[j] * x[:, r, c]).sum() + bias[j]
-    return y
+    return forward(layer, x, lambda field: [
+        (weight[j] * field).sum() + bias[j] for j in range(len(weight))])
 
 
-def conv_rule(layer, x, relevance):
-    """z_j = Σ_i (W⁺_ji x⁺_i + W⁻_ji x⁻_i), R(x_i) = Σ_j (W⁺_ji x⁺_i + W⁻_ji x⁻_i) / z_j R(z_j), 0 where z_j = 0"""
-    weight = layer.weight.detach().double().numpy()
-    x = padded(x, layer.padding)
-    result = np.zeros_like(x)
-    for row, column, (r, c) in windows(layer, x):
-        field = x[:, r, c]
-        for j in range(len(weight)):
-            products = np.maximum(weight[j], 0) * np.maximum(field, 0) + np.minimum(weight[j], 0) * np.minimum(field, 0)
-            z = products.sum()
-            if z != 0:
-                result[:, r, c] += products / z * relevance[j, row, column]
-    return inside(result, layer.padding)
+def conv_rule(layer, x, relevance, eps):
+    """R(x_i) = Σ_j (W⁺_ji x⁺_i + W⁻_ji x⁻_i) / z_j R(z_j), 0 where z_j = 0; z_j is their sum"""
+    def shares(field):
+        for w in layer.weight.detach().double().numpy():
+            products = np.maximum(w, 0) * np.maximum(field, 0)
+            products += np.minimum(w, 0) * np.minimum(field, 0)
+            yield products / products.sum() if products.sum() != 0 else 0 * products
+    return backward(layer, x, relevance, shares)
 
 
 def max_forward(layer, x):
     """y = max_i x_i"""
-    x = padded(x, layer.padding, -np.inf)
-    y = output_of(layer, x, len(x))
-    for row, column, (r, c) in windows(layer, x):
-        for j in range(len(x)):
-            y[j, row, column] = x[j, r, c].max()
-    return y
+    return forward(layer, x, lambda field: [channel.max() for channel in field], -np.inf)
 
 
-def max_rule(layer, x, relevance):
+def max_rule(layer, x, relevance, eps):
     """All to the winner, the first of equals in reading order"""
-    x = padded(x, layer.padding, -np.inf)
-    result = np.zeros_like(x)
-    for row, column, (r, c) in windows(layer, x):
-        for j in range(len(x)):
-            winner = np.unravel_index(np.argmax(x[j, r, c]), x[j, r, c].shape)
-            result[j, r, c][winner] += relevance[j, row, column]
-    return inside(result, layer.padding)
+    def shares(field):
+        for j, channel in enumerate(field):
+            share_of_j = np.zeros_like(field)
+            share_of_j[j][np.unravel_index(np.argmax(channel), channel.shape)] = 1
+            yield share_of_j
+    return backward(layer, x, relevance, shares, -np.inf)
 
 
 def average_forward(layer, x):
     """y = Σ_i x_i / n, n the entries of the kernel, its margin included"""
-    x = padded(x, layer.padding)
-    y = output_of(layer, x, len(x))
-    for row, column, (r, c) in windows(layer, x):
-        for j in range(len(x)):
-            y[j, row, column] = x[j, r, c].sum() / x[j, r, c].size
-    return y
+    return forward(layer, x, lambda field: [channel.sum() / channel.size for channel in field])
 
 
 def average_rule(layer, x, relevance, eps):
     """R(x_i) = (x_i / n) / (y + ε sign(y)) R(y)"""
-    x = padded(x, layer.padding)
+    def shares(field):
+        for j, channel in enumerate(field / field[0].size):
+            share_of_j = np.zeros_like(field)
+            for where, part in np.ndenumerate(channel):
+                share_of_j[j][where] = share(part, channel.sum(), eps)
+            yield share_of_j
+    return backward(layer, x, relevance, shares)
+
+
+def residual_forward(block, x):
+    """y = body(x) + shortcut(x)"""
+    return encoder_forward(block.body, x)[-1] + encoder_forward(block.shortcut, x)[-1]
+
+
+def residual_rule(block, x, relevance, eps):
+    """The sum rule at the shortcut, y = body(x) + shortcut(x), each part on to x"""
+    y = residual_forward(block, x)
     result = np.zeros_like(x)
-    for row, column, (r, c) in windows(layer, x):
-        for j in range(len(x)):
-            field = x[j, r, c] / x[j, r, c].size
-            for where, part in np.ndenumerate(field):
-                result[j, r, c][where] += share(part, field.sum(), eps) * relevance[j, row, column]
-    return inside(result, layer.padding)
+    for branch in (block.body, block.shortcut):
+        trace = encoder_forward(branch, x)
+        part = np.zeros_like(y)
+        for where in np.ndindex(y.shape):
+            part[where] = share(trace[-1][where], y[where], eps) * relevance[where]
+        result += encoder_rule(branch, trace, part, eps)
+    return result
+
+
+LAYERS = {nn.Conv2d: (conv_forward, conv_rule), nn.MaxPool2d: (max_forward, max_rule),
+          nn.AvgPool2d: (average_forward, average_rule),
+          nn.ReLU: (lambda layer, x: np.maximum(x, 0), lambda layer, x, relevance, eps: relevance)}
 
 
 def encoder_forward(encoder, picture):
     """The inputs of every layer, and last the features"""
     trace = [np.asarray(picture, dtype=float)]
     for layer in encoder:
-        forward = {nn.Conv2d: conv_forward, nn.MaxPool2d: max_forward, nn.AvgPool2d: average_forward,
-                   nn.ReLU: lambda _, x: np.maximum(x, 0)}[type(layer)]
-        trace.append(forward(layer, trace[-1]))
+        layer_forward, _ = LAYERS.get(type(layer), (residual_forward, residual_rule))
+        trace.append(layer_forward(layer, trace[-1]))
     return trace
 
 
 def encoder_rule(encoder, trace, relevance, eps):
-    """The relevance of the features (C,h,w), back to the pixels (3,H,W); ReLU: identity"""
+    """The relevance of the features (C,h,w), back to the pixels (3,H,W)"""
     for layer, x in reversed(list(zip(encoder, trace[:-1], strict=True))):
-        if isinstance(layer, nn.Conv2d):
-            relevance = conv_rule(layer, x, relevance)
-        elif isinstance(layer, nn.MaxPool2d):
-            relevance = max_rule(layer, x, relevance)
-        elif isinstance(layer, nn.AvgPool2d):
-            relevance = average_rule(layer, x, relevance, eps)
+        _, layer_rule = LAYERS.get(type(layer), (residual_forward, residual_rule))
+        relevance = layer_rule(layer, x, relevance, eps)
     return relevance
 
 
-# -- whole explanations --------------------------------------------------------------------------------------------
+# -- whole explanations ----------------------------------------------------------------------------
 
 
 def explain(model, image, caption, eps=0.01, head=None):
-    """Explains every word caption[t+1] at its step t, for one image (3,H,W) or one set of regions (K,C), rows of zeros
-    being padding. Returns arrays: logits (T,V), words (T,T), features (T,K,C), attention (T,K) or (T,M,K), pixels."""
-    p, caption = parameters(model), [int(token) for token in caption]
-    trace = None if model.encoder is None else encoder_forward(model.encoder, image.detach().double().numpy())
-    rows = image.detach().double().numpy() if trace is None else trace[-1].reshape(len(trace[-1]), -1).T
+    """Explains every word caption[t+1] at its step t, for one image or one set of regions.
+
+    image (3,H,W), or (K,C), rows of zeros being padding. Returns arrays: logits (T,V), words (T,T),
+    features (T,K,C), attention (T,K) or (T,M,K), pixels."""
+    p = parameters(model)
+    caption = caption.tolist()
+    trace = None
+    rows = image.double().numpy()
+    if model.encoder is not None:
+        trace = encoder_forward(model.encoder, rows)
+        rows = trace[-1].reshape(len(trace[-1]), -1).T
     regions = [k for k in range(len(rows)) if trace is not None or any(rows[k] != 0)]
-    f, length = [rows[k].tolist() for k in regions], sum(token != 0 for token in caption[1:])
+    f = [rows[k].tolist() for k in regions]
+    length = sum(token != 0 for token in caption[1:])
     heads = getattr(model, "num_head", None)
     if heads:
         run = aoa_forward(p, f, caption[:length], heads)
     else:
         run = gridtd_forward(p, f, caption[:length], model.query_per_region, regions)
-    T, shape = len(caption) - 1, (heads, len(rows)) if heads else (len(rows),)
+    T = len(caption) - 1
+    shape = (heads, len(rows)) if heads else (len(rows),)
     result = {"logits": np.zeros((T, len(p["W_o"]))), "words": np.zeros((T, T)),
               "features": np.zeros((T, *rows.shape)), "attention": np.zeros((T, *shape)),
               "pixels": None if trace is None else np.zeros((T, *image.shape))}

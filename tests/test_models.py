@@ -1,7 +1,17 @@
 """Both models: one set of equations serves training, decoding and explanation."""
 import pytest
 import torch
-from helpers import CAPTIONS, T, V, make, max_pooled, published_state, random_images, random_regions
+from helpers import (
+    CAPTIONS,
+    T,
+    V,
+    assert_close,
+    make,
+    max_pooled,
+    published_state,
+    random_images,
+    random_regions,
+)
 from torch.nn import functional as F
 
 from aoamodel import AOAModel
@@ -17,10 +27,6 @@ MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 @pytest.fixture(params=[GridTDModel, AOAModel])
 def model(request):
     return make(request.param, max_pooled)
-
-
-def assert_close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 @MODELS

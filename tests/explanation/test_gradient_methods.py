@@ -110,7 +110,7 @@ def test_gradient_at_region_features(model_type, method):
 
 
 def test_grad_cam(model):
-    """ReLU(Σ_c weight_c f_c) upsampled, over its maximum; weight_c = mean over positions of ∂p/∂f"""
+    """ReLU(Σ_c weight_c f_c) upsampled, over its maximum; weight_c = mean over k of ∂p/∂f"""
     images = inputs()
     features = features_of(model, images)
     explanation = model.grad_cam(images, CAPTIONS)

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation of both models against literal loops over neurons (oracle.py)."""
+"""Layer-wise relevance propagation of both models against literal loops (oracle.py)."""
 import math
 
 import numpy as np

@@ -35,7 +35,7 @@ def test_chosen_steps_change_every_field_alike(model_type, method, encoder):
     explain = getattr(make(model_type, encoder), method)
     steps = torch.tensor([[4, 0, 2], [1, 3, 2], [0, 4, 1]])
     every = explain(inputs_of(encoder), CAPTIONS)
-    expected = {field: None for field in FIELDS}
+    expected = dict.fromkeys(FIELDS)
     for field in FIELDS:
         if getattr(every, field) is not None:
             expected[field] = torch.stack([

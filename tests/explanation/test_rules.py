@@ -1,9 +1,10 @@
-"""The rules as a context: each entry of the table against its equation, and when an explanation is refused."""
+"""The rules as a context: each entry of the table against its equation, and what is refused."""
 import threading
 
 import oracle
 import pytest
 import torch
+from helpers import assert_close
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ def explained(function, *inputs, rule=None):
     leaves = [x.clone().requires_grad_() for x in inputs]
     with rule or LRP(EPS):
         y = function(*leaves)
-    torch.testing.assert_close(y, function(*inputs), rtol=0, atol=1e-12)   # no rule changes values
+    assert_close(y, function(*inputs))      # no rule changes values
     r = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
     relevance = [0 * x if part is None else x * part for x, part in zip(inputs, r, strict=True)]
     return *relevance, y.detach()
@@ -34,10 +35,6 @@ def stabilised(y, eps=EPS):
     return torch.where(y >= 0, y + eps, y - eps)
 
 
-def assert_close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
-
-
 # -- the table -------------------------------------------------------------------------------------
 
 X = random(2, 4, seed=1)
@@ -45,13 +42,6 @@ OTHER = random(2, 4, seed=2)
 W = random(3, 4, seed=3)
 b = random(3, seed=4)
 PICTURE = random(1, 2, 4, 4, seed=5)
-
-
-def linear_shares(weight, x, z):
-    """R(x_i) = Σ_j W_ji x_i / (z_j + ε sign z_j) R(z_j) with R(z) = z, as in the oracle."""
-    return torch.tensor([oracle.linear_rule(weight.tolist(), *map(torch.Tensor.tolist, row),
-                                            row[1].tolist(), EPS)
-                         for row in zip(x, z, strict=True)], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("function", [
@@ -64,20 +54,26 @@ def linear_shares(weight, x, z):
     lambda x: b.add(x.matmul(W.T))])
 def test_linear_layers(function):
     relevance, z = explained(function, X)
-    assert_close(relevance, linear_shares(W, X, z))
+    for one, x, row in zip(relevance, X.tolist(), z.tolist(), strict=True):
+        expected = oracle.linear_rule(W.tolist(), x, row, row, EPS)
+        assert_close(one, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_a_sum_of_linear_layers_is_one_linear_layer():
-    """It has one ε, however its terms are cut into pieces; a constant state of zeros changes nothing."""
+    """It has one ε, however its terms are cut into pieces; a state of zeros changes nothing."""
     both = torch.cat([X, OTHER], 1)
     weight = torch.cat([W, 2 * W], 1)
     expected, z = explained(lambda x: F.linear(x, weight, b), both)
-    for function in (lambda x, y: F.linear(x, W) + F.linear(y, 2 * W, b),
-                     lambda x, y: b + (x @ W.T) - y @ (-2 * W.T),
-                     lambda x, y: torch.cat([p + q for p, q in zip(
-                         F.linear(x, W, b).chunk(3, 1), F.linear(y, 2 * W).chunk(3, 1))], 1),
-                     lambda x, y: F.linear(x, W, b)[:, None].squeeze(1) + F.linear(y, 2 * W),
-                     lambda x, y: F.linear(x, W, b) + F.linear(y, 2 * W) + F.linear(0 * X, W)):
+
+    def in_pieces(x, y):
+        pieces = zip(F.linear(x, W, b).chunk(3, 1), F.linear(y, 2 * W).chunk(3, 1), strict=True)
+        return torch.cat([p + q for p, q in pieces], 1)
+    for function in (
+            in_pieces,
+            lambda x, y: F.linear(x, W) + F.linear(y, 2 * W, b),
+            lambda x, y: b + (x @ W.T) - y @ (-2 * W.T),
+            lambda x, y: F.linear(x, W, b)[:, None].squeeze(1) + F.linear(y, 2 * W),
+            lambda x, y: F.linear(x, W, b) + F.linear(y, 2 * W) + F.linear(0 * X, W)):
         of_x, of_y, y = explained(function, X, OTHER)
         assert_close(torch.cat([of_x, of_y], 1), expected)
         assert_close(y, z)
@@ -264,7 +260,7 @@ def test_batch_norm_elsewhere_is_refused():
     lambda y: torch.relu_(y)])
 @pytest.mark.parametrize("rule", [LRP, Guided])
 def test_a_tensor_changed_in_place_is_right_or_refused(rule, change):
-    """Under a rule the result of a change in place is another tensor, so that its input is stale."""
+    """The result of a change in place may be another tensor under a rule, so that x is stale."""
     def function(x):
         y = x * 1
         change(y)
@@ -350,7 +346,8 @@ def test_zennit_agrees_on_a_perceptron():
 
     model = perceptron()
     leaf = X.clone().requires_grad_()
-    with LayerMapComposite([(nn.Linear, Epsilon(EPS)), (nn.ReLU, Pass())]).context(model) as changed:
+    composite = LayerMapComposite([(nn.Linear, Epsilon(EPS)), (nn.ReLU, Pass())])
+    with composite.context(model) as changed:
         y = changed(leaf)
         expected, = torch.autograd.grad(y, leaf, y.detach())
     relevance, _ = explained(model, X)
@@ -398,4 +395,4 @@ def test_relevance_is_conserved_without_biases_and_eps(architecture):
     x = X if architecture is perceptron else PICTURE
     relevance, y = explained(lambda x: model(x)[:, 1], x, rule=LRP(eps=0))
     assert y.abs().min() > 1e-4
-    assert_close(relevance.flatten(1).sum(1), y, tolerance=1e-9)
+    assert_close(relevance.flatten(1).sum(1), y, 1e-9)
