@@ -14,6 +14,8 @@ of torch that a forward pass calls have the derivatives of the rule's table:
 The values of the forward pass do not change. A rule of your own is a class with another table, such
 as `Gamma` at the end of the second part.
 """
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,17 +34,38 @@ from captioning.explanation.derivatives import (
 from captioning.layers import lstm_cell, lstm_products
 
 
+class Active(threading.local):
+    """The rules whose `with` surrounds what a thread runs, the innermost last."""
+
+    def __init__(self):
+        self.rules = []
+
+
+active = Active()
+
+
 class Rule(TorchFunctionMode):
     """A context in which functions of torch have the derivatives of `table`.
 
+    Of two nested rules, the inner one counts.
     table: {name of a function: derivative(rule, function, *args, **kwargs) -> result}; torch.add,
     Tensor.add_, x + y and the like all have the name "add". Functions that are not in the table
     keep their derivatives.
     """
     table = {}
 
+    def __enter__(self):
+        active.rules.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        active.rules.pop()
+        super().__exit__(*exception)
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if active.rules[-1] is not self:
+            return function(*args, **kwargs)
         result = self.call(name_of(function), function, args, kwargs)
 
         # x.add_(y) and the like gave a new tensor: x itself must not be used any more
@@ -266,7 +289,7 @@ def name_of(function):
         name = name.strip("_")
         if name[1:] in ("add", "sub", "mul", "matmul"):     # radd, iadd and so on
             return name[1:]
-        return "div" if name.endswith("div") else name
+        return "div" if name in ("truediv", "itruediv", "idiv") else name
     return name.rstrip("_")
 
 

@@ -4,7 +4,6 @@ import oracle
 import pytest
 import torch
 from helpers import CAPTIONS, V, assert_close, inputs_of, make, max_pooled, random_regions
-from studies.weighted_words import at_temperature
 from torch.nn import functional as F
 
 from aoamodel import AOAModel
@@ -189,13 +188,3 @@ def test_the_loss_has_one_dropout_mask_for_both_logits(model_type):
         torch.testing.assert_close(loss, expected, check_dtype=False, rtol=1e-5, atol=1e-6)
     for other in (p, p_weighted):       # the mask matters
         assert abs(other - F.cross_entropy(model.W_o(hidden), targets)) > 0.01
-
-
-def test_temperature_at_which_words_have_a_given_mean_probability():
-    """Of two words, log(p / (1 − p)) is the difference of their logits divided by T."""
-    logits = torch.randn(40, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert at_temperature(logits, logits.argmax(-1), 0.8).mean() == pytest.approx(0.8, abs=1e-9)
-    two = logits[:, :2]
-    p = at_temperature(two, two.argmax(-1), 0.8)
-    factor = (p / (1 - p)).log() / (two[:, 0] - two[:, 1]).abs()
-    torch.testing.assert_close(factor, factor[:1].expand(40), rtol=1e-6, atol=0)

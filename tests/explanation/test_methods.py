@@ -1,4 +1,5 @@
 """What all explanation methods have in common: chosen steps, options, modes; and adding one."""
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -32,7 +33,7 @@ def assert_same(actual, expected, *but):
 @EVERY_METHOD
 @pytest.mark.parametrize("encoder", [max_pooled, None])
 def test_chosen_steps_change_every_field_alike(model_type, method, encoder):
-    explain = getattr(make(model_type, encoder), method)
+    explain = partial(METHODS[method].explain, make(model_type, encoder))
     steps = torch.tensor([[4, 0, 2], [1, 3, 2], [0, 4, 1]])
     every = explain(inputs_of(encoder), CAPTIONS)
     expected = dict.fromkeys(FIELDS)
@@ -48,7 +49,7 @@ def test_chosen_steps_change_every_field_alike(model_type, method, encoder):
 @EVERY_METHOD
 def test_every_method_takes_every_option(model_type, method):
     """Also in inference mode; stopping at the encoder changes nothing above it."""
-    explain = getattr(make(model_type, max_pooled), method)
+    explain = partial(METHODS[method].explain, make(model_type, max_pooled))
     images = random_images()
     plain = explain(images, CAPTIONS, contrast=4)
     assert plain.grid == (4, 4)
