@@ -25,12 +25,12 @@ CAPTIONS = torch.tensor([[1, 7, 3, 3, 9, 2], [1, 4, 11, 2, 0, 0], [1, 5, 0, 0, 0
 
 def max_pooled():
     """An encoder of 8×8 pixels to 4×4 regions."""
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1),
-                         nn.ReLU())
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                         nn.Conv2d(4, 5, 3, padding=1), nn.ReLU())
 
 
 def make(model_type, encoder=None, seed=0, biased=True, **options):
-    """A model in float64 whose gates, attention and biases are far from their small initial values."""
+    """A model in float64 whose weights and biases are far from their small initial values."""
     torch.manual_seed(seed)
     attention = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
     options = {"feature_dim": 7} | attention | options
@@ -53,12 +53,14 @@ def make_batch(captions, seed=0, epoch=0, step=0, **more):
 
 def random_images(seed=0):
     """(3, 3, 8, 8)"""
-    return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 3, 8, 8, generator=generator, dtype=torch.float64)
 
 
 def random_regions(seed=0):
-    """(3, 6, 7) region features of both signs; the second image has 4 regions, the third lacks one in between."""
-    features = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """(3, 6, 7) region features of both signs; the second image has 4 regions, the third lacks one."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(3, 6, 7, generator=generator, dtype=torch.float64)
     features[1, 4:], features[2, 2] = 0, 0
     return features
 
@@ -74,13 +76,15 @@ def assert_close(actual, expected, tolerance=1e-12):
 
 
 PUBLISHED = {
-    GridTDModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.", "W_g.": "global_img_feature_proj.",
-                  "lstm1.": "AdaLSTM.lstm_cell.", "W_x.": "AdaLSTM.x_gate.", "W_h.": "AdaLSTM.h_gate.",
+    GridTDModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.",
+                  "W_g.": "global_img_feature_proj.", "lstm1.": "AdaLSTM.lstm_cell.", "W_x.": "AdaLSTM.x_gate.",
+                  "W_h.": "AdaLSTM.h_gate.",
                   "W_a.": "AdaAttention.W_v_proj.", "W_s.": "AdaAttention.W_s_proj.",
-                  "W_q.": "AdaAttention.W_g_proj.", "w_a.": "AdaAttention.w_h.", "lstm2.": "LanguageLSTM.",
+                  "W_q.": "AdaAttention.W_g_proj.", "w_a.": "AdaAttention.w_h.",
+                  "lstm2.": "LanguageLSTM.",
                   "embedding.": "embedding.", "W_o.": "fc."},
-    AOAModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.", "embedding.": "embedding.",
-               "lstm.": "LanguageLSTM.", "W_K.": "decoder_k_proj.", "W_U.": "decoder_v_proj.",
+    AOAModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.",
+               "embedding.": "embedding.", "lstm.": "LanguageLSTM.", "W_K.": "decoder_k_proj.", "W_U.": "decoder_v_proj.",
                "W_Q.": "decoder_multihead_attention.q_proj.", "W_G.": "decoder_aoa_linear_gate.",
                "W_L.": "decoder_aoa_linear.", "W_o.": "fc."}}
 
@@ -97,14 +101,14 @@ def published_state(model):
 
 def prepare_flags(folder):
     """Of the session's demo data set."""
-    return ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "24", "8", "8", "--workers", "0",
-            "--features", "cnn", "--encoder", "small", "--batch_size", "7", "--device", "cpu"]
+    return ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "24", "8", "8",
+            "--workers", "0", "--features", "cnn", "--encoder", "small", "--batch_size", "7", "--device", "cpu"]
 
 
 def train_flags(data, save_path, *extra):
-    return ["--data_folder", str(data), "--encoder", "small", "--embed_dim", "8", "--hidden_dim", "16",
-            "--attention_dim", "8", "--num_head", "2", "--batch_size", "4", "--epochs", "2", "--workers", "0",
-            "--device", "cpu", "--save_path", str(save_path), *extra]
+    return ["--data_folder", str(data), "--encoder", "small", "--embed_dim", "8",
+            "--hidden_dim", "16", "--attention_dim", "8", "--num_head", "2", "--batch_size", "4",
+            "--epochs", "2", "--workers", "0", "--device", "cpu", "--save_path", str(save_path), *extra]
 
 
 def train_run(data, save_path, *extra, curves=False):
@@ -113,8 +117,9 @@ def train_run(data, save_path, *extra, curves=False):
 
 
 def run_training(script, flags, save_path, curves=False):
-    """Runs train.py or finetune.py -> its last checkpoint. curves: draw curves.png, which takes long."""
-    with mock.patch.object(log, "draw_training_curves", log.draw_training_curves if curves else lambda *_: None):
+    """Runs train.py or finetune.py -> its last checkpoint. curves: draw curves.png, which is slow."""
+    draw = log.draw_training_curves if curves else lambda *_: None
+    with mock.patch.object(log, "draw_training_curves", draw):
         script.main(script.get_args_parser().parse_args(flags))
     return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
 
@@ -131,9 +136,10 @@ def same(a, b):
 
 
 def literal_of_regions(relevance, regions, boxes, tau):
-    """Correctness of one word, as literal loops: relevance (K,), regions (K, 4), boxes of one category (m, 4)."""
+    """Correctness of one word by loops: relevance (K,), regions (K, 4), boxes of its category (m, 4)."""
     positive = [max(0.0, value) for value in relevance.tolist()]
-    remaining = [value / max(positive) if value / max(positive) > tau else 0.0 for value in positive]
+    shares = [value / max(positive) for value in positive]
+    remaining = [value if value > tau else 0.0 for value in shares]
     best = 0.0
     for a0, b0, a1, b1 in boxes.tolist():
         inside = 0.0
@@ -146,7 +152,7 @@ def literal_of_regions(relevance, regions, boxes, tau):
 
 
 def write_region_features(demo_data):
-    """Stores random features of 5 regions, some of them padding, and 6 channels for training on the demo data."""
+    """Stores random features of 5 regions, some of them padding, and 6 channels for the demo data."""
     for split, size in (("train", 24), ("val", 8)):
         with h5py.File(split_path(demo_data, "demo", split)) as file:
             names = file["names"].asstr()[:].tolist()

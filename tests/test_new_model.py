@@ -91,7 +91,8 @@ def test_scripts_train_tune_evaluate_and_explain_it(demo_data, tmp_path):
     before = checkpoint.load(weight)[0].state_dict()
     for mode in ("lrp_tune", "erase_tune"):
         tune_flags = [f"--{mode}", "--weight", weight, "--data_folder", str(demo_data),
-                      "--epochs", "1", "--workers", "0", "--device", "cpu", "--save_path", str(tmp_path / mode)]
+                      "--epochs", "1", "--workers", "0", "--device", "cpu",
+                      "--save_path", str(tmp_path / mode)]
         tuned = run_training(finetune, tune_flags, tmp_path / mode)
         assert not torch.equal(tuned["state_dict"]["W_a.weight"], before["W_a.weight"])
 

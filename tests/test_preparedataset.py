@@ -179,7 +179,7 @@ def test_invalid_flag_values(prepare, flag, capsys):
 
 
 def test_exit_status_2_without_traceback(source):
-    command = [sys.executable, ROOT / "preparedataset.py", *"--dataset karpathy".split(),
+    command = [sys.executable, ROOT / "preparedataset.py", *["--dataset", "karpathy"],
                "--karpathy_json", source / "none.json"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=source, timeout=120)
     assert process.returncode == 2 and process.stdout.startswith("settings: ")

@@ -66,7 +66,8 @@ def test_every_method_takes_every_option(model_type, method):
 def test_shared_passes_change_nothing(model_type, order, monkeypatch):
     """Of eight methods, four rules need pixels: LRP, γ, gradient and guided backpropagation."""
     model, images = make(model_type, max_pooled), random_images()
-    expected = {method: METHODS[method].explain(model, images, CAPTIONS, contrast=4) for method in order}
+    expected = {method: METHODS[method].explain(model, images, CAPTIONS, contrast=4)
+                for method in order}
     passes = []
     through_encoder = attribution.through_encoder
     monkeypatch.setattr(attribution, "through_encoder",
