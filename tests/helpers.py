@@ -58,7 +58,7 @@ def random_images(seed=0):
 
 
 def random_regions(seed=0):
-    """(3, 6, 7) region features of both signs; the second image has 4 regions, the third lacks one."""
+    """(3, 6, 7) region features of both signs; the second image has 4, the third lacks one."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(3, 6, 7, generator=generator, dtype=torch.float64)
     features[1, 4:], features[2, 2] = 0, 0
@@ -77,14 +77,16 @@ def assert_close(actual, expected, tolerance=1e-12):
 
 PUBLISHED = {
     GridTDModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.",
-                  "W_g.": "global_img_feature_proj.", "lstm1.": "AdaLSTM.lstm_cell.", "W_x.": "AdaLSTM.x_gate.",
+                  "W_g.": "global_img_feature_proj.", "lstm1.": "AdaLSTM.lstm_cell.",
+                  "W_x.": "AdaLSTM.x_gate.",
                   "W_h.": "AdaLSTM.h_gate.",
                   "W_a.": "AdaAttention.W_v_proj.", "W_s.": "AdaAttention.W_s_proj.",
                   "W_q.": "AdaAttention.W_g_proj.", "w_a.": "AdaAttention.w_h.",
                   "lstm2.": "LanguageLSTM.",
                   "embedding.": "embedding.", "W_o.": "fc."},
     AOAModel: {"encoder.": "img_encoder.encoder.", "W_v.": "img_projector.",
-               "embedding.": "embedding.", "lstm.": "LanguageLSTM.", "W_K.": "decoder_k_proj.", "W_U.": "decoder_v_proj.",
+               "embedding.": "embedding.", "lstm.": "LanguageLSTM.",
+               "W_K.": "decoder_k_proj.", "W_U.": "decoder_v_proj.",
                "W_Q.": "decoder_multihead_attention.q_proj.", "W_G.": "decoder_aoa_linear_gate.",
                "W_L.": "decoder_aoa_linear.", "W_o.": "fc."}}
 
@@ -102,13 +104,15 @@ def published_state(model):
 def prepare_flags(folder):
     """Of the session's demo data set."""
     return ["--dataset", "demo", "--output_folder", str(folder), "--demo_size", "24", "8", "8",
-            "--workers", "0", "--features", "cnn", "--encoder", "small", "--batch_size", "7", "--device", "cpu"]
+            "--workers", "0", "--features", "cnn", "--encoder", "small", "--batch_size", "7",
+            "--device", "cpu"]
 
 
 def train_flags(data, save_path, *extra):
     return ["--data_folder", str(data), "--encoder", "small", "--embed_dim", "8",
             "--hidden_dim", "16", "--attention_dim", "8", "--num_head", "2", "--batch_size", "4",
-            "--epochs", "2", "--workers", "0", "--device", "cpu", "--save_path", str(save_path), *extra]
+            "--epochs", "2", "--workers", "0", "--device", "cpu",
+            "--save_path", str(save_path), *extra]
 
 
 def train_run(data, save_path, *extra, curves=False):
@@ -117,7 +121,7 @@ def train_run(data, save_path, *extra, curves=False):
 
 
 def run_training(script, flags, save_path, curves=False):
-    """Runs train.py or finetune.py -> its last checkpoint. curves: draw curves.png, which is slow."""
+    """Runs train.py or finetune.py -> its last checkpoint. curves: draw curves.png (slow)."""
     draw = log.draw_training_curves if curves else lambda *_: None
     with mock.patch.object(log, "draw_training_curves", draw):
         script.main(script.get_args_parser().parse_args(flags))
@@ -136,7 +140,7 @@ def same(a, b):
 
 
 def literal_of_regions(relevance, regions, boxes, tau):
-    """Correctness of one word by loops: relevance (K,), regions (K, 4), boxes of its category (m, 4)."""
+    """Correctness of one word by loops: relevance (K,), regions (K, 4), boxes of its kind (m, 4)."""
     positive = [max(0.0, value) for value in relevance.tolist()]
     shares = [value / max(positive) for value in positive]
     remaining = [value if value > tau else 0.0 for value in shares]
@@ -152,7 +156,7 @@ def literal_of_regions(relevance, regions, boxes, tau):
 
 
 def write_region_features(demo_data):
-    """Stores random features of 5 regions, some of them padding, and 6 channels for the demo data."""
+    """Stores random features of 5 regions, some padding, and 6 channels for the demo data."""
     for split, size in (("train", 24), ("val", 8)):
         with h5py.File(split_path(demo_data, "demo", split)) as file:
             names = file["names"].asstr()[:].tolist()
