@@ -84,7 +84,8 @@ def methods_for_regions(methods, weight):
 
     weight: path of the checkpoint, for messages. InputError if no method is left.
     """
-    applicable = [method for method in methods if not METHODS[method].needs_pixels]
+    applicable = [method for method in methods
+                  if method not in METHODS or not METHODS[method].needs_pixels]     # baselines
     if not applicable:
         raise InputError(f"{weight} uses region features, which have no pixel maps: choose other --methods than "
                          f"{' and '.join(methods)}, for example lrp")
