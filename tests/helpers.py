@@ -58,7 +58,7 @@ def random_images(seed=0):
 
 
 def random_regions(seed=0):
-    """(3, 6, 7) region features of both signs; the second image has 4, the third lacks one."""
+    """(3, 6, 7) region features of both signs; images 2 and 3 lack some."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(3, 6, 7, generator=generator, dtype=torch.float64)
     features[1, 4:], features[2, 2] = 0, 0
