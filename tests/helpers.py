@@ -140,7 +140,7 @@ def same(a, b):
 
 
 def literal_of_regions(relevance, regions, boxes, tau):
-    """Correctness of one word by loops: relevance (K,), regions (K, 4), boxes of its kind (m, 4)."""
+    """Correctness of a word by loops: relevance (K,), regions (K, 4), boxes of its kind (m, 4)."""
     positive = [max(0.0, value) for value in relevance.tolist()]
     shares = [value / max(positive) for value in positive]
     remaining = [value if value > tau else 0.0 for value in shares]
