@@ -73,5 +73,4 @@ def normalise_words(matrix):
     zero for <start> in column 0, often the largest by far."""
     matrix = np.array(matrix, float)
     matrix[:, 0] = 0
-    largest = np.abs(matrix).max(1, keepdims=True)
-    return matrix / np.where(largest == 0, 1, largest)
+    return scale_regions(matrix)[0]

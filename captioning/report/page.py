@@ -39,9 +39,7 @@ def page_entry(explained):
     """What the page shows of an ExplainedImage, as JSON types."""
     words = explained.words
     sides = np.array(explained.image.size * 2)
-    split = None
-    if explained.split:
-        split = {part: _rounded(values) for part, values in explained.split.items()}
+    split = {part: _rounded(values) for part, values in (explained.split or {}).items()}
     contrast = None
     if explained.contrast:
         contrast = {"word": explained.contrast, "p": _rounded(explained.contrast_probabilities)}
@@ -59,7 +57,8 @@ def page_entry(explained):
     without = stop_words() | {"<end>"}
     first = max(range(len(words)), key=lambda t: (words[t] not in without, scores[t]))
     return {"format": FORMAT, "name": explained.name, "caption": explained.caption,
-            "words": ["<start>", *words], "first": first, "steps": steps, "split": split,
+            "words": ["<start>", *words], "first": first, "steps": steps,
+            "split": split or None,
             "logits": _rounded(explained.logits), "contrast": contrast,
             "flags": [] if explained.flags is None else np.array(explained.flags).tolist(),
             "boxes": None if boxes is None else np.round(boxes / sides, 4).tolist(),
