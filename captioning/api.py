@@ -14,7 +14,7 @@ from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError
-from captioning.explanation.methods import METHODS, SPLIT
+from captioning.explanation.methods import METHODS, SPLIT, region_relevance
 from captioning.report.explained_image import ExplainedImage, Relevance, as_pil
 
 
@@ -35,7 +35,8 @@ def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), c
     if model.encoder is None:
         raise InputError(f"{weight} uses region features, not pixels: run explain.py --dataset")
 
-    name = source = ""
+    name = "image"
+    source = ""
     if isinstance(image, str | os.PathLike):
         name = Path(image).name
         source = os.path.abspath(image)
@@ -50,7 +51,7 @@ def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), c
     captions = captions_of(model, vocabulary, inputs, None if caption is None else [caption])
     explained, = explain_batch(model, vocabulary, inputs, captions, methods, contrast,
                                calibration=grounding.load(weight, model))
-    return replace(explained, name=name or "image", image=picture, source=source)
+    return replace(explained, name=name, image=picture, source=source)
 
 
 @functools.lru_cache(maxsize=1)
@@ -64,27 +65,17 @@ def encode_caption(text, vocabulary, flag="--caption"):
 
     flag: what `text` belongs to, for the message."""
     words = tokenise(text)
+    unknown = [word for word in words if word not in vocabulary.wordmap]
     if not words:
         raise InputError(f"{flag} {text!r} contains no words: give at least one")
-    unknown = [word for word in words if word not in vocabulary.wordmap]
     if unknown:
         raise InputError(f"{flag} {text!r} has words outside the model's vocabulary, replace them: "
                          f"{', '.join(unknown)}")
     return torch.tensor(vocabulary.encode(words, len(words)))
 
 
-def contrast_id(text, vocabulary):
-    """Token id of --contrast; InputError if it is not exactly one word of the vocabulary."""
-    ids = encode_caption(text, vocabulary, "--contrast")
-    if len(ids) != 3:
-        raise InputError(f"--contrast {text!r} must be one word")
-    return int(ids[1])
-
-
 def captions_of(model, vocabulary, inputs, texts=None, decode=decoding.decode):
-    """Token ids (B, T+1) from <start> on, zero-padded, of B texts or else the model's captions.
-
-    decode: captioning.decoding.decode or a similar function."""
+    """Token ids (B, T+1) from <start> on, zero-padded, of B texts or else the model's captions."""
     if texts is not None:
         ids = [encode_caption(text, vocabulary) for text in texts]
         return pad_sequence(ids, batch_first=True).to(inputs.device)
@@ -101,27 +92,29 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
     the `boxes`, B arrays (n, 4). contrast: a word. calibration: a captioning.grounding.Calibration,
     by which LRP without contrast flags object words. progress: called with B after each method.
     """
-    contrasted = None if contrast is None else contrast_id(contrast, vocabulary)
-    relevance = {}      # {method: a Relevance for each image}
-    split = flags = None
-    shared = {}
+    options = {"chunk": chunk, "shared": {}}
+    if contrast is not None:
+        ids = encode_caption(contrast, vocabulary, "--contrast")
+        if len(ids) != 3:
+            raise InputError(f"--contrast {contrast!r} must be one word")
+        options["contrast"] = int(ids[1])
     lengths = (captions[:, 1:] != 0).sum(1).tolist()
     counts = [None if boxes is None else len(boxes[b]) for b in range(len(captions))]
 
     # in the order of METHODS, in which those are consecutive that have passes in common
+    relevance = {}      # {method: a Relevance for each image}
+    arrays = {}         # {field of ExplainedImage: (B, T, …)}
+    split = {}
     for method in sorted(methods, key=list(METHODS).index):
-        options = {"contrast": contrasted, "chunk": chunk, "shared": shared}
-        if METHODS[method].additive:
-            options["eps"] = eps
-        explanation = METHODS[method].explain(model, inputs, captions, **options)
+        own = {"eps": eps} if METHODS[method].additive else {}
+        explanation = METHODS[method].explain(model, inputs, captions, **options, **own)
         pixels = regions = None
         if explanation.pixels is not None:
             pixels = explanation.pixels.sum(2)                                     # (B, T, S, S)
         if explanation.features is not None:
             regions = explanation.features.sum(-1)                                     # (B, T, K)
         elif boxes is not None:
-            attention = explanation.attention
-            regions = attention.mean(2) if attention.dim() == 4 else attention
+            regions = region_relevance(explanation, "attention")
         relevance[method] = [
             Relevance(_of_image(pixels, b, T), _of_image(regions, b, T, K),
                       _of_image(explanation.words, b, T, T))
@@ -129,33 +122,30 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
         if method == "lrp":
             split = {part: getattr(explanation, part) for part in SPLIT}
             if calibration and contrast is None:
-                flags = grounding.flags(explanation, captions, vocabulary, calibration)
+                arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)
         progress(len(captions))
 
     # what every method's explanation contains
     probabilities = explanation.logits.softmax(-1)                                     # (B, T, V)
     best = probabilities.topk(min(5, probabilities.shape[-1]))
     following = captions[:, 1:, None]
-    logits = explanation.logits.gather(2, following)[..., 0]
-    of_contrast = None
+    arrays["probabilities"] = probabilities.gather(2, following)[..., 0]
+    arrays["alternative_probabilities"] = best.values
+    arrays["logits"] = explanation.logits.gather(2, following)[..., 0]
     if contrast is not None:
-        logits = logits - explanation.logits[..., contrasted]
-        of_contrast = probabilities[..., contrasted]
+        arrays["logits"] = arrays["logits"] - explanation.logits[..., options["contrast"]]
+        arrays["contrast_probabilities"] = probabilities[..., options["contrast"]]
     words = np.array(vocabulary.words)
     results = []
     for b, (T, K) in enumerate(zip(lengths, counts, strict=True)):
         results.append(ExplainedImage(
             words=words[_of_image(captions[:, 1:], b, T)].tolist(),
-            logits=_of_image(logits, b, T),
-            probabilities=_of_image(probabilities.gather(2, following)[..., 0], b, T),
             alternatives=words[_of_image(best.indices, b, T)],
-            alternative_probabilities=_of_image(best.values, b, T),
             attention=_of_image(explanation.attention, b, T, K),
             methods={method: relevance[method][b] for method in methods},
-            split=split and {part: _of_image(values, b, T) for part, values in split.items()},
-            flags=_of_image(flags, b, T), contrast=contrast or "",
-            contrast_probabilities=_of_image(of_contrast, b, T),
-            boxes=None if boxes is None else boxes[b]))
+            split={part: _of_image(values, b, T) for part, values in split.items()},
+            contrast=contrast or "", boxes=None if boxes is None else boxes[b],
+            **{name: _of_image(values, b, T) for name, values in arrays.items()}))
     return results
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from captioning.data.feature_store import weights_fingerprint
 from captioning.decoding import decode, trimmed, with_start
 from captioning.errors import InputError
-from captioning.files import read_json, write_json
+from captioning.files import read_json, reading, write_json
 from captioning.metrics.object_words import Objects
 
 
@@ -24,10 +24,9 @@ class Calibration(NamedTuple):
 
 
 def image_share(explanation):
-    """The image's share of each explained value, (B, T) in [−1, 1]; 0 for padding.
+    """image / (|image| + |start| + |previous| + |rest|) of LRP, (B, T) in [−1, 1]; 0 for padding.
 
-    It is image / (|image| + |start| + |previous| + |rest|), which unlike image / logit is defined
-    for logits near 0. explanation: an Explanation by LRP."""
+    Unlike image / logit it is defined for logits near 0."""
     parts = torch.stack([explanation.image, explanation.start, explanation.previous,
                          explanation.rest])
     return parts[0] / parts.abs().sum(0).clamp(min=torch.finfo(parts.dtype).tiny)
@@ -44,30 +43,27 @@ def object_words(captions, vocabulary, objects):
 def flags(explanation, captions, vocabulary, calibration):
     """(B, T) bool: the object words captions[:, t + 1] whose image share is below the threshold.
 
-    explanation: that of captions (B, T+1) by LRP, without contrast.
-    """
+    explanation: by LRP, without contrast."""
     is_low = image_share(explanation) < calibration.threshold
     return is_low & object_words(captions, vocabulary, calibration.objects)
 
 
-def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=50, seeds=None,
-                    **options):
+def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=None, **options):
     """Captions (B, T) of features (B, K, C) that avoid flagged object words.
 
     Where a caption has flagged words, all words that name their categories are banned for this
-    image and it is captioned again, up to `rounds` times. seeds, options: as in decoding.decode.
-    """
+    image and it is captioned again, up to three times. seeds, options: as in decoding.decode."""
     category = calibration.objects.category_ids(vocabulary).to(features.device)        # (V,)
     rows = torch.arange(len(features), device=features.device)      # images still to be captioned
     banned = torch.zeros(len(features), len(vocabulary), dtype=torch.bool, device=features.device)
     tokens = torch.zeros(len(features), max_len, dtype=torch.long, device=features.device)
-    for attempt in range(rounds + 1):
+    for attempt in range(4):
         if seeds is not None:
             options["seeds"] = seeds[rows.cpu()]
         new = decode(model, features[rows], vocabulary, max_len=max_len, banned=banned[rows],
                      **options)
         tokens[rows] = F.pad(new, (0, max_len - new.shape[1]))
-        if attempt == rounds:
+        if attempt == 3:
             break
 
         captions = with_start(new, vocabulary)
@@ -84,14 +80,10 @@ def decode_grounded(model, features, vocabulary, calibration, rounds=3, max_len=
     return trimmed(tokens)
 
 
-# -- the threshold ---------------------------------------------------------------------------------
-
-
 def fit_threshold(shares, is_present, kept=0.95):
     """The threshold that leaves the share `kept` of the correct object words unflagged.
 
     shares: image_share of n object words; is_present (n,) bool, whether the image shows the object.
-    InputError if no word is correct.
     """
     correct = torch.tensor(shares, dtype=torch.float64)[torch.tensor(is_present, dtype=torch.bool)]
     if not len(correct):
@@ -117,8 +109,7 @@ def save(weight, model, threshold, ban_threshold, objects, **statistics):
 def load(weight, model, key="threshold"):
     """The Calibration of the checkpoint `weight`, or None if it has none.
 
-    key: "threshold", below which words are flagged, or "ban_threshold", below which they are
-    banned. InputError if it belongs to other weights."""
+    key: "threshold" for flags, or "ban_threshold". InputError if it belongs to other weights."""
     path = calibration_path(weight)
     if not path.exists():
         return None
@@ -126,11 +117,8 @@ def load(weight, model, key="threshold"):
     if content["weights"] != weights_fingerprint(model):
         raise InputError(f"{path} was computed with other weights than those of {weight}: run "
                          "evaluation.py --calibrate again, or remove it")
-    try:
+    with reading(path, "run evaluation.py --calibrate again"):
         return Calibration(float(content[key]), Objects(content["words"]))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} must contain a number \"{key}\" and \"words\", {{word: "
-                         "category}: run evaluation.py --calibrate again") from error
 
 
 def load_for_decoding(weight, model):

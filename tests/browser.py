@@ -64,6 +64,8 @@ class Browser:
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Emulation.setDeviceMetricsOverride", session,
                   width=width, height=800, deviceScaleFactor=1, mobile=False)
+        # of several pages, only one would receive focus events
+        self.call("Emulation.setFocusEmulationEnabled", session, enabled=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", session, features=[scheme])
         self.call("Page.navigate", session, url=address)

@@ -95,12 +95,11 @@ def test_grounded_decoding_equals_decoding_image_by_image(model_type, seed):
 
 
 def test_the_threshold_keeps_the_given_share_of_correct_words():
-    shares = torch.rand(1000, generator=torch.Generator().manual_seed(0)).tolist()
-    is_present = [i % 3 > 0 for i in range(1000)]
-    threshold = grounding.fit_threshold(shares, is_present, 0.95)
-    correct = [value for value, is_true in zip(shares, is_present, strict=True) if is_true]
-    kept = sum(value >= threshold for value in correct)
-    assert kept / len(correct) == pytest.approx(0.95, abs=2e-3)
+    shares = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    is_present = torch.arange(1000) % 3 > 0
+    threshold = grounding.fit_threshold(shares.tolist(), is_present.tolist(), 0.95)
+    kept = (shares[is_present] >= threshold).double().mean().item()
+    assert kept == pytest.approx(0.95, abs=2e-3)
     with pytest.raises(InputError, match="no object word"):
         grounding.fit_threshold([0.5], [False])
 
@@ -118,5 +117,5 @@ def test_a_calibration_belongs_to_its_weights(tmp_path):
     content = json.loads(path.read_text())
     for key, value in (("threshold", "high"), ("words", ["dog"]), ("threshold", float("nan"))):
         path.write_text(json.dumps(content | {key: value}))
-        with pytest.raises(InputError, match="must contain a number|is not a number"):
+        with pytest.raises(InputError, match="is damaged or of another kind"):
             grounding.load(weight, model)

@@ -1,11 +1,11 @@
 """Colours of relevance maps: the same tables colour the PNGs, the page and its legends."""
+import matplotlib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 RED = (225, 0, 20)          # positive values
 BLUE = (0, 70, 255)         # negative values
-# from low to high values of methods without negative ones
-PLASMA = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
+YELLOW = (240, 180, 0)      # boxes of methods without negative values
 # the parts of a word's logit
 PARTS = {"image": (0, 128, 96), "previous": (128, 90, 190), "start": (222, 135, 0),
          "rest": (130, 130, 130)}
@@ -13,18 +13,14 @@ LEVELS = 127        # colours on either side of zero
 
 
 def _table(signed):
-    """The colours of the values −1 … 1, RGBA (2·LEVELS+1, 4), uint8.
-
-    The sign chooses the colour, the absolute value its opacity. Zero is transparent, and no third
-    colour lies between."""
+    """The colours of the values −1 … 1, RGBA (2·LEVELS+1, 4), uint8: zero is transparent, and no
+    third colour lies between."""
     values = np.linspace(-1, 1, 2 * LEVELS + 1)
     table = np.empty((len(values), 4))
     if signed:
         table[:, :3] = np.where(values[:, None] > 0, RED, BLUE)
     else:
-        stops = np.linspace(0, 1, len(PLASMA))
-        for i, channel in enumerate(zip(*PLASMA, strict=True)):
-            table[:, i] = np.interp(values, stops, channel)
+        table[:, :3] = 255 * matplotlib.colormaps["plasma"](values)[:, :3]
     table[:, 3] = 255 * (0.95 if signed else 0.75) * np.abs(values) ** 0.8
     return table.round().astype(np.uint8)
 
@@ -66,19 +62,15 @@ def scale_regions(values, shared_scale=False):
 
 
 def smooth(maps):
-    """Maps (T, h, w) with a Gaussian filter, whose standard deviation is 1/100 of their side.
-
-    It makes single pixels visible."""
+    """Maps (T, h, w) with a Gaussian filter of 1/100 of their side: single pixels are visible."""
     radius = max(1, round(maps.shape[-1] / 50))
     return gaussian_filter(maps, (0, radius / 2, radius / 2), mode="constant",
                            radius=(0, radius, radius))
 
 
 def normalise_words(matrix):
-    """Relevance (T, T) of the words read -> in [−1, 1], each row relative to its largest value.
-
-    <start> in column 0, often the largest by far, is left out and set to zero."""
+    """Relevance (T, T) of the words read -> in [−1, 1], each row relative to its largest value;
+    zero for <start> in column 0, often the largest by far."""
     matrix = np.array(matrix, float)
     matrix[:, 0] = 0
-    largest = np.abs(matrix).max(1, keepdims=True)
-    return matrix / np.where(largest == 0, 1, largest)
+    return scale_regions(matrix)[0]

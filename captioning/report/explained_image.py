@@ -1,4 +1,5 @@
 """An explained image: the one form in which script, Python, PNGs, page and files have it."""
+import builtins
 import html
 import json
 import os
@@ -18,12 +19,10 @@ from captioning.report.colours import colour_maps
 from captioning.report.explanations import ARRAYS, caption_of, read_explanation
 from captioning.report.page import page_entry, page_of, write_entry
 
-NO_BOXES = np.empty((0, 4), np.float32)
-# fields that explanation.npz contains under their own names; the second ones unless they are None
+# fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity")
-OPTIONAL = ("flags", "contrast_probabilities", "boxes")
+          "identity", "flags", "contrast_probabilities", "boxes")
 
 
 @dataclass
@@ -61,7 +60,7 @@ class ExplainedImage:
     upright: bool = True                    # whether it was rotated by its EXIF orientation
     references: list = ()                   # captions that people wrote
     objects: list = ()                      # names of n annotated objects
-    object_boxes: np.ndarray = field(default_factory=NO_BOXES.copy)     # (n, 4) in pixels
+    object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
     shared_scale: bool = False              # whether all maps have one colour scale
     settings: dict = field(default_factory=dict)        # shown on the page
@@ -87,8 +86,8 @@ class ExplainedImage:
     def heads(self, method):
         """The maps (T, h, w) of each head, if the method's maps are the mean of the attention."""
         relevance = self.methods[method]
-        is_mean = relevance.pixels is None and relevance.regions is None
-        if self.attention.ndim == 2 or not is_mean:
+        of_attention = relevance.pixels is None and relevance.regions is None
+        if self.attention.ndim == 2 or not of_attention:
             return []
         return [_on_grid(head) for head in self.attention.swapaxes(0, 1)]
 
@@ -108,19 +107,17 @@ class ExplainedImage:
     def show(self, word, method=None):
         """Shows the overlay: in the notebook, else in the system's viewer."""
         overlaid = self.overlay(word, method)
-        try:
-            get_ipython()       # defined within IPython only
-        except NameError:
-            overlaid.show()
-        else:
+        if hasattr(builtins, "get_ipython"):        # within IPython
             from IPython.display import display
             display(overlaid)
+        else:
+            overlaid.show()
 
     def _step(self, word):
         """The position of a word among `words`."""
-        if isinstance(word, str) and word in self.words:
+        if word in self.words:
             return self.words.index(word)
-        if not isinstance(word, str) and 0 <= word < len(self.words):
+        if word in range(len(self.words)):
             return word
         raise InputError(f"{word!r} is not a word of the caption: choose one of: "
                          f"{', '.join(self.words)}")
@@ -135,19 +132,19 @@ class ExplainedImage:
     # -- text and page ---------------------------------------------------------------------------
 
     def table(self):
-        """One line per word: its probability and, by LRP, the split of its logit.
-
-        Object words that come from language have a flag."""
-        columns = {"image": "image", "words": "previous", "<start>": "start", "rest": "rest"}
-        if not self.split:
-            columns = {}
-        width = max(map(len, ["<start>", *self.words])) + 2
-        titles = "".join(title.rjust(10) for title in columns)
-        lines = [f"  {'word'.ljust(width)}probability{titles}"]
+        """One line per word: its probability and, by LRP, the split of its logit and its flag."""
+        width = max(map(len, self.words)) + 2
+        lines = [f"  {'word':{width}}probability"]
+        if self.split:
+            lines[0] += f"{'image':>10}{'words':>10}{'<start>':>10}{'rest':>10}"
         for t, word in enumerate(self.words):
-            numbers = "".join(f"{self.split[part][t]:+10.2f}" for part in columns.values())
-            flag = "   from language" if self.flags is not None and self.flags[t] else ""
-            lines.append(f"  {word.ljust(width)}{self.probabilities[t]:11.3f}{numbers}{flag}")
+            line = f"  {word:{width}}{self.probabilities[t]:11.3f}"
+            if self.split:
+                for part in ("image", "previous", "start", "rest"):
+                    line += f"{self.split[part][t]:+10.2f}"
+            if self.flags is not None and self.flags[t]:
+                line += "   from language"
+            lines.append(line)
         return "\n".join(lines)
 
     def __repr__(self):
@@ -168,8 +165,7 @@ class ExplainedImage:
 
         They replace those of an earlier explanation; other files in the folder are kept. A new
         folder appears only once it is complete. with_page: also index.html, the page of this image
-        alone. InputError if writing fails.
-        """
+        alone. InputError if writing fails."""
         folder = Path(folder).absolute()
         temporary = temporary_path(folder)
         try:
@@ -200,12 +196,9 @@ class ExplainedImage:
 
     def _arrays(self):
         """The arrays of explanation.npz (docs/data.md)."""
-        arrays = {name: np.array(getattr(self, name)) for name in STORED}
-        arrays |= {name: getattr(self, name) for name in OPTIONAL
-                   if getattr(self, name) is not None}
-        arrays |= {"words": np.array(["<start>", *self.words]),
-                   "methods": np.array([*self.methods]), "image": np.array(self.source),
-                   "settings": np.array(json.dumps(self.settings))}
+        arrays = {name: getattr(self, name) for name in STORED if getattr(self, name) is not None}
+        arrays |= {"words": ["<start>", *self.words], "methods": [*self.methods],
+                   "image": self.source, "settings": json.dumps(self.settings)}
         for method, relevance in self.methods.items():
             for kind, values in vars(relevance).items():
                 if values is not None:
@@ -221,20 +214,17 @@ class ExplainedImage:
     def load(cls, folder):
         """The explanation that `save` wrote to the folder; the image is read from its own file."""
         arrays = read_explanation(folder)
-        fields = {name: arrays[name] for name in STORED + OPTIONAL if name in arrays}
-        fields = {name: value.item() if value.ndim == 0 else value
-                  for name, value in fields.items()}
-        kinds = ("pixels", "regions", "words")
-        methods = {method: Relevance(*(arrays.get(f"{method}_{kind}") for kind in kinds))
+        fields = {name: arrays[name] if arrays[name].ndim else arrays[name].item()
+                  for name in STORED if name in arrays}
+        methods = {method: Relevance(*map(arrays.get, (f"{method}_pixels", f"{method}_regions",
+                                                       f"{method}_words")))
                    for method in arrays["methods"].tolist()}
-        split = None
-        if "lrp_rest" in arrays:
-            split = {part: arrays[f"lrp_{part}"] for part in SPLIT}
-        source = str(arrays["image"])
-        image = as_pil(read_image(source, bool(arrays["upright"])))
+        split = {part: arrays[f"lrp_{part}"] for part in SPLIT if f"lrp_{part}" in arrays}
+        source = arrays["image"].item()
+        image = as_pil(read_image(source, arrays["upright"].item()))
         return cls(arrays["words"].tolist()[1:], methods=methods, split=split, image=image,
                    name=Path(folder).absolute().name, source=source,
-                   settings=json.loads(str(arrays["settings"])), **fields)
+                   settings=json.loads(arrays["settings"].item()), **fields)
 
 
 def as_pil(image):
@@ -249,9 +239,8 @@ def _on_grid(values):
 
 
 def compact(maps):
-    """Maps (T, h, w) rounded to at most 1/256 of each one's largest absolute value.
-
-    That more than halves the file. float16 where it represents these numbers, else float32."""
+    """Maps (T, h, w) rounded to 1/256 of each one's largest absolute value, which halves the file;
+    float16 where it represents these numbers, else float32."""
     largest = np.abs(maps).max((1, 2), keepdims=True)
     step = np.exp2(np.ceil(np.log2(np.where(largest == 0, 1, largest))) - 8)
     rounded = (np.rint(maps / step) * step).astype(np.float32)

@@ -1,7 +1,6 @@
 """A folder of explanations: one folder per image, of ExplainedImage.save, and index.html."""
 import os
-from collections import Counter
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from captioning.data.arrays import read_arrays
 from captioning.errors import InputError
 from captioning.explanation.methods import METHODS
-from captioning.files import TEMPORARY, folder_name
+from captioning.files import TEMPORARY, expect, folder_name, reading
 from captioning.report.page import ENTRY, THUMBNAIL, has_entry, write_page
 
 ARRAYS = "explanation.npz"
@@ -34,10 +33,8 @@ def stored_array(folder, name):
 def choose_folders(paths, save_path):
     """A folder in `save_path` for each image in `paths`, never one that belongs to another image.
 
-    An image that was explained before keeps its folder. Otherwise the folder is named after the
-    image: its stem, or its full name and position if several of the `paths` have that stem; with a
-    number appended if that name is taken.
-    """
+    An image that was explained before keeps its folder. Otherwise the folder has the stem of the
+    image as its name, with a number appended if that is taken."""
     names = {}          # {image: name of its folder}
     taken = set()
     for folder in reversed(stored_folders(save_path)):
@@ -45,40 +42,30 @@ def choose_folders(paths, save_path):
         if image is not None:
             names[str(image)] = folder.name
             taken.add(folder.name)
-
-    stems = Counter(path.stem for path in paths)
-    folders = []
-    for position, path in enumerate(paths):
-        name = names.get(os.path.abspath(path))
-        if name is None:
-            own_stem = stems[path.stem] == 1
-            preferred = folder_name(path.stem if own_stem else f"{path.name}_{position}")
-            candidates = chain([preferred], (f"{preferred}_{number}" for number in count(2)))
-            name = next(candidate for candidate in candidates if candidate not in taken
-                        and not Path(save_path, candidate).is_file())
-            taken.add(name)
-        folders.append(Path(save_path, name))
-    return folders
+    for path in paths:
+        name = stem = folder_name(path.stem)
+        numbers = count(2)
+        while name in taken or Path(save_path, name).is_file():
+            name = f"{stem}_{next(numbers)}"
+        taken.add(names.setdefault(os.path.abspath(path), name))
+    return [Path(save_path, names[os.path.abspath(path)]) for path in paths]
 
 
 def read_explanation(folder):
     """The arrays of the folder's explanation.npz; InputError if it is damaged or incomplete."""
     path = Path(folder, ARRAYS)
     arrays = read_arrays(path)
-    try:
-        T = len(arrays["words"]) - 1
-        is_valid = arrays["words"].dtype.kind == "U" and set(arrays["methods"].tolist()) <= set(
-            METHODS) and {"contrast", "image", "identity", "upright"} <= arrays.keys()
+    with reading(path, "explain the image again"):
+        words = arrays["words"]
+        unknown = set(arrays["methods"].tolist()) - set(METHODS)
+        expect(words.dtype.kind == "U" and not unknown, "its words or methods are unknown")
+        for name in (*OF_WORDS, "contrast", "image", "identity", "upright"):
+            arrays[name]        # KeyError if it is missing
         for name, array in arrays.items():
             if name in OF_WORDS or name.endswith(("_pixels", "_regions", "_words")):
-                is_valid &= len(array) == T
+                expect(len(array) == len(words) - 1, f"its array {name} has another length")
             if array.dtype.kind == "f":
-                is_valid &= np.isfinite(array).all()
-        is_valid &= all(name in arrays for name in OF_WORDS)
-    except (KeyError, TypeError):
-        is_valid = False
-    if not is_valid:
-        raise InputError(f"{path} is damaged or of another version: explain the image again")
+                expect(np.isfinite(array).all(), f"its array {name} has values that are not finite")
     return arrays
 
 

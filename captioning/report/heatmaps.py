@@ -1,7 +1,6 @@
 """The PNGs of an explanation, drawn with Pillow, which takes a twentieth of matplotlib's time."""
 import functools
 import textwrap
-from itertools import chain
 from pathlib import Path
 
 import matplotlib
@@ -51,10 +50,7 @@ def draw_heatmaps(path, explained, method):
     """Draws the image, and beside it one heatmap per word; below it the split of the word's logit.
 
     Each heatmap has its own colour scale, unless they share one; the number below it is the value
-    of the strongest colour. Words that come from language are underlined.
-
-    explained: an ExplainedImage. method: one of its methods.
-    """
+    of the strongest colour. Words that come from language are underlined."""
     image = explained.image
     signed = METHODS[method].signed
     # beyond an aspect ratio of 1.5 the image is limited by its height
@@ -92,8 +88,14 @@ def draw_heatmaps(path, explained, method):
             draw.text((left, y + 2), "image", GREY, font(13))
             continue
         t = position - 1
-        flagged = explained.flags is not None and explained.flags[t]
-        _draw_word(draw, (left, y + 1), explained.words[t], flagged)
+        word = explained.words[t]
+        face = font(14, bold=True)
+        while len(word) > 4 and face.getlength(word) > CELL:
+            word = word[:-2] + "…"
+        draw.text((left, y + 1), word, "black", face)
+        if explained.flags is not None and explained.flags[t]:
+            end = left + face.getlength(word)
+            draw.line((left, y + 18, end, y + 18), PARTS["previous"], 2)
         if explained.split:
             _draw_split(draw, (x, below, x + CELL, below + 9), explained.split, t)
             below += 12
@@ -111,18 +113,18 @@ def draw_heatmaps(path, explained, method):
     text = f"{high}; {scales}: below it the value of the strongest colour"
     draw.text((x + 116, legend), text, GREY, font(12))
     if explained.split:
-        _draw_parts(draw, legend + 20, explained.flags)
-    _save(sheet, path, small)
-
-
-def _draw_word(draw, corner, word, flagged):
-    face = font(14, bold=True)
-    while len(word) > 4 and face.getlength(word) > CELL:
-        word = word[:-2] + "…"
-    draw.text(corner, word, "black", face)
-    if flagged:
-        x, y = corner
-        draw.line((x, y + 17, x + face.getlength(word), y + 17), PARTS["previous"], 2)
+        x = GAP
+        y = legend + 20
+        for part, colour in PARTS.items():
+            draw.rectangle((x, y + 3, x + 9, y + 12), colour)
+            draw.text((x + 14, y), PART_NAMES[part], GREY, font(12))
+            x += font(12).getlength(PART_NAMES[part]) + 26
+        text = "— the logit's parts (LRP)"
+        if explained.flags is not None and any(explained.flags):
+            text += "; underlined: from language, hardly from the image"
+        draw.text((x, y), text, GREY, font(12))
+    with atomic_path(path, sync=False) as temporary:
+        sheet.save(temporary, "png", compress_level=4)
 
 
 def _draw_split(draw, box, split, t):
@@ -145,20 +147,6 @@ def _draw_split(draw, box, split, t):
     draw.line((zero, y0 - 1, zero, y1 + 1), "black")
 
 
-def _draw_parts(draw, y, flags):
-    """The colours of the parts of the logit, and what an underline means if there is one."""
-    text = "the logit's parts (LRP):"
-    draw.text((GAP, y), text, GREY, font(12))
-    x = GAP + font(12).getlength(text) + 12
-    for part, colour in PARTS.items():
-        draw.rectangle((x, y + 3, x + 9, y + 12), colour)
-        draw.text((x + 14, y), PART_NAMES[part], GREY, font(12))
-        x += font(12).getlength(PART_NAMES[part]) + 26
-    if flags is not None and any(flags):
-        text = "underlined: from language, hardly from the image"
-        draw.text((x, y), text, PARTS["previous"], font(12))
-
-
 def _draw_boxes(image, boxes, values, signed):
     """The image (PIL) in grey with boxes (K, 4), more opaque for larger absolute values (K,)."""
     image = grey_background(image)
@@ -167,29 +155,9 @@ def _draw_boxes(image, boxes, values, signed):
         strength = float(abs(values[k]))
         colour = colours.RED if values[k] > 0 else colours.BLUE
         if not signed:
-            colour = colours.PLASMA[3]
+            colour = colours.YELLOW
         # powers of the strength: otherwise overlapping regions of medium strength hide the image
         fill = (*colour, round(30 * strength ** 4))
         outline = (*colour, round(255 * strength ** 1.5))
         draw.rectangle(tuple(boxes[k]), fill, outline, round(1 + 3 * strength))
     return image
-
-
-def _save(sheet, path, photograph):
-    """Writes a PNG of 256 colours, a third of the size of true colour.
-
-    They are those of the bars and of a sample of the pixels, in which the photograph, the only part
-    in full colour, has more than its share."""
-    cells = sheet.resize((sheet.width // 4, sheet.height // 4), Image.Resampling.NEAREST)
-    sample = Image.new("RGB", (cells.width, cells.height + photograph.height))
-    sample.paste(cells, (0, photograph.height))
-    for x in range(0, sample.width, photograph.width):
-        sample.paste(photograph, (x, 0))
-    fixed = [*PARTS.values(), colours.RED, colours.BLUE, (255, 255, 255), (0, 0, 0)]
-    coarse = sample.point(lambda value: value & 0xF8 | 4)
-    chosen = coarse.quantize(256 - len(fixed), Image.Quantize.MEDIANCUT)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([*chain(*fixed), *chosen.getpalette()[:3 * (256 - len(fixed))]])
-    with atomic_path(path, sync=False) as temporary:
-        drawn = sheet.quantize(palette=palette, dither=Image.Dither.NONE)
-        drawn.save(temporary, "png", compress_level=4)

@@ -13,16 +13,16 @@ function make(tag, properties = {}, ...children) {
   return element
 }
 
-// an element with one property of its style
-function styled(tag, className, property, value) {
+// an element with this style
+function styled(tag, className, style) {
   const element = make(tag, { className })
-  element.style.setProperty(property, value)
+  element.style.cssText = style
   return element
 }
 
 function makeSvg(tag, attributes, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag)
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
+  for (const attribute of Object.entries(attributes)) element.setAttribute(...attribute)
   element.append(...children)
   return element
 }
@@ -39,16 +39,9 @@ const withSign = value =>
 
 // -- the image and its maps -----------------------------------------------------------------------
 
-// the map of word t, or of one head: the address of an image; nothing for regions
-function mapOf(name, t) {
-  const { heads, maps } = current().methods[name]
-  return (heads[at.head] ?? maps)?.[t]
-}
-
 // an SVG over the image, whose sides are 1, and rectangles in it
 const drawing = (attributes, children) =>
   makeSvg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", ...attributes }, ...children)
-
 const rectangle = ([x0, y0, x1, y1], attributes, ...children) =>
   makeSvg("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, ...attributes }, ...children)
 
@@ -61,13 +54,10 @@ function regionDrawing(name) {
   const rects = order.map(k => {
     const rect = rectangle(boxes[k], { id: `${name}-region-${k}`, role: "option",
       "aria-label": `region ${k + 1}`, "aria-selected": k === at.region, "data-region": k })
-    const r = at.word === null ? 0 : kind.regions[at.word][k]
-    if (r) {
-      rect.style.stroke = `rgb(${colour(r, kind.signed)} / ${Math.abs(r) ** 1.5})`
-      rect.style.strokeWidth = `${0.5 + 4.5 * Math.abs(r)}px`
-      // a power of the relevance: otherwise regions of medium relevance hide the image
-      rect.style.fill = `rgb(${colour(r, kind.signed)} / ${0.15 * r ** 4})`
-    }
+    const r = at.word === null ? 0 : kind.regions[at.word][k], rgb = colour(r, kind.signed)
+    // powers of the relevance: otherwise regions of medium relevance hide the image
+    if (r) rect.style.cssText = `stroke: rgb(${rgb} / ${Math.abs(r) ** 1.5});
+      stroke-width: ${0.5 + 4.5 * Math.abs(r)}px; fill: rgb(${rgb} / ${0.15 * r ** 4})`
     for (const event of ["mouseenter", "click"]) rect.addEventListener(event, () => openRegion(k))
     rect.addEventListener("mouseleave", () => openRegion(null))
     return rect
@@ -85,7 +75,8 @@ function regionDrawing(name) {
 }
 
 function figure(name) {
-  const entry = current(), t = at.word, map = t === null ? null : mapOf(name, t)
+  const entry = current(), t = at.word, { heads, maps } = entry.methods[name]
+  const map = (heads[at.head] ?? maps)?.[t]         // the address of an image; none for regions
   const stage = make("div", { className: t === null ? "stage" : "stage on" },
     make("img", { className: "image", src: entry.image, alt: entry.caption }))
   if (map) {
@@ -104,10 +95,9 @@ function figure(name) {
 
 // the colour scale of a method; with the value of the strongest colour if a word is chosen
 function legend(name, t) {
-  const kind = current().methods[name], [low, high] = kind.labels
-  const scale = styled("span", "scale", "--gradient", kind.legend)
-  if (t === null) return [low, scale, high]
-  return [low, scale, `${high}; strongest colour: ${kind.signed ? "±" : ""}${kind.scales[t]}`]
+  const { labels, legend, signed, scales } = current().methods[name]
+  const strongest = t === null ? "" : `; strongest colour: ${signed ? "±" : ""}${scales[t]}`
+  return [labels[0], styled("span", "scale", `--gradient: ${legend}`), labels[1] + strongest]
 }
 
 // -- the caption ----------------------------------------------------------------------------------
@@ -139,7 +129,7 @@ function showCaption() {
     const button = make("button", { tabIndex: -1 }, make("span", { className: "word" }, word))
     button.classList.toggle("special", /^<.*>$/.test(word))
     if (i === 0) button.disabled = true     // <start> is read, not predicted
-    else if (split) button.append(styled("span", "split", "background", splitBar(split, i - 1)))
+    else if (split) button.append(styled("span", "split", `background: ${splitBar(split, i - 1)}`))
     if (i && flags[i - 1]) {
       button.classList.add("flagged")
       button.title = "comes from language: the image contributes little"
@@ -150,7 +140,7 @@ function showCaption() {
   }))
   $("parts").hidden = !split
   const squares = Object.entries(PARTS).flatMap(([name, text]) =>
-    [make("span", {}, styled("i", "", "background", `var(--${name})`), text), " "])
+    [make("span", {}, styled("i", "", `background: var(--${name})`), text), " "])
   $("parts").replaceChildren("Parts of each word's logit (LRP):", ...squares, flags.some(Boolean)
     ? "(wavy underline: the word comes from language, hardly from the image)" : "")
 }
@@ -186,10 +176,9 @@ function regionDetail() {
   return [
     make("h2", {}, `Region ${at.region + 1}, relative to the strongest region of each word`),
     table(rows.slice(0, 6).map(([word, r]) => {
-      const bar = styled("span", "share", "width", `${100 * Math.abs(r)}%`)
-      bar.style.background = `rgb(${colour(r, kind.signed)})`
       const label = kind.signed ? kind.labels[r < 0 ? 0 : 1].replace(" the word", "") : ""
-      return ["", word, `${label} ${percent(Math.abs(r))}`, bar]
+      return ["", word, `${label} ${percent(Math.abs(r))}`, styled("span", "share",
+        `width: ${100 * Math.abs(r)}%; background: rgb(${colour(r, kind.signed)})`)]
     }))]
 }
 
@@ -197,10 +186,8 @@ function splitRows(split, t) {
   const largest = Math.max(...Object.keys(PARTS).map(name => Math.abs(split[name][t]))) || 1
   return Object.entries(PARTS).map(([name, text]) => {
     const value = split[name][t], width = 50 * Math.abs(value) / largest
-    const bar = styled("span", "part", "width", `${width}%`)
-    bar.style.background = `var(--${name})`
-    bar.style.marginLeft = `${value < 0 ? 50 - width : 50}%`
-    return ["", text, withSign(value), bar]
+    return ["", text, withSign(value), styled("span", "part", `background: var(--${name});
+      width: ${width}%; margin-left: ${value < 0 ? 50 - width : 50}%`)]
   })
 }
 
@@ -208,12 +195,12 @@ function detail() {
   if (at.region !== null) return regionDetail()
   if (at.word === null) return [make("h2", {}, "Choose a word of the caption.")]
   const entry = current(), t = at.word, word = entry.words[t + 1], { p, best } = entry.steps[t]
-  const contrast = entry.contrast, parts = []
+  const contrast = entry.contrast
 
   let heading = `“${word}”: probability ${percent(p)}`
   if (contrast) heading += `, explained rather than “${contrast.word}”`
   if (contrast?.p.length) heading += ` (probability ${percent(contrast.p[t])})`
-  parts.push(make("h2", {}, heading))
+  const parts = [make("h2", {}, heading)]
   if (entry.flags[t])
     parts.push(make("p", {}, "This word comes from language: the image contributes little to it."))
   if (entry.split) {
@@ -243,6 +230,11 @@ function about({ references, objects, settings }) {
 
 // -- what is chosen -------------------------------------------------------------------------------
 
+function choose(changes) {
+  Object.assign(at, changes)
+  show()
+}
+
 function show() {
   const names = shownMethods()
   colourWords()
@@ -260,9 +252,8 @@ function setHash() {
   if (!/^(http|file)/.test(location.protocol)) return      // within a notebook
   const words = current().words.slice(1), word = words[at.word]
   const occurrence = words.slice(0, at.word + 1).filter(other => other === word).length
-  let address = "#" + encodeURIComponent(current().name)
-  if (at.word !== null) address += "/" + encodeURIComponent(word)
-  history.replaceState(null, "", address + (occurrence > 1 ? `~${occurrence}` : ""))
+  const ending = word && `/${encodeURIComponent(word)}` + (occurrence > 1 ? `~${occurrence}` : "")
+  history.replaceState(null, "", `#${encodeURIComponent(current().name)}${ending ?? ""}`)
 }
 
 function openHash() {
@@ -286,7 +277,7 @@ function openEntry(i, word = entry => entry.first) {
   Object.assign(at, { word: word(entry), region: null, head: "" })
   if (!names.includes(at.method)) at.method = names[0]
   $("methods").replaceChildren(...names.map(name => make("button", { value: name,
-    title: entry.methods[name].help, onclick: () => openMethod(name) }, title(name))))
+    title: entry.methods[name].help, onclick: () => choose({ method: name }) }, title(name))))
   const heads = Math.max(...names.map(name => entry.methods[name].heads.length))
   $("head").replaceChildren(make("option", { value: "" }, "mean"),
     ...[...Array(heads).keys()].map(m => make("option", { value: m }, `${m + 1}`)))
@@ -327,10 +318,7 @@ function load(i, word) {
 
 function openWord(t) {
   const word = t === null ? null : Math.min(Math.max(t, 0), current().words.length - 2)
-  if (word === at.word || !current().methods) return
-  at.word = word
-  at.region = null
-  show()
+  if (word !== at.word && current().methods) choose({ word, region: null })
 }
 
 // chooses a word by keyboard; the focus follows
@@ -359,11 +347,6 @@ function nextRegion(step = 1) {
   openRegion(order[(order.indexOf(at.region) + step + order.length) % order.length])
 }
 
-function openMethod(name) {
-  at.method = name
-  show()
-}
-
 // -- the list of images ---------------------------------------------------------------------------
 
 function showList() {
@@ -385,45 +368,34 @@ function showList() {
   }))
 }
 
-async function readImage(src) {
-  const image = make("img", { src })
-  await image.decode()
-  return image
-}
-
-// saves the figures that are shown, below their caption, as a PNG
+// saves the figures that are shown, below the caption, as a PNG
 async function savePng() {
-  const entry = current(), width = 640, pad = 16, names = shownMethods()
-  const photograph = await readImage(entry.image)
-  const height = Math.round(width * photograph.naturalHeight / photograph.naturalWidth)
+  const entry = current(), names = shownMethods(), width = 640, pad = 16
+  const word = at.word === null ? "" : entry.words[at.word + 1]
+  const first = document.querySelector(".image")
+  await first.decode()
+  const height = Math.round(width * first.naturalHeight / first.naturalWidth)
   const canvas = make("canvas", { width: names.length * (width + pad) + pad, height: height + 96 })
-  const draw = canvas.getContext("2d"), opacity = Number($("opacity").value)
-  Object.assign(draw, { fillStyle: "#fff", textBaseline: "top" })
+  const draw = canvas.getContext("2d")
+  draw.fillStyle = "#fff"
   draw.fillRect(0, 0, canvas.width, canvas.height)
-  draw.fillStyle = "#000"
-  let x = pad
-  entry.words.slice(1, -1).forEach((word, t) => {
-    draw.font = `${t === at.word ? "bold " : ""}20px sans-serif`
-    draw.fillText(word, x, 14)
-    x += draw.measureText(word + " ").width
-  })
+  Object.assign(draw, { fillStyle: "#000", font: "18px sans-serif" })
+  draw.fillText(word ? `“${word}” in “${entry.caption}”` : entry.caption, pad, 32)
   for (const [m, name] of names.entries()) {
-    const x = pad + m * (width + pad), map = at.word === null ? null : mapOf(name, at.word)
-    if (map) draw.filter = `grayscale(${opacity}) contrast(${1 - 0.35 * opacity}) ` +
-      `brightness(${1 + 0.2 * opacity})`
-    draw.drawImage(photograph, x, 48, width, height)
-    draw.filter = "none"
-    draw.globalAlpha = opacity
-    if (map) draw.drawImage(await readImage(map), x, 48, width, height)
-    draw.globalAlpha = 1
-    draw.font = "16px sans-serif"
-    const [low, , high] = legend(name, at.word)
-    draw.fillText(`${title(name)}: ${low} – ${high}`, x, height + 62)
+    const x = pad + m * (width + pad), [low, , high] = legend(name, at.word)
+    // the photograph, grey below a map, and the map
+    for (const image of $("figures").children[m].querySelectorAll("img")) {
+      await image.decode()
+      const { filter, opacity } = getComputedStyle(image)
+      Object.assign(draw, { filter, globalAlpha: opacity })
+      draw.drawImage(image, x, 48, width, height)
+    }
+    Object.assign(draw, { filter: "none", globalAlpha: 1 })
+    draw.fillText(`${title(name)}: ${low} – ${high}`, x, height + 76)
   }
   const blob = await new Promise(resolve => canvas.toBlob(resolve))
-  const word = at.word === null ? "image" : entry.words[at.word + 1].replace(/\W/g, "")
   const link = make("a", { href: URL.createObjectURL(blob),
-    download: `${entry.name}_${word}_${at.method}.png` })
+    download: `${entry.name}_${word.replace(/\W/g, "") || "image"}_${at.method}.png` })
   link.click()
   URL.revokeObjectURL(link.href)
   return blob
@@ -435,7 +407,7 @@ $("previous").onclick = () => openEntry(at.entry - 1)
 $("next").onclick = () => openEntry(at.entry + 1)
 $("opacity").oninput = event =>
   document.documentElement.style.setProperty("--opacity", event.target.value)
-$("head").onchange = event => { at.head = event.target.value; show() }
+$("head").onchange = event => choose({ head: event.target.value })
 $("side").onchange = $("objects").onchange = show
 $("save").onclick = savePng
 $("search").oninput = showList
@@ -443,17 +415,15 @@ $("images").ontoggle = () => { if ($("images").open) { showList(); $("search").f
 for (const id of ["images", "previous", "next"]) $(id).hidden = entries.length < 2
 addEventListener("hashchange", openHash)
 
-function nextMethod() {
-  const names = Object.keys(current().methods)
-  openMethod(names[(names.indexOf(at.method) + 1) % names.length])
-}
-
 const KEYS = {
   arrowright: () => stepWord(1),
   arrowleft: () => stepWord(-1),
   arrowdown: () => openEntry(at.entry + 1),
   arrowup: () => openEntry(at.entry - 1),
-  m: nextMethod,
+  m: () => {
+    const names = Object.keys(current().methods)
+    choose({ method: names[(names.indexOf(at.method) + 1) % names.length] })
+  },
   r: () => nextRegion(),
   escape: () => { $("images").open = false; openRegion(null); openWord(null) },
 }

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from captioning.explanation.methods import METHODS
-from captioning.files import atomic_path
+from captioning.files import write_text
 from captioning.metrics.object_words import stop_words
 from captioning.report.colours import colour_maps, legend, normalise_words, scale_regions
 from captioning.report.heatmaps import thumbnail
@@ -37,10 +37,12 @@ THUMBNAIL_SIDE = 96
 
 def page_entry(explained):
     """What the page shows of an ExplainedImage, as JSON types."""
+    words = explained.words
     sides = np.array(explained.image.size * 2)
-    split = None
-    if explained.split:
-        split = {part: _rounded(values) for part, values in explained.split.items()}
+    split = {part: _rounded(values) for part, values in (explained.split or {}).items()}
+    contrast = None
+    if explained.contrast:
+        contrast = {"word": explained.contrast, "p": _rounded(explained.contrast_probabilities)}
     steps = []
     for t, p in enumerate(explained.probabilities):
         best = explained.alternative_probabilities[t].round(5).tolist()
@@ -48,28 +50,22 @@ def page_entry(explained):
                       "best": list(zip(explained.alternatives[t].tolist(), best, strict=True))})
     objects = [{"name": str(name), "box": np.round(box / sides, 4).tolist()}
                for name, box in zip(explained.objects, explained.object_boxes, strict=True)]
-    contrast = {"word": explained.contrast, "p": _rounded(explained.contrast_probabilities)}
     boxes = explained.boxes
+
+    # shown first is, without stop words, the word to which the image contributes most
+    scores = split["image"] if split else [len(word) for word in words]
+    without = stop_words() | {"<end>"}
+    first = max(range(len(words)), key=lambda t: (words[t] not in without, scores[t]))
     return {"format": FORMAT, "name": explained.name, "caption": explained.caption,
-            "words": ["<start>", *explained.words], "first": first_step(explained.words, split),
-            "steps": steps, "split": split, "logits": _rounded(explained.logits),
-            "flags": [] if explained.flags is None else [bool(flag) for flag in explained.flags],
-            "contrast": contrast if explained.contrast else None,
+            "words": ["<start>", *words], "first": first, "steps": steps,
+            "split": split or None,
+            "logits": _rounded(explained.logits), "contrast": contrast,
+            "flags": [] if explained.flags is None else np.array(explained.flags).tolist(),
             "boxes": None if boxes is None else np.round(boxes / sides, 4).tolist(),
             "references": list(explained.references), "objects": objects,
             "settings": explained.settings,
             "image": _data_uri(thumbnail(explained.image, IMAGE_SIDE), "jpeg"),
             "methods": {method: _method_entry(explained, method) for method in explained.methods}}
-
-
-def first_step(words, split):
-    """The step of the word that the page shows first.
-
-    Of the words that are no stop words it is the one to which the image contributes most, or the
-    longest if there is no `split`. words: T, up to <end>."""
-    scores = split["image"] if split else [len(word) for word in words]
-    without = stop_words() | {"<end>"}
-    return max(range(len(words)), key=lambda t: (words[t] not in without, scores[t]))
 
 
 def _rounded(values):
@@ -82,9 +78,10 @@ def _method_entry(explained, method):
     maps = explained.maps(method)
     # what methods without signed maps assign to words are gradients
     of_words = kind if kind.signed else METHODS["gradient"]
+    colours = [f"rgb({r} {g} {b} / {a / 255:.3f})" for r, g, b, a in legend(kind.signed).tolist()]
     entry = {"help": kind.description, "signed": kind.signed, "labels": kind.labels,
-             "word_labels": of_words.labels, "legend": _gradient(kind.signed),
-             "maps": None, "regions": None, "heads": [], "words": None}
+             "word_labels": of_words.labels, "maps": None, "regions": None, "heads": [],
+             "words": None, "legend": f"linear-gradient(90deg, {', '.join(colours)})"}
     if explained.boxes is None:
         entry["maps"], tops = _heatmaps(maps, kind.signed, explained.shared_scale)
         entry["heads"] = [_heatmaps(head, kind.signed, explained.shared_scale)[0]
@@ -109,12 +106,6 @@ def _heatmaps(maps, signed, shared_scale):
     return addresses, tops
 
 
-def _gradient(signed):
-    """The colours of a scale as a gradient in CSS."""
-    colours = [f"rgb({r} {g} {b} / {a / 255:.3f})" for r, g, b, a in legend(signed).tolist()]
-    return f"linear-gradient(90deg, {', '.join(colours)})"
-
-
 def _data_uri(image, kind):
     file = io.BytesIO()
     image.save(file, kind, quality=70)
@@ -128,7 +119,7 @@ def _json(value):
 
 
 def write_entry(folder, entry, image):
-    """Writes what the page shows of an image, its `page_entry`, and a thumbnail of it (PIL)."""
+    """Writes the `page_entry` of an image and a thumbnail of it (PIL)."""
     Path(folder, ENTRY).write_text(FRAME % _json(entry), encoding="utf-8")
     thumbnail(image, THUMBNAIL_SIDE).save(Path(folder, THUMBNAIL), quality=70)
 
@@ -150,25 +141,23 @@ def has_entry(folder):
 
 def write_page(path, captions):
     """Writes the page of explanations: {their folders beside the page: captions}, at least one."""
-    before, after = _template().split("@DATA@")
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(before)
-        for i, (folder, caption) in enumerate(captions.items()):
-            if len(captions) <= EMBEDDED:
-                entry = read_entry(folder)
-            else:       # what the list of images shows
-                entry = _json({"name": folder.name, "caption": caption})
-            file.write(("," if i else "[") + entry)
-        file.write("]" + after)
+    entries = []
+    for folder, caption in captions.items():
+        if len(captions) <= EMBEDDED:
+            entries.append(read_entry(folder))
+        else:       # what the list of images shows
+            entries.append(_json({"name": folder.name, "caption": caption}))
+    write_text(path, _page(entries))
 
 
 def page_of(entry):
     """The page of one `page_entry`, as a string."""
-    return _template().replace("@DATA@", f"[{_json(entry)}]")
+    return _page([_json(entry)])
 
 
-def _template():
-    """The page with its style and its script, in which @DATA@ stands for the entries."""
+def _page(entries):
+    """The page of entries in JSON, with its style and its script."""
     html, css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8")
                          for name in ("page.html", "page.css", "page.js"))
-    return html.replace("@CSS@", css).replace("@SCRIPT@", script)
+    html = html.replace("@CSS@", css).replace("@SCRIPT@", script)
+    return html.replace("@DATA@", f"[{','.join(entries)}]")
