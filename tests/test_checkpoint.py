@@ -112,6 +112,21 @@ def test_published_checkpoints_load_without_their_pickled_optimizer(tmp_path, mo
         checkpoint.load(tmp_path / "published.pth")
 
 
+def test_released_model_is_small_and_rounded_to_float16(tmp_path):
+    model = GridTDModel(len(VOCABULARY), 32, 32, 16, encoder="small").eval()
+    training = {"state": {"epoch": 3}, "from_features": True}
+    checkpoint.save(tmp_path / "c.pth", model, VOCABULARY, training)
+    checkpoint.release(tmp_path / "c.pth", tmp_path / "r.pth")
+    assert (tmp_path / "r.pth").stat().st_size < 0.5 * (tmp_path / "c.pth").stat().st_size
+    released, words = checkpoint.load(tmp_path / "r.pth")
+    assert words.wordmap == VOCABULARY.wordmap and released.config == model.config
+    assert checkpoint.read(tmp_path / "r.pth")["training"] == {"from_features": True}
+    state = released.state_dict()
+    for name, value in model.state_dict().items():
+        rounded = value.half().float() if value.is_floating_point() else value
+        assert state[name].dtype == value.dtype and torch.equal(state[name], rounded), name
+
+
 def test_model_with_an_unnamed_encoder_is_not_saved(tmp_path):
     model = make(GridTDModel, encoder=nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
     with pytest.raises(ValueError, match="name"):

@@ -75,9 +75,8 @@ def test_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {own, other, "a.tmp", "a.1.tmp"}
 
 
-def test_shortened_texts_end_with_a_sentence_or_word():
-    assert files.shortened("One sentence. Another one that is long", 20) == "One sentence"
-    assert files.shortened("several words without an end", 20) == "several words…"
+def test_shortened_texts_are_one_line():
+    assert files.shortened("two\nlines of  words", 10) == "two lines…"
     assert files.shortened("two\nlines") == "two lines"
 
 
