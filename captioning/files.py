@@ -207,10 +207,8 @@ def shortened(text, length=160):
 
 def check_memory(size, what, remedy):
     """InputError if `size` bytes exceed the main memory. what, remedy: of the sentence."""
-    limits = [float("inf")]     # of the machine and its container
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in map(Path, CGROUP_LIMITS):
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in map(Path, CGROUP_LIMITS):       # of a container
         text = path.read_text().strip() if path.exists() else ""
         limits += [int(text)] if text.isdigit() else []
     if size > min(limits):

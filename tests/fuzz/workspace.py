@@ -119,6 +119,8 @@ def build(folder):
                    for i in range(3)],
         "annotations": [{"image_id": i, **box} for i in range(3)],
         "categories": [{"id": 1, "name": "dog"}]})
+    for name in ("first", "second"):
+        write_json(f"{name}/metrics_test.json", {"cider": 0.5, "bleu_4": 0.25, "chair_i": 0})
     Path("words.txt").write_text("dog cat")
     Path("synonyms.txt").write_text("dog, puppy\ncat")
 
@@ -196,9 +198,8 @@ def _run_child(command, folder, before, signals):
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     for number, path in ((0, os.devnull), (1, os.devnull), (2, errors_of(folder))):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w",
-                                                                         errors="backslashreplace",
-                                                                          closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
     random.seed(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module("captioning.interrupt")
