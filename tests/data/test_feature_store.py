@@ -373,13 +373,6 @@ def test_open_features_of_a_grid_model(split, records):
     torch.testing.assert_close(data.read_features([2]), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_open_features_of_a_region_model(split, records):
-    store_regions(split, records)
-    data = feature_store.open_features(split, "x", "train", region_model())
-    assert data.read_features([0, 2]).shape == (2, 36, 7)
-    assert data.region_counts([0]).tolist() == [3]
-
-
 @pytest.mark.parametrize(("make_model", "flags"), [
     (grid_model, "--features cnn --encoder small"), (region_model, "--features bottom_up")])
 def test_missing_features_name_the_command(split, make_model, flags):
