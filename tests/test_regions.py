@@ -174,7 +174,8 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
 def test_images_of_another_size_than_their_regions_are_rejected(weights, data, tmp_path,
                                                                 monkeypatch):
     read_image = explain.read_image
-    monkeypatch.setattr(explain, "read_image", lambda *args: read_image(*args)[:, ::2, ::2])
+    monkeypatch.setattr(explain, "read_image", lambda path, upright: (
+        read_image(path, upright)[:, ::2, ::2]))
     with pytest.raises(InputError, match="regions beyond .*test_0000"):
         run(weights, data, tmp_path)
 
