@@ -7,18 +7,11 @@ import os
 from pathlib import Path
 
 from captioning import cli, processes
-from captioning.data import (
-    annotations,
-    bottom_up,
-    boxes,
-    cnn_features,
-    dataset,
-    detector,
-    vocabulary,
-)
+from captioning.data import annotations, bottom_up, boxes, cnn_features, dataset, detector
 from captioning.data.demo.generate import generate
 from captioning.data.flickr8k import read_flickr8k
 from captioning.data.images import are_readable
+from captioning.data.vocabulary import build
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
@@ -38,8 +31,8 @@ def get_args_parser():
     frequencies = ", ".join(f"{values[0]} for {name}" for name, values in DEFAULTS.items())
     lengths = ", ".join(f"{values[1]} for {name}" for name, values in DEFAULTS.items())
     parser = cli.Parser(" ".join(__doc__.split()))
-    group = parser.add_argument_group("data")
-    add = group.add_argument
+    data = parser.add_argument_group("data")
+    add = data.add_argument
     add("--dataset", choices=list(DEFAULTS), default="demo",
         help="data set to prepare; karpathy: any annotations in Karpathy's JSON format")
     add("--karpathy_json", metavar="FILE", help="annotations in Karpathy's JSON format")
@@ -49,8 +42,8 @@ def get_args_parser():
     add("--image_folder", metavar="FOLDER",
         help="folder of the images; for COCO it contains train2017/, val2017/ etc.")
     add("--skip_broken", action="store_true", help="omit missing and unreadable images")
-    cli.add_workers(group)
-    cli.add_seed(group)
+    cli.add_workers(data)
+    cli.add_seed(data)
     add("--output_folder", default="data", help="files go to <output_folder>/<dataset>/")
 
     add = parser.add_argument_group("captions").add_argument
@@ -109,12 +102,14 @@ def check(args):
         raise InputError("--features bottom_up needs either --bottom_up FOLDER_OR_TSV, features "
                          "computed by other software, or --detector")
     if args.bottom_up and not os.path.exists(args.bottom_up):
-        raise InputError(f"--bottom_up {args.bottom_up} does not exist: give a folder or a tsv "
-                         "file")
-    reads_images = args.features == "cnn" or args.detector or args.skip_broken
-    if reads_images and not args.image_folder and args.dataset != "demo":
+        raise InputError(f"--bottom_up {args.bottom_up} does not exist: check the path")
+    if reads_images(args) and not args.image_folder and args.dataset != "demo":
         raise InputError("--features cnn, --detector and --skip_broken need --image_folder, the "
                          "folder of the images")
+
+
+def reads_images(args):
+    return args.features == "cnn" or args.detector or args.skip_broken
 
 
 def read_annotations(args, folder):
@@ -123,26 +118,22 @@ def read_annotations(args, folder):
         records = generate(folder, args.demo_size, args.seed, args.bias, args.test_bias,
                            args.image_size, args.workers)
         return records, {}, folder / "images"       # generate has written the boxes
-    if args.dataset == "flickr8k" and args.annotation_folder:
-        records = read_flickr8k(args.annotation_folder, args.karpathy_json, args.seed)
+    source = args.annotation_folder
+    if args.dataset == "flickr8k" and source:
+        records = read_flickr8k(source, args.karpathy_json, args.seed)
         return records, {}, args.image_folder
     if args.karpathy_json:
         records = annotations.read_karpathy(args.karpathy_json)
     else:
-        records = annotations.read_coco(args.annotation_folder, args.dataset[-4:])
-    image_boxes = {}
-    if args.annotation_folder:
-        image_boxes = boxes.read_boxes(args.annotation_folder, records)
-    return records, image_boxes, args.image_folder
+        records = annotations.read_coco(source, args.dataset[-4:])
+    return records, boxes.read_boxes(source, records) if source else {}, args.image_folder
 
 
 def with_images(records, image_folder, skip_broken, workers):
     """`records`, all of whose images must exist, or the readable ones with --skip_broken."""
     paths = [Path(image_folder, record.path) for record in records]
-    if skip_broken:
-        is_present = are_readable(paths, workers)
-    else:
-        is_present = list(map(os.path.isfile, paths))
+    is_present = are_readable(paths, workers) if skip_broken else map(os.path.isfile, paths)
+    is_present = list(is_present)
     broken = [str(path) for path, keep in zip(paths, is_present, strict=True) if not keep]
     if broken and not skip_broken:
         raise InputError(f"{len(broken)} of {len(paths)} images are missing, the first being "
@@ -156,7 +147,7 @@ def with_images(records, image_folder, skip_broken, workers):
 def prepare(args, folder):
     """Writes captions, vocabulary and boxes -> ({split: Records}, folder of the images)."""
     records, image_boxes, image_folder = read_annotations(args, folder)
-    if args.skip_broken or args.features == "cnn" or args.detector:
+    if reads_images(args):
         records = with_images(records, image_folder, args.skip_broken, args.workers)
     splits = {split: [record for record in records if record.split == split]
               for split in annotations.SPLITS}
@@ -164,7 +155,7 @@ def prepare(args, folder):
     # the vocabulary is that of the training captions
     min_word_freq, max_len, _ = DEFAULTS[args.dataset]
     captions = [tokens for record in splits["train"] for tokens in record.tokens]
-    words = vocabulary.build(captions, args.min_word_freq or min_word_freq)
+    words = build(captions, args.min_word_freq or min_word_freq)
     if len(words) == 4:
         raise InputError("no word of the training captions is frequent enough: lower "
                          "--min_word_freq")

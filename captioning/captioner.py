@@ -4,7 +4,7 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from captioning import published
+from captioning import weights
 from captioning.explanation import encoders, lrp_inference
 
 # --model_type: module and class, imported when they are used; register a model of yours here
@@ -83,7 +83,7 @@ class Captioner(nn.Module):
         """Loads a state_dict with the names of the published checkpoints (section 10).
 
         InputError if it belongs to another model. Sets `query_per_region`, if the model has it."""
-        published.load(self, state_dict, self.PUBLISHED_NAMES)
+        weights.load_published(self, state_dict, self.PUBLISHED_NAMES)
         if "query_per_region" in self.config:
             self.config["query_per_region"] = True
             self.query_per_region = True

@@ -1,16 +1,19 @@
 """Checkpoints: files that contain a model, its vocabulary and its training state. Loading never
-executes code."""
+executes code. To make a small file of a trained model, to be published:
+python -m captioning.checkpoint CHECKPOINT OUTPUT"""
 import io
+import zipfile
 from pathlib import Path
 
 import torch
 
 from captioning.captioner import model_class, model_type
+from captioning.cli import Parser
 from captioning.data.vocabulary import Vocabulary
 from captioning.data.vocabulary import read as read_wordmap
-from captioning.errors import InputError
+from captioning.errors import InputError, run_script
 from captioning.explanation.encoders import IMAGE_SIZE
-from captioning.files import expect, reading, shortened, write_bytes
+from captioning.files import atomic_path, expect, reading, shortened, write_bytes
 from captioning.weights import check_finite
 
 FLICKR8K = str(Path(__file__).parents[1] / "models" / "flickr8k.pth")       # see models/README.md
@@ -24,8 +27,8 @@ def image_size(model):
 
 
 def save(path, model, vocabulary, training=None):
-    """Writes a checkpoint to `path` atomically. training: the state to resume from, of tensors and
-    plain types. ValueError if the model's encoder has no name."""
+    """Writes a checkpoint. training: the state to resume from, of tensors and plain types.
+    ValueError if the model's encoder has no name."""
     if not isinstance(model.config["encoder"], str | None):
         raise ValueError("only models with a named encoder can be saved: build the model with the "
                          "name of an encoder")
@@ -38,12 +41,11 @@ def save(path, model, vocabulary, training=None):
 
 
 def load(path, device="cpu", wordmap=None, num_head=8, content=None):
-    """Loads a checkpoint of this repository or a published one: (model in evaluation mode on
-    `device`, Vocabulary).
+    """Loads a checkpoint of ours or a published one: (model in evaluation mode, Vocabulary).
 
     wordmap: a {word: id} file, required for published checkpoints; for others it must match.
-    num_head: heads of a published AOA checkpoint, which does not contain their number. content:
-    what `read` returned, if it was called before."""
+    num_head: of a published AOA checkpoint, which does not contain it. content: what `read`
+    returned, if it was called before."""
     content = content or read(path)
     vocabulary = read_wordmap(wordmap) if wordmap else None
     if "model_type" not in content:
@@ -59,10 +61,8 @@ def load(path, device="cpu", wordmap=None, num_head=8, content=None):
 
 def read(path):
     """The dict that a checkpoint contains, on the CPU, with finite weights of the shapes that its
-    configuration requires. What its training state contains is checked by
-    captioning.training.state."""
-    # published checkpoints contain a pickled optimizer, which these classes replace without
-    # executing code
+    configuration requires; captioning.training.state checks its training state."""
+    # published checkpoints contain a pickled optimizer, which is replaced without executing code
     inert = [(_Inert, "torch.optim.adam.Adam"), (_empty_dict, "collections.defaultdict"),
              (dict, "builtins.dict")]
     with reading(path, OTHER):
@@ -137,3 +137,28 @@ def _load_published(state, path, vocabulary, num_head):
         raise InputError(f"the word map has {len(vocabulary)} words, but the published checkpoint "
                          f"{path} has {V}: use the word map that was published with it")
     return model
+
+
+def release(source, path):
+    """Writes the checkpoint `source` to `path` with weights in float16, compressed, and without
+    its training state; it is read like any other checkpoint."""
+    content = read(source)
+    for name, value in content["state_dict"].items():
+        if value.is_floating_point():
+            content["state_dict"][name] = value.half()
+    # evaluation.py reads whether the model was trained on stored features
+    from_features = (content.get("training") or {}).get("from_features", False)
+    content["training"] = {"from_features": from_features}
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with (atomic_path(path) as temporary, zipfile.ZipFile(buffer) as stored,
+          zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as compressed):
+        for name in stored.namelist():
+            compressed.writestr(name, stored.read(name))
+
+
+if __name__ == "__main__":
+    parser = Parser("Makes a small file of a trained model, to be published.")
+    parser.add_argument("checkpoint", help="checkpoint of train.py or finetune.py")
+    parser.add_argument("output", help="file to write")
+    run_script(lambda args: release(args.checkpoint, args.output), parser.parse_args())

@@ -60,24 +60,21 @@ fraction = number(float, 0, 1)
 
 
 def add_device(group):
-    """Adds --device, which `captioning.device.pick_device` reads."""
     group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
                        help="device to compute on")
 
 
 def add_seed(group):
-    """Adds --seed, for `set_seed`."""
     group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=1, help="random seed")
 
 
 def add_workers(group):
-    """Adds --workers, for `captioning.data.loader.make_loader`."""
     group.add_argument("--workers", type=number(int, 0, 256), default=2,
                        help="processes that read images")
 
 
 def add_decoding(parser):
-    """Adds the flags of how captions are generated, which `decoding_options` reads."""
+    """Adds the flags that `decoding_options` reads."""
     add = parser.add_argument_group("decoding").add_argument
     add("--decoding", choices=DECODING_METHODS, default="beam_search", help="decoding method")
     add("--beam_size", type=number(int, 1, 1000), default=3, help="beam width")
@@ -105,8 +102,8 @@ def decoding_options(args):
     names = {"greedy": (), "beam_search": ("beam_size", "length_penalty"),
              "diverse_beam_search": ("beam_size", "length_penalty", "diversity"),
              "sample": ("temperature", "top_k", "top_p")}[args.decoding]
-    options = {name: getattr(args, name) for name in ("max_len", "block_trigrams", *names)}
-    return {"method": args.decoding} | options
+    names = "max_len", "block_trigrams", *names
+    return {"method": args.decoding} | {name: getattr(args, name) for name in names}
 
 
 def set_seed(seed):

@@ -12,9 +12,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from captioning.errors import InputError
 
-# names that Windows reserves, and the file beside the folders that `folder_name` names
-PORTS = {f"{device}{i}" for device in ("COM", "LPT") for i in range(10)}
-RESERVED = {"CON", "PRN", "AUX", "NUL", "INDEX.HTML", *PORTS}
 MACHINE = re.sub(r"\W", "-", platform.node())
 TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})\.tmp$")      # the end of a `temporary_path`
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -24,9 +21,8 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 def reading(path, remedy="create it again"):
     """The boundary: whatever fails while the file `path` is read becomes one InputError.
 
-    Code within this context uses what it reads as if it were valid, since any exception ends in
-    the sentence "<path> is damaged or of another kind (<reason>): <remedy>". It calls `expect`
-    where an invalid value would not fail, but give a wrong result."""
+    Code within this context uses what it reads as if it were valid. It calls `expect` where an
+    invalid value would not fail, but give a wrong result."""
     check_file(path, remedy)
     try:
         yield
@@ -79,8 +75,7 @@ def read_json(path, keys=()):
 
 
 def _integer(text):
-    is_small = len(text) < 21 and abs(int(text)) < 2 ** 63
-    expect(is_small, f"the number {shortened(text, 25)} is too large")
+    expect(len(text) < 21 and abs(int(text)) < 2 ** 63, f"the number {text[:25]} is too large")
     return int(text)
 
 
@@ -103,21 +98,17 @@ def remove_leftovers(folder):
     """Removes temporary files and folders that processes of this machine left when killed."""
     for path in Path(folder).iterdir():
         match = TEMPORARY.search(path.name)
-        if match and match[1] == MACHINE and not _is_running(int(match[2])):
+        if not match or match[1] != MACHINE:
+            continue
+        try:
+            os.kill(int(match[2]), 0)
+        except ProcessLookupError:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def _is_running(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:         # it belongs to another user
-        return True
-    return True
+        except OSError:     # the process runs and belongs to another user
+            continue
 
 
 @contextlib.contextmanager
@@ -151,21 +142,18 @@ def sync_to_disk(path):
 
 
 def write_bytes(path, content):
-    """Writes `content` completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path, text):
-    """Writes `text` in UTF-8, completely or not at all."""
     # names of files, which texts contain, need not be Unicode
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path, value):
-    """Writes `value` as JSON that `read_json` accepts, completely or not at all.
-
-    Halves of surrogate pairs, which names of files may contain, become text such as \\udcff."""
+    """Writes JSON that `read_json` accepts; halves of surrogate pairs, which names of files may
+    contain, become text such as \\udcff."""
     text = json.dumps(value, ensure_ascii=False, indent=1)
     text = re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)
     write_text(path, text)
@@ -198,11 +186,12 @@ def safe_name(name):
 def folder_name(text):
     """A name for a folder that resembles `text`: at most 150 bytes, valid on every file system.
 
-    It is never empty or reserved, has no separators, and is never taken for a temporary file."""
+    It is never empty, has no separators, and is taken neither for a temporary file nor for the
+    page index.html beside the folders."""
     name = "".join(character if character.isprintable() else "_" for character in text)
     name = re.sub(r'[<>:"/\\|?*]', "_", name).encode()[:150].decode(errors="ignore").rstrip(". ")
-    words = {name.upper(), name.split(".")[0].upper()}
-    return f"_{name}_" if not name or words & RESERVED or name.endswith(".tmp") else name
+    is_taken = not name or name.lower() == "index.html" or name.endswith(".tmp")
+    return f"_{name}_" if is_taken else name
 
 
 def fingerprint(value):
@@ -211,31 +200,17 @@ def fingerprint(value):
 
 
 def shortened(text, length=160):
-    """`text` in one line: its first sentences or words that fit into `length` characters."""
+    """`text` in one line of at most `length` characters."""
     text = " ".join(str(text).split())
-    if len(text) <= length:
-        return text
-    cut = text[:length - 1]
-    sentences = cut.rpartition(". ")[0]
-    return sentences or f"{cut.rpartition(' ')[0] or cut}…"
+    return text if len(text) <= length else f"{text[:length - 1]}…"
 
 
 def check_memory(size, what, remedy):
     """InputError if `size` bytes exceed the main memory. what, remedy: of the sentence."""
-    limits = [float("inf")]     # of the machine and its container
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in map(Path, CGROUP_LIMITS):
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in map(Path, CGROUP_LIMITS):       # of a container
         text = path.read_text().strip() if path.exists() else ""
         limits += [int(text)] if text.isdigit() else []
     if size > min(limits):
-        raise InputError(f"{what} needs {readable(size)} of memory, of which this machine has "
-                         f"{readable(min(limits))}: {remedy}")
-
-
-def readable(size):
-    """A number of bytes as text, such as 3.1 GB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if size >= factor:
-            return f"{size / factor:,.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"
+        raise InputError(f"{what} needs {size / 1e9:,.1f} GB of memory, of which this machine "
+                         f"has {min(limits) / 1e9:,.1f} GB: {remedy}")

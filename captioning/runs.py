@@ -12,34 +12,34 @@ from captioning import processes
 from captioning.errors import InputError
 from captioning.files import make_folder, read_json, remove_leftovers, write_json
 
-SETTINGS = "settings.json"
-LOG = "log.txt"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "pycocoevalcap", "matplotlib")
 JSON_TYPES = (bool, int, float, str, list, type(None))
 
 
 def record_run(folder, args, script):
-    """Writes flags, versions and git commit to the folder's settings.json, appends to its log.txt
-    what is printed from now on, and removes what killed processes left in the folder.
-
-    settings.json has one entry per script, as several can share a folder. args: a namespace of
-    flags. Under torchrun only the first process does this."""
+    """Writes flags, versions and git commit to the folder's settings.json, which has one entry per
+    script, appends to its log.txt what is printed from now on, and removes what killed processes
+    left in the folder. Under torchrun only the first process does this."""
     if processes.rank():
         return
     folder = make_folder(folder)
     remove_leftovers(folder)
     try:
-        entries = dict(read_json(folder / SETTINGS))
+        entries = dict(read_json(folder / "settings.json"))
     except (InputError, TypeError, ValueError):     # there is none, or it is not ours
         entries = {}
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     flags = {name: value if isinstance(value, JSON_TYPES) else str(value)
              for name, value in vars(args).items()}
     entries[script] = {"started": started, "flags": flags, "git_commit": git_commit(),
-                       "versions": versions()}
-    write_json(folder / SETTINGS, entries)
+                       "versions": versions}
+    write_json(folder / "settings.json", entries)
     stream = sys.stdout.stream if isinstance(sys.stdout, Tee) else sys.stdout
-    sys.stdout = Tee(stream, folder / LOG)
+    sys.stdout = Tee(stream, folder / "log.txt")
     print(f"{script}, {started}")
 
 
@@ -54,16 +54,6 @@ def git_commit():
         return git("rev-parse", "HEAD") + ("+" if is_changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-@cache
-def versions():
-    """{package: version} of Python and of the packages that results depend on."""
-    result = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            result[package] = importlib.metadata.version(package)
-    return result
 
 
 class Tee:

@@ -1,4 +1,4 @@
-"""Weights of encoders and detectors: from a file, whose reading never runs code, or torchvision."""
+"""Weights: from a file, whose reading never runs code, from torchvision, or published ones."""
 from urllib.error import URLError
 
 import torch
@@ -38,3 +38,30 @@ def download_weights(name, version, flag):
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(f"the weights of {name} cannot be downloaded ({error}): give a local "
                          f"file with {flag}") from error
+
+
+def load_published(model, state_dict, names):
+    """Copies weights with published names into `model` (docs/method.md, section 10).
+
+    names: {published prefix: prefix in this model}. InputError if they do not match."""
+    expected = model.state_dict()
+    state = {}
+    for key, value in state_dict.items():
+        name = key.removeprefix("module.")
+        for published, prefix in names.items():
+            if name.startswith(published):
+                name = prefix + name.removeprefix(published)
+                break
+        if name not in expected:
+            # names of LSTM weights may or may not end with the number of the layer
+            other = name.removesuffix("_l0") if name.endswith("_l0") else f"{name}_l0"
+            name = other if other in expected else name
+        if name in expected and value.dim() == 4 and expected[name].dim() == 2:
+            value = value.flatten(1)        # W_v is published as a 1×1 convolution
+        state[name] = value
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"the published checkpoint does not match {type(model).__name__} "
+                         f"({shortened(error)}): check whether it belongs to "
+                         "the other model type, and build the model with its sizes") from error

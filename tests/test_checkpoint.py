@@ -14,8 +14,8 @@ from captioning.errors import InputError
 from captioning.files import write_json
 from gridTDmodel import GridTDModel
 
-VOCABULARY = Vocabulary({word: i for i, word in enumerate(["<pad>", "a", "dog", "<unk>", "<start>",
-                                                           "<end>"])})
+WORDS = ["<pad>", "a", "dog", "<unk>", "<start>", "<end>"]
+VOCABULARY = Vocabulary({word: i for i, word in enumerate(WORDS)})
 CAPTIONS = torch.tensor([[4, 1, 2, 5]])
 
 
@@ -56,31 +56,23 @@ def test_loading_executes_no_code(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
-def damaged(tmp_path):
-    """Paths of files that are not valid checkpoints, named after the defect."""
+def test_damaged_checkpoints_are_named(tmp_path):
     intact = tmp_path / "intact.pth"
     checkpoint.save(intact, make(GridTDModel), VOCABULARY)
     content = checkpoint.read(intact)
-    (tmp_path / "truncated.pth").write_bytes(intact.read_bytes()[:-500])
-    (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    (tmp_path / "pickle.pth").write_bytes(pickle.dumps([1, 2]))
-    changes = {"other_type": {"model_type": "aoa"}, "unknown_type": {"model_type": "lstm"},
-               "no_state": {"state_dict": 3},
-               "fewer_words": {"wordmap": {word: i for i, word in enumerate(["<pad>", "<unk>",
-                                                                             "<start>", "<end>"])}},
-               "no_words": {"wordmap": {}}, "invalid_config": {"config": {"vocab_size": "many"}}}
-    for name, change in changes.items():
-        torch.save(content | change, tmp_path / f"{name}.pth")
-    return [tmp_path / f"{name}.pth" for name in ("missing", "truncated", "empty", "text", "pickle",
-                                                  *changes)]
-
-
-def test_damaged_checkpoints_are_named(tmp_path):
-    for path in damaged(tmp_path):
-        with pytest.raises(InputError) as raised:
+    for number, damaged in enumerate([
+            intact.read_bytes()[:-500], b"", b"not a checkpoint", pickle.dumps([1, 2]),
+            {"model_type": "aoa"}, {"model_type": "lstm"}, {"state_dict": 3}, {"wordmap": {}},
+            {"wordmap": {"<pad>": 0, "<unk>": 1, "<start>": 2, "<end>": 3}},
+            {"config": {"vocab_size": "many"}}]):
+        path = tmp_path / f"{number}.pth"
+        if isinstance(damaged, bytes):
+            path.write_bytes(damaged)
+        else:
+            torch.save(content | damaged, path)
+        with pytest.raises(InputError, match=rf"/{number}\.pth") as raised:
             checkpoint.load(path)
-        assert path.name in str(raised.value) and "\n" not in str(raised.value)
+        assert "\n" not in str(raised.value)
 
 
 def test_another_word_map_is_refused(tmp_path):
@@ -110,6 +102,21 @@ def test_published_checkpoints_load_without_their_pickled_optimizer(tmp_path, mo
                                model(features, CAPTIONS.expand(2, -1)))
     with pytest.raises(InputError, match="--wordmap"):
         checkpoint.load(tmp_path / "published.pth")
+
+
+def test_released_model_is_small_and_rounded_to_float16(tmp_path):
+    model = GridTDModel(len(VOCABULARY), 32, 32, 16, encoder="small").eval()
+    training = {"state": {"epoch": 3}, "from_features": True}
+    checkpoint.save(tmp_path / "c.pth", model, VOCABULARY, training)
+    checkpoint.release(tmp_path / "c.pth", tmp_path / "r.pth")
+    assert (tmp_path / "r.pth").stat().st_size < 0.5 * (tmp_path / "c.pth").stat().st_size
+    released, words = checkpoint.load(tmp_path / "r.pth")
+    assert words.wordmap == VOCABULARY.wordmap and released.config == model.config
+    assert checkpoint.read(tmp_path / "r.pth")["training"] == {"from_features": True}
+    state = released.state_dict()
+    for name, value in model.state_dict().items():
+        rounded = value.half().float() if value.is_floating_point() else value
+        assert state[name].dtype == value.dtype and torch.equal(state[name], rounded), name
 
 
 def test_model_with_an_unnamed_encoder_is_not_saved(tmp_path):

@@ -11,11 +11,9 @@ from captioning import files
 from captioning.errors import InputError
 
 
-@pytest.mark.parametrize("stem", ["", ".", "..", "...", "a/b", "..\\b", "/etc/passwd", "C:\\x",
-                                  "con", "NUL.tar", "\0",
-                                  "index.html", "INDEX.html", "a ", "a.", "x" * 300, "ä" * 200,
-                                  "\udcff", "a.m.7.tmp",
-                                  *string.punctuation])
+@pytest.mark.parametrize("stem", [
+    "", ".", "..", "...", "a/b", "..\\b", "/etc/passwd", "C:\\x", "\0", "index.html", "INDEX.html",
+    "a ", "a.", "x" * 300, "ä" * 200, "\udcff", "a.m.7.tmp", *string.punctuation])
 def test_a_folder_name_is_one_valid_component(stem, tmp_path):
     name = files.folder_name(stem)
     assert name not in ("", ".", "..") and not set(name) & set('/\\\0:*?"<>|')
@@ -37,10 +35,9 @@ def test_unsafe_names_in_data_files_are_refused(name):
         files.safe_name(name)
 
 
-@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "1" * 5000, "[1" + "0" * 400 + "]", "NaN",
-                                  "[Infinity]",
-                                  '"\\ud800"', '{"\\udfff": 1}', "[" * 100_000, "", "{",
-                                  '{"a": 9223372036854775808}'])
+@pytest.mark.parametrize("text", [
+    '{"a": 1, "a": 2}', "1" * 5000, "[1" + "0" * 400 + "]", "NaN", "[Infinity]", '"\\ud800"',
+    '{"\\udfff": 1}', "[" * 100_000, "", "{", "nonsense", '{"a": 9223372036854775808}'])
 def test_json_with_values_that_nothing_can_use_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match="x.json") as raised:
@@ -75,9 +72,8 @@ def test_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {own, other, "a.tmp", "a.1.tmp"}
 
 
-def test_shortened_texts_end_with_a_sentence_or_word():
-    assert files.shortened("One sentence. Another one that is long", 20) == "One sentence"
-    assert files.shortened("several words without an end", 20) == "several words…"
+def test_shortened_texts_are_one_line():
+    assert files.shortened("two\nlines of  words", 10) == "two lines…"
     assert files.shortened("two\nlines") == "two lines"
 
 

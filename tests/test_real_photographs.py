@@ -13,8 +13,8 @@ import train
 from captioning.report.explanations import stored_folders
 
 
-def run(module, *flags):
-    module.main(module.get_args_parser().parse_args([*map(str, flags), "--device", "cpu"]))
+def run(module, flags):
+    module.main(module.get_args_parser().parse_args(f"{flags} --device cpu".split()))
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,9 @@ def data_folder(shared_data, tmp_path_factory):
             ids = {image["id"] for image in content["images"]}
             content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
             (folder / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
-    run(preparedataset, "--dataset", "coco2017", "--annotation_folder", folder / "annotations",
-        "--image_folder",
-           source, "--output_folder", folder / "data", "--min_word_freq", "1", "--features", "cnn",
-        "--encoder_weights",
-           shared_data / "vgg16_features.pth", "--workers", "0")
+    run(preparedataset, f"--dataset coco2017 --annotation_folder {folder}/annotations "
+        f"--image_folder {source} --output_folder {folder}/data --min_word_freq 1 --features cnn "
+        f"--encoder_weights {shared_data}/vgg16_features.pth --workers 0")
     return folder / "data"
 
 
@@ -43,28 +41,22 @@ def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, mo
                                           monkeypatch):
     # drawing the curves takes longer than an epoch; test_log.py tests it
     monkeypatch.setattr("captioning.training.log.draw_training_curves", lambda *_: None)
-    run(train, "--dataset", "coco2017", "--data_folder", data_folder, "--model_type", model_type,
-           "--encoder_weights", shared_data / "vgg16_features.pth", "--embed_dim", "64",
-        "--hidden_dim", "128",
-           "--attention_dim", "32", "--dropout", "0", "--batch_size", "2", "--epochs", "40",
-        "--patience", "40",
-           "--decoder_lr", "3e-3", "--grad_clip", "1", "--workers", "0", "--save_path", tmp_path)
+    run(train, f"--dataset coco2017 --data_folder {data_folder} --model_type {model_type} "
+        f"--encoder_weights {shared_data}/vgg16_features.pth --embed_dim 64 --hidden_dim 128 "
+        "--attention_dim 32 --dropout 0 --batch_size 2 --epochs 40 --patience 40 --decoder_lr 3e-3 "
+        f"--grad_clip 1 --workers 0 --save_path {tmp_path}")
+    weight = f"--weight {tmp_path}/checkpoint_last.pth"
     scores = {}
-    for split in ("train", "test"):
-        run(evaluation, "--weight", tmp_path / "checkpoint_last.pth", "--dataset", "coco2017",
-            "--data_folder",
-               data_folder, "--split", split, "--metrics", "cider", "--workers", "0", "--save_path",
-            tmp_path,
-               *(("--explanations", "correctness", "--max_images", "2") if split == "train"
-                 else ()))
+    for split, more in (("train", "--explanations correctness --max_images 2"), ("test", "")):
+        run(evaluation, f"{weight} --dataset coco2017 --data_folder {data_folder} --split {split} "
+            f"--metrics cider --workers 0 --save_path {tmp_path} {more}")
         scores[split] = json.loads((tmp_path / f"metrics_{split}.json").read_text())
     assert scores["train"]["cider"] >= 1.2
     assert 0 < scores["train"]["box_share"] < 1 and 0 < scores["train"]["inside_box_lrp"] <= 1
     names = [item["image"] for item in json.loads((tmp_path / "predictions_test.json").read_text())]
     assert len(names) == 4
-    run(explain, "--weight", tmp_path / "checkpoint_last.pth", "--images",
-           *(next((shared_data / "coco_sample").rglob(name)) for name in names[:1]), "--save_path",
-        tmp_path / "out")
+    path = next((shared_data / "coco_sample").rglob(names[0]))
+    run(explain, f"{weight} --images {path} --save_path {tmp_path}/out")
     for folder in stored_folders(tmp_path / "out"):
         arrays = np.load(folder / "explanation.npz")
         assert arrays["lrp_pixels"].shape == (len(arrays["words"]) - 1, 224, 224)

@@ -86,9 +86,13 @@ def test_padding_does_not_change_explanations(model_type, method):
         torch.testing.assert_close(batched.attention[b:b + 1, ..., :n], alone.attention)
 
 
-def test_explanations_of_a_split(weights, data, tmp_path):
-    flags = "--methods lrp gradient guided_backprop attention --max_images 4"
+def test_explanations_of_a_split(weights, data, tmp_path, capsys):
+    """Methods that need pixels are omitted with a message."""
+    methods = ["lrp", "gradient", "guided_backprop", "attention"]
+    flags = f"--max_images 4 --methods grad_cam {' '.join(methods)} guided_grad_cam"
     explanations = run(weights, data, tmp_path, f"{flags} --batch_size 3")
+    output = capsys.readouterr().out
+    assert output.count("have no pixel maps: grad_cam, guided_grad_cam omitted\n") == 1
     assert len(explanations) == 4
     features = features_path(data, "demo", "test", "bottom_up")
     split = CaptionDataset(data, "demo", "test", features=features)
@@ -96,7 +100,7 @@ def test_explanations_of_a_split(weights, data, tmp_path):
     for i, (name, n) in enumerate(zip(split.names[:4], COUNTS, strict=False)):
         arrays = explanations[name.removesuffix(".png")]
         T = len(arrays["words"]) - 1
-        assert arrays["boxes"].shape == (n, 4)
+        assert arrays["boxes"].shape == (n, 4) and arrays["methods"].tolist() == methods
         assert not any(key.endswith("_pixels") for key in arrays)
         assert arrays["lrp_regions"].shape == arrays["attention_regions"].shape == (T, n)
         np.testing.assert_allclose(arrays["attention_regions"].sum(1), 1, rtol=1e-5)
@@ -117,14 +121,6 @@ def test_explanations_of_a_split(weights, data, tmp_path):
 def test_flags_that_region_features_do_not_permit(weights, data, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
         run(weights, data, tmp_path, dataset=flags)
-
-
-def test_methods_that_need_pixels_are_omitted_with_a_message(weights, data, tmp_path, capsys):
-    flags = "--max_images 1 --methods grad_cam lrp guided_grad_cam"
-    (arrays,) = run(weights, data, tmp_path, flags).values()
-    assert arrays["methods"].tolist() == ["lrp"]
-    output = capsys.readouterr().out
-    assert output.count("have no pixel maps: grad_cam, guided_grad_cam omitted\n") == 1
 
 
 def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsys):
@@ -170,7 +166,6 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
     assert count == len(expected["lrp"]) == metrics["explained_words"] > 5
     for name, values in expected.items():
         assert float(table[name, "0.0"]["mean"]) == pytest.approx(np.mean(values), rel=1e-4)
-    for name, values in expected.items():
         assert metrics[f"inside_box_{name}"] == pytest.approx(np.mean(values), rel=1e-4)
     assert ("random", "0.5") in table and (tmp_path / "correctness_test.png").exists()
     assert {row["measure"] for row in ablation} == {"stop_word_drop", "object_word_drop"}
@@ -179,8 +174,8 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
 def test_images_of_another_size_than_their_regions_are_rejected(weights, data, tmp_path,
                                                                 monkeypatch):
     read_image = explain.read_image
-    monkeypatch.setattr(explain, "read_image", lambda path,
-                        upright: read_image(path, upright)[:, ::2, ::2])
+    monkeypatch.setattr(explain, "read_image", lambda path, upright: (
+        read_image(path, upright)[:, ::2, ::2]))
     with pytest.raises(InputError, match="regions beyond .*test_0000"):
         run(weights, data, tmp_path)
 
@@ -194,11 +189,3 @@ def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
     with pytest.raises(InputError, match=r"for val_00000\.png .*no boxes"):
         run(weights, data, tmp_path / "out", "--split val")
     path.unlink()
-
-
-def test_features_of_another_width_are_rejected(data, tmp_path):
-    words = read(data / "demo" / "wordmap_demo.json")
-    checkpoint.save(tmp_path / "x.pth", GridTDModel(len(words), 8, 16, 5, encoder=None,
-                                                    feature_dim=7), words)
-    with pytest.raises(InputError, match="6 channels.*7"):
-        run(tmp_path / "x.pth", data, tmp_path / "out")

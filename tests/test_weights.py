@@ -11,8 +11,8 @@ from captioning.weights import read_weights
 
 
 @pytest.mark.parametrize(("build", "name", "flag"), [
-    (encoders.build, "vgg16", "--encoder_weights"), (encoders.build, "resnet50",
-                                                     "--encoder_weights"),
+    (encoders.build, "vgg16", "--encoder_weights"),
+    (encoders.build, "resnet50", "--encoder_weights"),
     (detector.build, "fasterrcnn_resnet50_fpn_v2", "--detector_weights")])
 def test_without_network(monkeypatch, build, name, flag):
     def fail(*args, **options):

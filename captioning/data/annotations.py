@@ -25,7 +25,7 @@ class Record:
 
 def make_record(name, path, split, raw, texts=None):
     """The Record of an image, without captions that have no words. texts: what is split into
-    words, if not the captions themselves. ValueError if no caption is left or a name is unsafe."""
+    words, if not the captions themselves."""
     tokens, captions = [], []
     for text, caption in zip(texts or raw, raw, strict=True):
         # one copy of each word saves a third of the memory
@@ -63,10 +63,8 @@ def read_karpathy(path):
 
 
 def read_coco(annotation_folder, year):
-    """The Records of COCO's captions_train<year>.json and captions_val<year>.json.
-
-    Training images form the training and the validation split, see `splits_of`, and validation
-    images the test split."""
+    """The Records of COCO's captions_train<year>.json, whose images form the training and the
+    validation split, and captions_val<year>.json, which is the test split."""
     records = []
     for part in ("train", "val"):
         path = Path(annotation_folder) / f"captions_{part}{year}.json"
@@ -108,10 +106,9 @@ def checked_items(values, required, what, optional=None):
     """`values`, a list of objects; ValueError, for `reading`, unless all have the keys of
     `required` {key: type}, and no other type for those of `optional`."""
     expect(isinstance(values, list), f"it has no list of {what}")
-    types = required | (optional or {})
     for number, value in enumerate(values):
         expect(isinstance(value, dict), f"number {number} of its {what} is not an object")
-        for key, kind in types.items():
+        for key, kind in (required | (optional or {})).items():
             if not has_type(value.get(key), kind) and (key in value or key in required):
                 raise ValueError(f"number {number} of its {what} has no valid '{key}'")
     return values

@@ -63,12 +63,3 @@ def read_arrays(path, names=None):
             is_valid = isinstance(array, np.ndarray) and array.dtype.kind in "biufU"
             expect(is_valid, f"its member {name[:40]!r} is no array of numbers or strings")
     return arrays
-
-
-def matches(array, kinds, shape):
-    """Whether an array has one of NumPy's `kinds` of types, the lengths `shape`, in which None
-    stands for any, and only finite values."""
-    has_form = array.dtype.kind in kinds and array.ndim == len(shape)
-    for length, own in zip(shape, array.shape, strict=False):
-        has_form = has_form and length in (None, own)
-    return has_form and (array.dtype.kind == "U" or bool(np.isfinite(array).all()))

@@ -19,16 +19,13 @@ OLD_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features
 
 
 def store(path, records, source, regions=36):
-    """Stores the bottom-up features of the records' images in the HDF5 file `path`; resumes an
-    interrupted run.
-
-    The file contains `features` (N, regions, C) float16, `boxes` (N, regions, 4) float32 (x0, y0,
-    x1, y1 in pixels) and `counts` (N,), the number of regions of each image; the rest is zero. Of
-    more than `regions` regions, the highest-scoring ones are kept where the source has scores,
-    otherwise the first.
+    """Stores the bottom-up features of the records' images in the HDF5 file `path`, with `boxes`
+    (N, regions, 4) float32 (x0, y0, x1, y1 in pixels) and `counts` (N,) of regions; the rest is
+    zero. Of more than `regions` regions, the highest-scoring ones are kept where the source has
+    scores, otherwise the first.
 
     source: a tsv file of bottom-up-attention or py-bottom-up-attention, or a folder of such files.
-    InputError if it is malformed; if it lacks images, these are listed in <path>.missing.txt."""
+    If it lacks images, these are listed in <path>.missing.txt."""
     tables = [Path(source)]
     if tables[0].is_dir():
         tables = sorted(path for path in tables[0].iterdir() if ".tsv" in path.suffixes)
@@ -79,11 +76,9 @@ def _name_index(names):
     for i, name in enumerate(names):
         stem = Path(name).stem
         number = trailing_number(name)
-        matches[name].add(i)
-        matches[stem].add(i)
-        matches["any", number].add(i)
-        if stem.isdigit():
-            matches["bare", number].add(i)
+        keys = [name, stem, ("any", number), *[("bare", number)] * stem.isdigit()]
+        for key in keys:
+            matches[key].add(i)
 
     def find(name):
         stem = Path(name).stem
@@ -132,5 +127,4 @@ def _decoded(name, row, regions):
 
 
 def _numbers(text):
-    """The float32 numbers of a base64 text."""
     return np.frombuffer(base64.b64decode(text), np.float32)

@@ -10,7 +10,7 @@ COCO_KEYS = ("images", "annotations", "categories")
 
 
 def read_boxes(annotation_folder, records):
-    """The boxes of the records' images, by `coco_boxes`, from all instances_*.json of a folder."""
+    """The `coco_boxes` of the records' images, from all instances_*.json of a folder."""
     names = {record.name for record in records}
     boxes = {}
     for path in sorted(Path(annotation_folder).glob("instances_*.json")):
@@ -19,8 +19,7 @@ def read_boxes(annotation_folder, records):
 
 
 def load_boxes(path):
-    """The boxes of a file in the layout of COCOvalEntities.json, or of COCO's instances_*.json,
-    as {file name: entry}, see `coco_boxes`."""
+    """`coco_boxes` of a file in the layout of COCOvalEntities.json or of instances_*.json."""
     boxes = read_json(path)
     with reading(path, "give boxes in pixels as docs/data.md describes them"):
         expect(isinstance(boxes, dict), "it is no object {file name: boxes}")

@@ -9,12 +9,10 @@ from captioning.device import amp_dtype, autocast, supports_amp
 
 
 def store(path, records, image_folder, encoder, name, size, batch_size, workers, device, amp=False):
-    """Stores the features (N, K, C) of the records' images in the HDF5 file `path`, row by row;
-    resumes an interrupted run.
+    """Stores the features (N, K, C) of the records' images in the HDF5 file `path`, row by row.
 
-    encoder: module from images (B, 3, size, size) to features (B, C, h, w), K = h·w. name: the
-    encoder's name, stored with the features. amp: compute in mixed precision, where the device
-    supports it."""
+    encoder: module from images (B, 3, size, size) to features (B, C, h, w), K = h·w. amp: compute
+    in mixed precision, where the device supports it."""
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
     precision = amp_dtype(device) if amp and supports_amp(device) else torch.float32
     attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
@@ -32,5 +30,4 @@ def store(path, records, image_folder, encoder, name, size, batch_size, workers,
 
 
 def prepare(batch, size):
-    """List of uint8 (3, H, W) -> float32 (B, 3, size, size), normalised."""
     return images.normalise(torch.stack([images.resize(image, size) for image in batch]))

@@ -36,9 +36,9 @@ def wordmap_path(data_folder, dataset):
 
 def pick_captions(captions, count, generator):
     """`count` of an image's captions: all and randomly repeated ones, or a random subset."""
-    if len(captions) < count:
-        return captions + [generator.choice(captions) for _ in range(count - len(captions))]
-    return captions if len(captions) == count else generator.sample(captions, count)
+    if len(captions) > count:
+        return generator.sample(captions, count)
+    return captions + [generator.choice(captions) for _ in range(count - len(captions))]
 
 
 def write_split(path, records, words, captions_per_image, max_len, seed, image_folder):
@@ -46,8 +46,7 @@ def write_split(path, records, words, captions_per_image, max_len, seed, image_f
 
     The file contains `captions` (N, captions_per_image, max_len + 2) int32, ids from <start> to
     <end>, zero-padded; `names` and `paths` (N,) of the images; `references` (N,), all captions of
-    each image as a JSON list; and the attributes `image_folder` and `wordmap` (hash of the word
-    map). words: the Vocabulary."""
+    each image as a JSON list; and the attributes `image_folder` and `wordmap`, a hash."""
     captions = np.zeros((len(records), captions_per_image, max_len + 2), dtype=np.int32)
     for row, record in zip(captions, records, strict=True):
         # seeded by the image's name, so that omitting one image does not change the others
@@ -76,20 +75,12 @@ class CaptionDataset(Dataset):
 
     A batch is {"images": features (B, K, C) or pixels (B, 3, S, S), float32; "captions": (B, N, L)
     ids, zero-padded to the longest caption of the batch; "index": (B,)}. Without `features` and
-    `image_size`, only names, references and captions are available. InputError if a file is
-    missing, damaged, or belongs to another data set.
+    `image_size`, only names, references (lists of captions) and captions are available.
 
-    Args:
-        data_folder, dataset, split: which split, as prepared by preparedataset.py.
-        features: path of stored features; by default images are read.
-        image_size: side S in pixels to which images are resized.
-        augment: colour jitter and horizontal flips that depend on (seed, epoch, index) alone; the
-            words "left" and "right" are swapped in the captions of a flipped image.
-        captions_per_epoch: number of captions sampled per image per epoch (default: all).
-
-    Attributes: names, paths and references (a list of captions) of the N images; image_folder;
-    captions (N, captions per image, max_len + 2) ids; vocabulary; features; of stored features
-    the HDF5 `attributes` and feature_dim, the channels C.
+    features: path of stored features; by default images are read. image_size: side S in pixels to
+    which images are resized. augment: colour jitter and horizontal flips that depend on (seed,
+    epoch, index) alone; "left" and "right" are swapped in the captions of a flipped image.
+    captions_per_epoch: number of captions sampled per image per epoch (default: all).
     """
 
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False,
@@ -115,9 +106,8 @@ class CaptionDataset(Dataset):
             if file.attrs["wordmap"] != fingerprint(self.vocabulary.wordmap):
                 raise InputError(f"{words} is not the word map that {self.path} was created with: "
                                  "run preparedataset.py again")
-            self._check_contents(captions)
+            self._check_contents(captions)      # that write_split can have written them
         self.captions = torch.from_numpy(captions.astype(np.int32))
-        self.sides = [self.vocabulary.wordmap.get(word) for word in ("left", "right")]
 
         if features:
             self._check_features()
@@ -127,7 +117,6 @@ class CaptionDataset(Dataset):
                              "preparedataset.py again with the --image_folder that contains it")
 
     def _check_contents(self, captions):
-        """ValueError if the contents cannot have been written by write_split."""
         sizes = {len(captions), len(self.names), len(self.paths), len(self.references)}
         expect(len(sizes) == 1 and len(set(self.names)) == len(self.names),
                "its captions and names do not fit")
@@ -164,14 +153,17 @@ class CaptionDataset(Dataset):
         return len(self.captions)
 
     def set_epoch(self, epoch):
-        """Sets the epoch on which augmentation and the sampling of captions depend."""
         self.epoch = epoch
 
     def __getitems__(self, indices):
         """The batch of the images `indices`."""
         captions = self.captions[indices].long()                                       # (B, N, L)
         if self.captions_per_epoch:
-            order = torch.stack([self._random_order(i) for i in indices])
+            order = []
+            for i in indices:
+                generator = torch.Generator().manual_seed(self._seed(i, "captions"))
+                order.append(torch.rand(captions.shape[1], generator=generator).argsort())
+            order = torch.stack(order)
             captions = captions.take_along_dim(order[:, :self.captions_per_epoch, None], dim=1)
         captions = captions[..., :int((captions != 0).any(0).any(0).sum())]
         if self.features:
@@ -179,11 +171,6 @@ class CaptionDataset(Dataset):
         else:
             inputs = self.read_images(indices, captions)
         return {"images": inputs, "captions": captions, "index": torch.as_tensor(indices)}
-
-    def _random_order(self, index):
-        """A random order of an image's captions in this epoch."""
-        generator = torch.Generator().manual_seed(self._seed(index, "captions"))
-        return torch.rand(self.captions.shape[1], generator=generator).argsort()
 
     def _seed(self, index, purpose):
         return int(fingerprint([self.seed, self.epoch, index, purpose]), 16) % 2**63
@@ -200,7 +187,7 @@ class CaptionDataset(Dataset):
 
     def read_boxes(self, indices):
         """Boxes (B, K, 4) float32 of the images' regions: x0, y0, x1, y1 in pixels of the image,
-        zero-padded. InputError if the bottom-up features were given without boxes."""
+        zero-padded."""
         boxes = self._read("boxes", indices)
         is_valid = boxes.isfinite().all(-1) & (boxes[..., :2] <= boxes[..., 2:]).all(-1)
         is_valid = is_valid.all(1) & boxes.any(2).any(1)
@@ -245,7 +232,7 @@ class CaptionDataset(Dataset):
             # "picture" separates these random numbers from those of the captions
             seeds = [self._seed(i, "picture") for i in indices]
             batch, flipped = images.augment(batch, seeds)
-            left, right = self.sides
+            left, right = (self.vocabulary.wordmap.get(word) for word in ("left", "right"))
             if left is not None and right is not None:
                 swapped = torch.where(captions == left, right, captions)
                 swapped = torch.where(captions == right, left, swapped)

@@ -32,8 +32,7 @@ def build(name, weights=None):
 
 
 def store(path, records, image_folder, detector, name, regions, batch_size, workers, device):
-    """Stores features (N, regions, C) float16, boxes and counts of the records' images as
-    `bottom_up.store` does; resumes an interrupted run. name: the detector's, stored with them."""
+    """Stores features, boxes and counts of the records' images as `bottom_up.store` does."""
     attributes = {"encoder": "bottom_up", "detector": name,
                   "weights_of_detector": weights_fingerprint(detector)}
     detector = detector.to(device)

@@ -35,9 +35,7 @@ def weights_fingerprint(encoder):
 
 
 def open_features(data_folder, dataset, split, model, **options):
-    """Opens a split as a CaptionDataset on the stored features that `model` needs: those of the
-    encoder that its configuration names, or bottom-up features. InputError if they are missing or
-    do not fit, see `check_features`. options: further arguments of CaptionDataset."""
+    """Opens a split as a CaptionDataset on the stored features that `model` needs."""
     encoder = model.config["encoder"] or "bottom_up"
     data = open_features_of(data_folder, dataset, split, encoder, **options)
     check_features(data, model)
@@ -47,14 +45,13 @@ def open_features(data_folder, dataset, split, model, **options):
 def open_features_of(data_folder, dataset, split, encoder, alternative="", **options):
     """Opens a split as a CaptionDataset on the stored features of `encoder`, or "bottom_up".
 
-    alternative: another remedy for missing features, which ends the message."""
+    alternative: another remedy for missing features, which ends the message. options: of
+    CaptionDataset."""
     path = features_path(data_folder, dataset, split, encoder)
     if not path.exists():
-        source = f"--features cnn --encoder {encoder}"
-        if encoder == "bottom_up":
-            source = "--features bottom_up"
+        source = "bottom_up" if encoder == "bottom_up" else f"cnn --encoder {encoder}"
         raise InputError(f"the stored features {path} are missing: run preparedataset.py with "
-                         f"{source}{alternative}")
+                         f"--features {source}{alternative}")
     return CaptionDataset(data_folder, dataset, split, features=path, **options)
 
 
@@ -77,7 +74,8 @@ def check_features(data, model):
 
 def store_of_images(path, records, image_folder, shape, attributes, encode, prepare, batch_size,
                     workers, device, with_boxes=False):
-    """Stores encode(prepare(images)), {name: array}, of the records' images, in batches."""
+    """Stores encode(prepare(images)), {name: array}, of the records' images; resumes an
+    interrupted run."""
     # an image's mark changes with its size in bytes, so that a replaced image is noticed
     files = [Path(image_folder, record.path) for record in records]
     marks = [1 + (os.path.getsize(file) if os.path.exists(file) else 0) for file in files]
@@ -94,12 +92,9 @@ class Store:
     `done` equals `marks`. After entering, `missing` is the set of incomplete images. On success
     the partial file is renamed to `path`. Under torchrun the first process alone opens it.
 
-    Args:
-        marks: (N,) positive integers that change when an image is replaced.
-        shape: (K, C), regions and channels.
-        attributes: of the HDF5 file; a file with other attributes is discarded.
-        with_boxes: also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of
-            regions of each image.
+    marks: (N,) positive integers that change when an image is replaced. shape: (K, C), regions and
+    channels. attributes: of the HDF5 file; a file with other attributes is discarded. with_boxes:
+    also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions.
     """
 
     def __init__(self, path, marks, shape, attributes, with_boxes=False):
@@ -135,7 +130,6 @@ class Store:
         return self
 
     def _fits(self, path):
-        """Whether the file has these datasets and attributes, and is complete or partial."""
         if not path.exists():
             return False
         try:
@@ -161,13 +155,14 @@ class Store:
             for name, (shape, kind) in self.datasets.items():
                 file.create_dataset(name, shape, kind, dcpl=plan)
             file.attrs.update(self.attributes)
-        if hasattr(os, "posix_fallocate"):
-            try:
-                with open(self.partial, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(self.partial))
-            except OSError:
-                self.partial.unlink()
-                raise
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            with open(self.partial, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(self.partial))
+        except OSError:
+            self.partial.unlink()
+            raise
 
     def fill(self, encode, data, batch_size, workers, device):
         """Writes encode(batch), {name: array}, of all images from the first missing one on.
@@ -194,18 +189,15 @@ class Store:
             if self.file is None:
                 # opened late: workers that inherit the file would keep its lock after a kill
                 self.file = h5py.File(self.partial, "r+")
-            for name, values in {"features": features, **others}.items():
-                self._write(name, rows, values)
-            self.file.flush()
-            self._write("done", rows, self.marks[rows])
-            self.file.flush()
+            # `done` last: a killed process must not leave marks without features
+            for arrays in ({"features": features, **others}, {"done": self.marks[rows]}):
+                for name, values in arrays.items():
+                    dataset = self.file[name]
+                    # HDF5 1.14.2 itself would round 15.9998 to a float16 of 8
+                    dataset[rows] = np.asarray(values, dataset.dtype)
+                    dataset.flush()     # raises errors, which h5py would only print at the end
+                self.file.flush()
         self.missing.difference_update(range(rows.start, rows.stop))
-
-    def _write(self, name, rows, values):
-        dataset = self.file[name]
-        # HDF5 1.14.2 itself would round 15.9998 to a float16 of 8
-        dataset[rows] = np.asarray(values, dataset.dtype)
-        dataset.flush()     # raises errors, which h5py would only print when it closes the dataset
 
     @contextlib.contextmanager
     def _writing(self):

@@ -4,13 +4,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from captioning.data.annotations import (
-    CORRECT,
-    SPLITS,
-    checked_records,
-    make_record,
-    read_karpathy,
-)
+from captioning.data import annotations
+from captioning.data.annotations import CORRECT, SPLITS, make_record, read_karpathy
 from captioning.errors import InputError
 from captioning.files import expect, reading
 
@@ -45,17 +40,17 @@ def read_flickr8k(annotation_folder, karpathy_json=None, seed=1):
         origin = f"random ({'/'.join(SPLITS)} 6:1:1, --seed {seed}), as {folder} has no lists"
         splits = _random_splits(sorted(captions), seed)
 
-    without_captions = [name for name in splits if name not in captions]
-    if without_captions:
-        raise InputError(f"{len(without_captions)} images of {origin} have no captions in "
-                         f"{source}, the first being {without_captions[0]!r}: add their captions "
-                         "or remove them from the list")
+    missing = [name for name in splits if name not in captions]
+    if missing:
+        raise InputError(f"{len(missing)} images of {origin} have no captions in {source}, the "
+                         f"first being {missing[0]!r}: add their captions or remove them from the "
+                         "list")
     unused = len(captions) - len(splits)
     print(f"splits: {origin}; {unused} captioned images of {source.name} belong to no split")
     with reading(source, CORRECT):
         records = [make_record(name, name, split, captions[name])
                    for name, split in splits.items()]
-    return checked_records(records, source)
+    return annotations.checked_records(records, source)
 
 
 def _read_captions(path):

@@ -18,8 +18,6 @@ class Loader(DataLoader):
     KeyboardInterrupt that is raised while a process is forked."""
 
     def __iter__(self):
-        if not hasattr(signal, "pthread_sigmask"):
-            return super().__iter__()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
         try:
             return super().__iter__()
@@ -28,7 +26,7 @@ class Loader(DataLoader):
 
 
 def make_loader(data, batches, workers, device):
-    """A DataLoader over the CaptionDataset `data`; batches: lists of indices, one per batch."""
+    """A DataLoader over `data`, which lists of indices, the `batches`, index."""
     return Loader(data, batch_sampler=batches, collate_fn=collate,
                   num_workers=min(workers, len(batches)), pin_memory=device.type == "cuda",
                   worker_init_fn=ignore_signals)
@@ -44,7 +42,7 @@ def ignore_signals(_):
 def end_workers():
     """Ends the workers that an exception left behind, for which Python would wait forever."""
     workers = [process for process in multiprocessing.active_children() if process.daemon]
-    if workers and hasattr(signal, "SIGCHLD"):
+    if workers:
         # otherwise PyTorch would report that they were killed
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in workers:

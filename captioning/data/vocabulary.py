@@ -15,21 +15,15 @@ def tokenise(text):
 
 
 class Vocabulary:
-    """A word map {word: id} and the ids of its special tokens.
-
-    Attributes: wordmap; words, the list of words by id; pad, unk, start, end, ids of the special
-    tokens. InputError unless the ids are 0, …, V−1 and no special token is missing; `source`
-    names the word map in its message."""
+    """A word map {word: id}, the list `words` by id, and pad, unk, start, end, the ids of its
+    special tokens. source: names the word map in the message of an InputError."""
 
     def __init__(self, wordmap, source="the word map"):
         is_valid = isinstance(wordmap, dict) and all(
             isinstance(word, str) and word.isprintable() and type(i) is int
             for word, i in wordmap.items())
-        if not is_valid:
-            raise InputError(f"{source} must contain an object {{word: id}}: create it with "
-                             "preparedataset.py")
-        is_numbered = sorted(wordmap.values()) == list(range(len(wordmap)))
-        if not {PAD, UNK, START, END} <= wordmap.keys() or wordmap[PAD] or not is_numbered:
+        if (not is_valid or sorted(wordmap.values()) != list(range(len(wordmap)))
+                or not {UNK, START, END} <= wordmap.keys() or wordmap.get(PAD) != 0):
             raise InputError(f"{source} must number its words 0, 1, 2, … with {PAD} = 0, and "
                              f"contain {UNK}, {START} and {END}: create it with preparedataset.py")
         self.wordmap = wordmap

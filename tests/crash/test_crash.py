@@ -55,8 +55,7 @@ def fresh(small_files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(fresh):
-    """A function: script -> (seconds that it runs, sizes of the files that it writes,
-    `results`)."""
+    """A function: script -> (seconds that it runs, sizes of what it writes, `results`)."""
     @functools.cache
     def run(script):
         folder = fresh()
@@ -70,8 +69,7 @@ def undisturbed(fresh):
 
 
 def results(folder):
-    """{path: what it contains} of all files in the folder except the time of runs and their
-    duration."""
+    """{path: what it contains} of all files in the folder except the time of runs."""
     return {str(path.relative_to(folder)): content(path) for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name not in ("settings.json", "log.txt")}
 
@@ -139,8 +137,8 @@ def test_stopped_at_any_moment(fresh, undisturbed, stop):
     assert status in ((-signal.SIGKILL, 0) if number == signal.SIGKILL else (130, 0)), errors
     if status == 130:
         assert "Traceback" not in errors and errors.endswith("\n")
-        assert errors.splitlines()[-1].split("\r")[-1].startswith(("interrupted",
-                                                                   "terminated")), errors
+        last = errors.splitlines()[-1].split("\r")[-1]
+        assert last.startswith(("interrupted", "terminated")), errors
         assert not list(folder.rglob("*.tmp"))
     assert_ends_like(expected, script, folder)
 
@@ -158,10 +156,8 @@ def test_stopped_while_workers_start(fresh, undisturbed):
 
 @contextlib.contextmanager
 def small_disk(folder, size, largest):
-    """Yields (a function that limits what its process can write, a function that lifts the limit).
-
-    The limit is a file system of `size` bytes where one can be mounted, else one of `largest` bytes
-    for each file."""
+    """Yields (a function that limits what its process can write, a function that lifts the limit):
+    a file system of `size` bytes where one can be mounted, else `largest` bytes for each file."""
     folder.mkdir()
     options = ["mount", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
     if subprocess.run([*options, f"size={size}"], capture_output=True).returncode:

@@ -125,7 +125,23 @@ def changed(value, path, new):
     return value
 
 
-@pytest.mark.parametrize(("path", "new", "message"), [
+def read_changed_karpathy(folder, change):
+    return read_karpathy(write(folder / "k.json", change(karpathy())))
+
+
+def read_changed_coco(folder, change):
+    write_coco(folder)
+    write(folder / "captions_train2017.json", change(coco(range(1, 24))))
+    return read_coco(folder, 2017)
+
+
+def read_changed_instances(folder, change):
+    records = read_coco(write_coco(folder), 2017)
+    write(folder / "instances_val2017.json", change(instances()))
+    return read_boxes(folder, records)
+
+
+KARPATHY = [
     (("images",), KeyError, "no key 'images'"),
     (("images",), 5, "list of images"),
     (("images",), [], "train split"),
@@ -147,23 +163,8 @@ def changed(value, path, new):
     (("images", 1, "sentences", 0, "raw"), "\ud800", "surrogates"),
     (("images", 1, "sentences", 0, "raw"), KeyError, "no caption with words for '2.jpg'"),
     (("images", 0, "sentences", 0, "tokens"), "a dog", "'tokens'"),
-    (("images", 0, "sentences", 0, "tokens"), [1, 2], "k.json is damaged"),
-])
-def test_invalid_karpathy_file(tmp_path, path, new, message):
-    file = write(tmp_path / "k.json", changed(karpathy(), path, new))
-    with pytest.raises(InputError) as error:
-        read_karpathy(file)
-    assert message in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "nonsense", '{"images": [' + "[" * 100_000, "1"
-                                  * 5000])
-def test_invalid_json(tmp_path, text):
-    with pytest.raises(InputError, match=r"k\.json"):
-        read_karpathy(write(tmp_path / "k.json", text))
-
-
-@pytest.mark.parametrize(("path", "new", "message"), [
+    (("images", 0, "sentences", 0, "tokens"), [1, 2], "k.json is damaged")]
+COCO = [
     (("annotations",), KeyError, "no key 'annotations'"),
     (("annotations", 0, "image_id"), 5555, "image id 5555"),
     (("annotations", 0, "image_id"), True, "'image_id'"),
@@ -172,22 +173,8 @@ def test_invalid_json(tmp_path, text):
     (("images", 0, "id"), 2, "the same id"),
     (("images", 0, "file_name"), f"{2:012d}.jpg", "twice"),
     (("images", 0, "file_name"), "../x.jpg", "lies outside the image folder"),
-    (("annotations",), [], "no caption with words"),
-])
-def test_invalid_coco_captions(tmp_path, path, new, message):
-    write_coco(tmp_path)
-    write(tmp_path / "captions_train2017.json", changed(coco(range(1, 24)), path, new))
-    with pytest.raises(InputError, match=message):
-        read_coco(tmp_path, 2017)
-
-
-def test_missing_coco_file(tmp_path):
-    write(tmp_path / "captions_train2017.json", coco(range(9)))
-    with pytest.raises(InputError, match=r"captions_val2017\.json"):
-        read_coco(tmp_path, 2017)
-
-
-@pytest.mark.parametrize(("path", "new", "message"), [
+    (("annotations",), [], "no caption with words")]
+INSTANCES = [
     (("categories",), KeyError, "no key 'categories'"),
     (("categories", 0, "name"), 5, "'name'"),
     (("images", 0, "width"), 0, "0×20 pixels"),
@@ -198,13 +185,17 @@ def test_missing_coco_file(tmp_path):
     (("annotations", 0, "bbox"), [1, 2, -3, 4], "width, height in pixels"),
     (("annotations", 0, "bbox"), [1, 2, float("nan"), 4], "not a number"),
     (("annotations", 0, "bbox"), [1, 2, 10**400, 4], "too large"),
-    (("annotations", 0, "bbox"), [1, 2, "3", 4], "instances_val2017.json is damaged"),
-])
-def test_invalid_coco_instances(tmp_path, path, new, message):
-    records = read_coco(write_coco(tmp_path), 2017)
-    write(tmp_path / "instances_val2017.json", changed(instances(), path, new))
-    with pytest.raises(InputError, match=message):
-        read_boxes(tmp_path, records)
+    (("annotations", 0, "bbox"), [1, 2, "3", 4], "instances_val2017.json is damaged")]
+
+
+@pytest.mark.parametrize(("read", "path", "new", "message"), [
+    *[(read_changed_karpathy, *case) for case in KARPATHY],
+    *[(read_changed_coco, *case) for case in COCO],
+    *[(read_changed_instances, *case) for case in INSTANCES]])
+def test_invalid_file(tmp_path, read, path, new, message):
+    with pytest.raises(InputError) as error:
+        read(tmp_path, lambda content: changed(content, path, new))
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_real_coco_annotations(shared_data):

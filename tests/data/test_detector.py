@@ -70,6 +70,12 @@ def test_regions_are_the_highest_scoring_without_overlap(small):
         expected = small.roi_heads.box_head(small.roi_heads.box_roi_pool(maps, [scaled], [(h, w)]))
         torch.testing.assert_close(image_features, expected, rtol=1e-3, atol=1e-3)
 
+    # more than there are: the rest is zero
+    features, boxes, counts = detector.best_regions(small, batch[:1], 400)
+    n = counts.item()
+    assert 0 < n < 400 and (features[0, :n].abs().sum(-1) > 0).all()
+    assert not features[0, n:].any() and not boxes[0, n:].any()
+
 
 @torch.inference_mode()
 def test_detector_of_the_configurations(tmp_path):
@@ -99,14 +105,6 @@ def test_weights_with_frozen_batch_norm_load(weights, tmp_path):
                 if not name.endswith("num_batches_tracked")},
                tmp_path / "frozen.pth")
     assert len(build_small(NAME, tmp_path / "frozen.pth").state_dict()) == len(state)
-
-
-@torch.inference_mode()
-def test_fewer_regions_are_padded(small):
-    features, boxes, counts = detector.best_regions(small, random_images((60, 90)), 400)
-    n = counts.item()
-    assert 0 < n < 400 and (features[0, :n].abs().sum(-1) > 0).all()
-    assert not features[0, n:].any() and not boxes[0, n:].any()
 
 
 def test_interrupted_data_preparation_resumes(weights, tmp_path, monkeypatch):
@@ -150,10 +148,3 @@ def test_weights_of_another_detector_are_rejected(tmp_path, weights):
         build_small(V2, weights)
     with pytest.raises(InputError, match="missing.pth cannot be read"):
         build_small(NAME, tmp_path / "missing.pth")
-
-
-@pytest.mark.parametrize("extra", ["", f"--bottom_up . --detector {NAME}"])
-def test_exactly_one_source_of_regions(tmp_path, extra):
-    with pytest.raises(InputError, match="either --bottom_up FOLDER_OR_TSV.* or --detector"):
-        flags = f"--dataset demo --output_folder {tmp_path} --features bottom_up {extra}"
-        preparedataset.main(preparedataset.get_args_parser().parse_args(flags.split()))

@@ -11,16 +11,13 @@ from hypothesis import strategies as st
 
 NUMBERS = [0, -1, 1, 7, 2**31, -2**63, 10**20, 10**400, 0.5, -0.0, 1e308, float("nan"),
            float("inf"), True]
-TEXTS = ["", ".", "..", "./", "/", "a/../../b", "a\n", "\0", "\ud800", "$\\frac{$", "<script>", "é"
-         * 300, "<end>",
-         "1" * 5000, "train", "dog", "index.html"]
+TEXTS = ["", ".", "..", "./", "/", "a/../../b", "a\n", "\0", "\ud800", "$\\frac{$", "<script>",
+         "é" * 300, "<end>", "1" * 5000, "train", "dog", "index.html"]
 VALUES = st.sampled_from([None, [], {}, [[]], {"a": 1}, *NUMBERS, *TEXTS])
 ARRAYS = [np.zeros(0), np.zeros((0, 3, 5)), np.float32(3), np.full((2, 3, 5), np.nan, np.float32),
-          np.array(["a", "b"]),
-          np.array([b"x"]), np.full((2, 2, 10), -1), np.full((2, 2, 10), 2**31),
-          np.zeros((8, 2, 10), np.int32),
-          np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 5)) * 1e30, np.ones((2, 3), bool),
-          np.array([5, -1])]
+          np.array(["a", "b"]), np.array([b"x"]), np.full((2, 2, 10), -1),
+          np.full((2, 2, 10), 2**31), np.zeros((8, 2, 10), np.int32), np.array([5, -1]),
+          np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 5)) * 1e30, np.ones((2, 3), bool)]
 
 
 def tamper(draw, path):
@@ -91,11 +88,9 @@ def changed(draw, value):
             result[key] = changed(draw, value[key])
         return result
     if isinstance(value, torch.Tensor) and draw(st.booleans()):
-        return draw(st.sampled_from([value * torch.nan, value.flatten()[:-1], value[None],
-                                     value.to_sparse(),
-                                     -value - 1, value.int(),
-                                     value.new_zeros(1).expand(10**6, 10**6),
-                                     value.to("meta")]))
+        return draw(st.sampled_from([
+            value * torch.nan, value.flatten()[:-1], value[None], value.to_sparse(), -value - 1,
+            value.int(), value.new_zeros(1).expand(10**6, 10**6), value.to("meta")]))
     return draw(VALUES)
 
 

@@ -78,8 +78,7 @@ COMMANDS = {
 
 
 def call(command):
-    """Runs a command, the name of a script and its flags, in this process and in the current
-    folder."""
+    """Runs a command, the name of a script and its flags, in this process."""
     script, *flags = command if isinstance(command, list) else command.split()
     module = SCRIPTS[script]
     run_script(module.main, module.get_args_parser().parse_args(flags))
@@ -119,6 +118,8 @@ def build(folder):
                    for i in range(3)],
         "annotations": [{"image_id": i, **box} for i in range(3)],
         "categories": [{"id": 1, "name": "dog"}]})
+    for name in ("first", "second"):
+        write_json(f"{name}/metrics_test.json", {"cider": 0.5, "bleu_4": 0.25, "chair_i": 0})
     Path("words.txt").write_text("dog cat")
     Path("synonyms.txt").write_text("dog, puppy\ncat")
 
@@ -149,8 +150,7 @@ def encoded(values):
 
 
 def states(folder):
-    """{path: numbers that change whenever a file is written or replaced} of all that a folder
-    contains."""
+    """{path: numbers that change whenever the file is written or replaced} in a folder."""
     result = {}
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
@@ -174,10 +174,7 @@ def _hash(path, _):     # reads a file again only if its state is another one
 
 def start(command, folder, before=lambda: None):
     """Starts a command in a forked process in `folder`, with the signal handlers of a script -> the
-    process's id.
-
-    before: called in that process first. Standard error is written beside the folder; see
-    `finish`."""
+    process's id. before: called in that process first."""
     signals = [signal.SIGINT, signal.SIGTERM]
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)       # until the child has its handlers
     child = os.fork()
@@ -196,9 +193,8 @@ def _run_child(command, folder, before, signals):
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     for number, path in ((0, os.devnull), (1, os.devnull), (2, errors_of(folder))):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w",
-                                                                         errors="backslashreplace",
-                                                                          closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
     random.seed(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module("captioning.interrupt")
@@ -226,23 +222,21 @@ def errors_of(folder):
 
 
 def finish(child, folder, time_limit=TIME_LIMIT):
-    """Waits for a process of `start` -> (exit status, standard error); status "hang" if it exceeds
-    the limit, and then it is killed."""
+    """Waits for a process of `start` -> (exit status, or "hang" beyond the limit; its errors)."""
     deadline = time.monotonic() + time_limit
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status), errors_of(folder).read_text(errors="replace")
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "hang", errors_of(folder).read_text(errors="replace")
+    ended = False
+    while not ended and time.monotonic() < deadline:
         time.sleep(0.002)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(status) if ended else "hang"
+    return status, errors_of(folder).read_text(errors="replace")
 
 
 def kill_once_exists(path, command):
-    """Runs a command in a forked process, which is killed once the file `path` exists -> its exit
-    status."""
+    """The exit status of a command that is killed once the file `path` exists."""
     folder = Path(path).parents[1]
     child = start(command, folder)
     deadline = time.monotonic() + TIME_LIMIT
@@ -258,12 +252,11 @@ def run(command, folder, before=lambda: None):
 
 
 def check(command, folder, place=None, with_plots=True):
-    """Runs a command in `folder`, some of whose files or flags are unusual; AssertionError unless
-    it ends well.
+    """Runs a command in `folder`, some of whose files or flags are unusual -> its status.
 
-    That is with status 0 and valid output, or with status 2 and one sentence, which names the
+    AssertionError unless it is 0, with valid output, or 2 with one sentence, which names the
     `place`, and without changes of existing files. with_plots=False: plots of matplotlib, most of
-    the time of many commands, are empty files. Returns the status."""
+    the time of many commands, are empty files."""
     before = snapshot(folder)
     status, errors = run(command, folder, (lambda: None) if with_plots else _without_plots)
     assert status in (0, 2), f"status {status}: {command}\n{errors}"
@@ -276,8 +269,8 @@ def check(command, folder, place=None, with_plots=True):
         changed = [name for name in before if before[name] != after.get(name)
                    and Path(name).name not in ("settings.json", "log.txt")]
         assert not changed, f"{lines[0]} changed {changed}"
-        assert place is None or any(part in lines[0]
-                                    for part in place), f"{lines[0]} does not name {place}"
+        is_named = place is None or any(part in lines[0] for part in place)
+        assert is_named, f"{lines[0]} does not name {place}"
     else:
         for path in after.keys() - before.keys():
             check_output(Path(path))
@@ -308,10 +301,7 @@ def copy_of(base, folder):
 
 
 def restore(folder, base, intact):
-    """Makes `folder`, which a command changed, a copy of `base` again, whose `states` were `intact`
-    -> its states.
-
-    Only what differs is removed and copied."""
+    """Makes `folder`, whose states were `intact`, a copy of `base` again -> its states."""
     for path, state in states(folder).items():
         if state != intact.get(path):
             remove(Path(path))

@@ -112,7 +112,6 @@ def _background(kind, size, rng):
 
 
 def _point(rng, size, top, bottom):
-    """A random point between two heights."""
     return rng.uniform(0, size), rng.uniform(top, bottom)
 
 

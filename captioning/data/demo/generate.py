@@ -24,10 +24,9 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     """Writes images/, masks_demo.hdf5, boxes_demo.json and objects_demo.json to `folder`; returns
     the images' Records.
 
-    sizes: number of images of the training, validation and test split. bias: probability that the
-    first object of a pair (a dog) comes with the second (a ball) in the training and validation
-    split; test_bias: in the test split. image_size: side of the images in pixels. workers:
-    processes that draw images; below 2, the calling process draws them."""
+    sizes: number of images of each split. bias: probability that the first object of a pair (a
+    dog) comes with the second (a ball); test_bias: in the test split. image_size: in pixels.
+    workers: processes that draw images; below 2, the calling process draws them."""
     folder = make_folder(folder)
     remove_leftovers(make_folder(folder / "images"))
     sprite("dog", None)     # raises before any work if the package of the emoji is missing

@@ -75,7 +75,7 @@ def sample_scene(rng, bias):
         main = rng.choice(list(PAIRS.values()))
     else:
         main = rng.choice(NEUTRAL)
-    counts = {str(main): 1}
+    counts = {str(main): 1}     # {category: number of its objects}
     if main in PAIRS and rng.random() < bias:
         counts[PAIRS[main]] = 1
         if rng.random() < 0.25:
@@ -120,14 +120,12 @@ def _place(rng, category, colour, side, things):
 
 def describe(scene, rng):
     """Five captions that are true of the scene, and distinct if it allows as many."""
-    captions = []
+    captions = {}       # of which a dict keeps the order
     for _ in range(40):
-        caption = _caption(scene, rng)
-        if caption not in captions:
-            captions.append(caption)
+        captions[_caption(scene, rng)] = None
         if len(captions) == 5:
             break
-    return [*captions, *captions[:5 - len(captions)]]
+    return [*captions, *list(captions)[:5 - len(captions)]]
 
 
 def _caption(scene, rng):
@@ -147,7 +145,7 @@ def _caption(scene, rng):
             opening = there(first)
         relation = _relation(scene, first, second, rng)
         return f"{opening}{phrases[first]} {relation} {phrases[second]} {place}"
-    conjunction = str(rng.choice(["and", "near"], p=[0.6, 0.4]))
+    conjunction = rng.choice(["and", "near"], p=[0.6, 0.4])
     relation = _relation(scene, 0, 1, rng)
     return f"{opening}{phrases[0]} {relation} {phrases[1]} {conjunction} {phrases[2]} {place}"
 
