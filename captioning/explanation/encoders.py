@@ -5,6 +5,7 @@ Each maps images (B, 3, S, S), normalised as in captioning.data.images, to featu
 """
 import torch
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from captioning import processes
 from captioning.errors import InputError
@@ -34,11 +35,11 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         y = x.to(self.weight.dtype)         # mixed precision
         count = y.new_tensor([y.numel() / y.shape[1]])
-        sums = processes.all_reduce(torch.cat([y.sum((0, 2, 3)), count]))
+        sums = all_reduce(torch.cat([y.sum((0, 2, 3)), count]))
         mean = sums[:-1] / sums[-1]
         n = sums[-1].detach()
         y = y - mean[:, None, None]
-        variance = processes.all_reduce((y * y).sum((0, 2, 3))) / n
+        variance = all_reduce((y * y).sum((0, 2, 3))) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
