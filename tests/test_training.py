@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from helpers import same, train_flags, train_run
 import finetune
 import train
 from captioning import checkpoint
-from captioning.data.dataset import features_path
+from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import check_features
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import InputError
@@ -114,7 +113,8 @@ def test_region_epochs_do_not_count_against_patience(demo_data, tmp_path):
 
 def test_features_of_other_weights_are_refused(demo_data):
     model = GridTDModel(9, 4, 6, 5, encoder="small")
-    stored = SimpleNamespace(features=features_path(demo_data, "demo", "train", "small"))
+    stored = CaptionDataset(demo_data, "demo", "train",
+                            features=features_path(demo_data, "demo", "train", "small"))
     with pytest.raises(InputError, match="other weights"):
         check_features(stored, model)
     torch.manual_seed(1)                    # --seed of preparedataset.py

@@ -111,7 +111,7 @@ def alone(study, method, i):
         relevance, maps = make_batch(study, [i])._noise
         return maps[0], relevance[0]
     ids = torch.tensor([WORDS.encode(words, len(words))])
-    explanation = getattr(study.model, method)(random_images()[i:i + 1], ids)
+    explanation = methods.METHODS[method].explain(study.model, random_images()[i:i + 1], ids)
     if method != "attention":
         return explanation.pixels[0].sum(1), explanation.words[0]
     weights = explanation.attention[0]
