@@ -261,8 +261,7 @@ class LRP(Rule):
             return linear_output(result, self.eps)
         result = super().call(name, function, args, kwargs)
         is_known = name in self.table or name in self.moves or name in self.gathers
-        is_same = bool(args) and result is args[0]      # x.requires_grad_()
-        if is_known or is_same or not carries_relevance([result]):
+        if is_known or name == "requires_grad" or not carries_relevance([result]):
             return result
         return without_rule(result, function)
 
