@@ -35,5 +35,6 @@ def run_script(main, args):
               "long): use a shorter name", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted", file=sys.stderr)
+        # a line of its own: a progress bar may have left the cursor within its line
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
