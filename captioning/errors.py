@@ -19,12 +19,20 @@ def one_line(message):
     return re.sub(r"\S{300,}", lambda value: value[0][:100] + "…", message)
 
 
+def close_progress_bars():
+    """Closes open progress bars, which would write after the sentence of an error."""
+    module = sys.modules.get("tqdm")
+    for bar in list(getattr(module and module.tqdm, "_instances", ())):
+        bar.close()
+
+
 def run_script(main, args):
     """Calls main(args); InputError ends the process with its sentence and exit status 2."""
     sys.stdout.reconfigure(errors="backslashreplace")       # file names need not be valid Unicode
     try:
         main(args)
     except InputError as error:
+        close_progress_bars()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
@@ -36,5 +44,6 @@ def run_script(main, args):
         sys.exit(2)
     except KeyboardInterrupt as stop:
         # a line of its own: a progress bar may have left the cursor within its line
+        close_progress_bars()
         print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
