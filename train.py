@@ -110,8 +110,6 @@ def add_training(parser):
     add("--region_epochs", type=natural, default=0, help="number of first epochs that train on the "
         "region loss alone")
     add("--amp", action=BooleanOptionalAction, default=False, help="mixed precision")
-    add("--compile", action=BooleanOptionalAction, default=False, help="compile the model's steps, "
-        "which takes minutes at first and pays in long runs")
     add_device(group)
     add_seed(group)
     add_workers(group)
@@ -162,14 +160,11 @@ def make_model(args, vocabulary, feature_dim=2048):
 
 
 def start_training(settings, model, vocabulary, train_data, val_data, loss, device):
-    """Checks that stored features fit the model, compiles it with --compile, and trains it."""
+    """Checks that stored features fit the model, and trains it."""
     for data in (train_data, val_data):
         if data.features:
             check_features(data, model)
     model = model.to(device)
-    if settings.compile:
-        print("--compile: the first steps are slow, as the model is compiled", flush=True)
-        model.compile_training()
     fit(settings, model, vocabulary, train_data, val_data, loss, device)
 
 

@@ -3,7 +3,7 @@
 16 images with five captions of 6 to 20 tokens, stored features of 196 × 512, d = e = 512, V = 9586;
 forward and backward pass, clipping and Adam. "Step by step" is the model as tutorials write it,
 with every layer in every step; it and the Transformer (nn.TransformerDecoder of the same width, 8
-heads, 2 layers) repeat the features for each caption. --compile also measures the compiled model.
+heads, 2 layers) repeat the features for each caption.
 """
 import sys
 from pathlib import Path
@@ -126,10 +126,6 @@ def main(args):
             name: (build(name, size, device), lambda model, *inputs: model(*inputs)),
             "step by step": (build(name, size, device), repeated(logits)),
             "Transformer": (Transformer(size).to(device), repeated(transformer_logits))}
-        if args.compile:
-            compiled = build(name, size, device)
-            compiled.compile_training()
-            alternatives["compiled"] = compiled, lambda model, *inputs: model(*inputs)
         functions = {key: step(*pair, features, captions, device)
                      for key, pair in alternatives.items()}
         rows += compare(functions, args.repeats, device)
@@ -137,9 +133,7 @@ def main(args):
 
 
 def get_args_parser():
-    parser = get_parser(__doc__)
-    parser.add_argument("--compile", action="store_true", help="also measure the compiled model")
-    return parser
+    return get_parser(__doc__)
 
 
 if __name__ == "__main__":

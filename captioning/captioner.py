@@ -1,7 +1,6 @@
 """What all captioning models have in common: their base class, and their names."""
 from importlib import import_module
 
-import torch
 from torch import nn
 
 from captioning import weights
@@ -73,11 +72,6 @@ class Captioner(nn.Module):
 
         stop_words: set of ids, special tokens included, whose weights stay 1."""
         return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
-
-    def compile_training(self):
-        """Compiles what is computed once per word, `recur`; without it, what follows the LSTM."""
-        name = "recur" if hasattr(self, "recur") else "attend"
-        setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     def load_published(self, state_dict):
         """Loads a state_dict with the names of the published checkpoints (section 10).
