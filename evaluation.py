@@ -2,7 +2,6 @@
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
-import argparse
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,18 +11,7 @@ import torch
 from tqdm import tqdm
 
 from bert.bertscore import bert
-from captioning import checkpoint, grounding, processes
-from captioning.cli import (
-    Parser,
-    add_decoding,
-    add_device,
-    add_seed,
-    add_workers,
-    decoding_options,
-    positive_int,
-    print_settings,
-    set_seed,
-)
+from captioning import checkpoint, cli, grounding, processes
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import open_features
@@ -50,20 +38,19 @@ METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "bert", "map", "chair"
 
 
 def get_args_parser():
-    parser = Parser(__doc__)
-    add_device(parser)
-    add_seed(parser)
+    parser = cli.Parser(__doc__)
+    cli.add_device(parser)
+    cli.add_seed(parser)
     add = parser.add_argument_group("input", "either --weight or --predictions").add_argument
-    add("--weight", metavar="CHECKPOINT",
-        help="caption the split with this model and score its captions")
+    add("--weight", metavar="CHECKPOINT", help="caption the split with this model and score its "
+        "captions")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
-    add("--predictions", metavar="FILE",
-        help="score these captions: a JSON list of {\"image\": file name, \"caption\": text}, or "
-        "COCO results with \"image_id\"")
-    add("--references", metavar="FILE",
-        help="COCO captions file with the reference captions (default: those of the data set)")
-    add("--partial", action="store_true",
-        help="score only the images that --predictions or --references contains")
+    add("--predictions", metavar="FILE", help="score these captions: a JSON list of {\"image\": "
+        "file name, \"caption\": text}, or COCO results with \"image_id\"")
+    add("--references", metavar="FILE", help="COCO captions file with the reference captions "
+        "(default: those of the data set)")
+    add("--partial", action="store_true", help="score only the images that --predictions or "
+        "--references contains")
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--dataset", help="name of the prepared data set (default: demo, or coco if --predictions "
@@ -72,9 +59,9 @@ def get_args_parser():
     add("--split", choices=["train", "val", "test"], default="test", help="split to evaluate")
     add("--boxes", metavar="FILE", help="boxes of the objects in the images (default: "
         "boxes_<dataset>.json of the data set)")
-    add("--batch_size", type=positive_int, default=16, help="images per batch")
-    add_workers(group)
-    add_decoding(parser)
+    add("--batch_size", type=cli.positive_int, default=16, help="images per batch")
+    cli.add_workers(group)
+    cli.add_decoding(parser)
     add = parser.add_argument_group("metrics").add_argument
     add("--metrics", nargs="+", choices=METRICS, help="metrics to compute (default: all whose "
         "requirements are met; spice requires CoreNLP, bert --bert_model)")
@@ -82,7 +69,7 @@ def get_args_parser():
     add("--corenlp", metavar="FOLDER", help="spice: folder of Stanford CoreNLP 3.6.0, downloaded "
         "if missing (default: <data_folder>/corenlp)")
     add("--bert_model", metavar="NAME_OR_FOLDER", help="bert: model (default: roberta-large)")
-    add("--bert_layer", type=positive_int, help="bert: layer of the model (default: the one "
+    add("--bert_layer", type=cli.positive_int, help="bert: layer of the model (default: the one "
         "recommended by bert-score, otherwise the last)")
     add("--object_words", metavar="FILE", help="map: file of object words (default: the paper's "
         "lists for Flickr30K, also for Flickr8k, and COCO, otherwise all object words)")
@@ -96,45 +83,45 @@ def get_args_parser():
     add("--calibrate", action="store_true", help="fit the threshold below which an object word is "
         "flagged as coming from language to the validation split, store it beside --weight, and "
         "measure the flags (--explanations grounding)")
-    add("--max_images", type=positive_int, help="explain only the first images that have a word "
-        "to measure (default: all images)")
+    add("--max_images", type=cli.positive_int, help="explain only the first images that have a "
+        "word to measure (default: all images)")
     add = parser.add_argument_group("output").add_argument
-    add("--save_path", metavar="FOLDER",
-        help="output folder (default: the folder of --weight or --predictions)")
+    add("--save_path", metavar="FOLDER", help="output folder (default: the folder of --weight or "
+        "--predictions)")
+    cli.add_renamed(parser, {"--compare": "python studies/compare.py RUN …"})
     return parser
 
 
 def main(args):
     processes.start()
-    args = check_flags(args)
-    print_settings(args)
+    complete(args)
+    cli.print_settings(args)
     device = pick_device(args.device)
     if args.explanations:
         torch.set_num_threads(1)    # results must not depend on the number of cores
-    set_seed(args.seed)
-    if args.weight:
-        evaluate_model(args, device)
-    else:
-        evaluate_predictions(args, device)
+    cli.set_seed(args.seed)
+    metrics = evaluate_model(args, device) if args.weight else evaluate_predictions(args, device)
+    if processes.rank() == 0:
+        path = Path(args.save_path, f"metrics_{args.split}.json")
+        write_json(path, metrics)
+        print(f"{format_table({args.split: metrics})}\n{path}")
 
 
-def check_flags(args):
-    """The flags with defaults that depend on others; InputError if they contradict each other."""
+def complete(args):
+    """Sets the defaults that depend on other flags; InputError if flags contradict each other."""
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give exactly one of --weight CHECKPOINT and --predictions FILE")
     for flag in ("explanations", "calibrate", "grounded"):
         if getattr(args, flag) and not args.weight:
             raise InputError(f"--{flag} requires --weight: captions without a model cannot be "
                              "explained")
-    args = argparse.Namespace(**vars(args))
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
     args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
-    return args
 
 
 def evaluate_predictions(args, device):
-    """Scores the captions of --predictions."""
-    boxes = open_boxes(args.data_folder, args.dataset, args.boxes)
+    """The scores of the captions of --predictions."""
+    boxes = open_boxes(args)
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     if args.references:
         references, ids = read_references(args.references)
@@ -145,15 +132,12 @@ def evaluate_predictions(args, device):
     captions = read_predictions(args.predictions, list(references), ids, args.partial)
     references = [references[name] for name in captions]
     record_run(args.save_path, args, "evaluation.py")
-    metrics = score_captions(args, captions, references, boxes, objects, device)
-    write_metrics(args, metrics)
+    return score_captions(args, captions, references, boxes, objects, device)
 
 
 def evaluate_model(args, device):
-    """Captions the split with --weight, scores the captions and measures their explanations."""
+    """Captions the split with --weight; the scores of the captions and of their explanations."""
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
-    training = checkpoint.read(args.weight).get("training") or {}
-    from_features = training.get("from_features", False)
     methods = args.methods
     experiments = list(dict.fromkeys(args.explanations + ["grounding"] * args.calibrate))
     if experiments and model.encoder is None:
@@ -161,12 +145,10 @@ def evaluate_model(args, device):
         experiments = experiments_for_regions(experiments, args.weight)
 
     # the images, and what is known about them
-    boxed = [f"--explanations {name}" for name in experiments if EXPERIMENTS[name].needs_boxes]
-    boxes = open_boxes(args.data_folder, args.dataset, args.boxes, next(iter(boxed), None))
+    boxes = open_boxes(args, [name for name in experiments if EXPERIMENTS[name].needs_boxes])
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     frequent = set(frequent_words(args.dataset, objects, args.object_words))
-    split = args.data_folder, args.dataset, args.split
-    data = open_data(*split, model, from_features)
+    data = open_data(args, args.split, model)
     masks = None
     if "mask_mass" in experiments:
         path = Path(args.data_folder, args.dataset, f"masks_{args.dataset}.hdf5")
@@ -174,12 +156,12 @@ def evaluate_model(args, device):
     record_run(args.save_path, args, "evaluation.py")
 
     # a threshold of flags for the captions of the validation split
-    decoding = decoding_options(args)
+    decoding = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
     study = Study(model, vocabulary, tuple(methods), objects, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
     if args.calibrate:
-        validation = open_data(args.data_folder, args.dataset, "val", model, from_features)
+        validation = open_data(args, "val", model)
         captions = caption_split(model, vocabulary, validation, decoding, args.seed, *batches)
         calibrate(args.weight, replace(study, read_boxes=validation.read_boxes), validation,
                   captions, *batches, args.save_path)
@@ -194,25 +176,23 @@ def evaluate_model(args, device):
         if args.references:
             captions, references = match_references(captions, args.references, args.partial)
         metrics = score_captions(args, captions, references, boxes, objects, device)
+    if not experiments:
+        return metrics
 
     # the explanations of their words
-    if experiments:
-        if "ablation" in experiments and "attention" in methods:
-            print("attention assigns no relevance to the preceding words: word ablation omits it")
-        study = replace(
-            study, read_boxes=data.read_boxes,
-            decode=lambda features: decode_features(
-                model, features, vocabulary, decoding, image_seeds(range(len(features)), args.seed),
-                bans),
-            calibration=grounding.load(args.weight, model) if "grounding" in experiments else None)
-        needs_images = any(EXPERIMENTS[name].needs_images for name in experiments)
-        if needs_images and model.encoder is not None:
-            data = open_images(*split, model)
-        tables = run_experiments(study, data, generated, experiments, args.max_images, *batches,
-                                 args.save_path, [args.split, decoding, args.grounded])
-        metrics |= metrics_of(tables)
-    if processes.rank() == 0:
-        write_metrics(args, metrics)
+    if "ablation" in experiments and "attention" in methods:
+        print("attention assigns no relevance to the preceding words: word ablation omits it")
+    study = replace(
+        study, read_boxes=data.read_boxes,
+        decode=lambda features: decode_features(
+            model, features, vocabulary, decoding, image_seeds(range(len(features)), args.seed),
+            bans),
+        calibration=grounding.load(args.weight, model) if "grounding" in experiments else None)
+    if model.encoder is not None and any(EXPERIMENTS[name].needs_images for name in experiments):
+        data = open_data(args, args.split, model, with_images=True)
+    tables = run_experiments(study, data, generated, experiments, args.max_images, *batches,
+                             args.save_path, [args.split, decoding, args.grounded])
+    return metrics | metrics_of(tables)
 
 
 # -- captions ----------------------------------------------------------------------------------
@@ -263,28 +243,26 @@ def match_references(captions, path, partial):
 # -- the data set ------------------------------------------------------------------------------
 
 
-def open_data(data_folder, dataset, split, model, from_features):
+def open_data(args, split, model, with_images=False):
     """The split with stored features if the model was trained on some, otherwise with images."""
-    path = features_path(data_folder, dataset, split, model.config["encoder"] or "bottom_up")
-    if model.encoder is None or (from_features and path.exists()):
-        return open_features(data_folder, dataset, split, model)
-    return open_images(data_folder, dataset, split, model)
+    place = args.data_folder, args.dataset, split
+    stored = features_path(*place, model.config["encoder"] or "bottom_up")
+    training = checkpoint.read(args.weight).get("training") or {}
+    from_features = training.get("from_features", False) and stored.exists() and not with_images
+    if model.encoder is None or from_features:
+        return open_features(*place, model)
+    return CaptionDataset(*place, image_size=checkpoint.image_size(model))
 
 
-def open_images(data_folder, dataset, split, model):
-    """The split with images of the size that the model's encoder takes."""
-    return CaptionDataset(data_folder, dataset, split, image_size=checkpoint.image_size(model))
+def open_boxes(args, experiments=()):
+    """Boxes {file name: entry} of --boxes, by default those of the data set, or {} if it has none.
 
-
-def open_boxes(data_folder, dataset, path=None, required_by=None):
-    """Boxes {file name: entry} of `path`, by default those of the data set, or {} if it has none.
-
-    required_by: the flag that requires boxes, if any."""
-    default = Path(data_folder, dataset, f"boxes_{dataset}.json")
-    boxes = load_boxes(path or default) if path or default.exists() else {}
-    if required_by and not boxes:
-        raise InputError(f"{path or default} is missing or empty: {required_by} requires boxes, "
-                         "give them with --boxes")
+    experiments: those that require boxes."""
+    path = Path(args.boxes or Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
+    boxes = load_boxes(path) if args.boxes or path.exists() else {}
+    if experiments and not boxes:
+        raise InputError(f"{path} is missing or empty: --explanations {experiments[0]} requires "
+                         "boxes, give them with --boxes")
     return boxes
 
 
@@ -339,13 +317,6 @@ def make_scorers(args, names, boxes, objects, device):
             frequent_word_scores(captions, references, words), {}),
         "chair": partial(chair, entries=entries, objects=objects)}
     return {name: scorers[name] for name in METRICS if name in selected}
-
-
-def write_metrics(args, metrics):
-    """Writes metrics_<split>.json and prints the metrics."""
-    path = Path(args.save_path, f"metrics_{args.split}.json")
-    write_json(path, metrics)
-    print(f"{format_table({args.split: metrics})}\n{path}")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ PARTS = {"whole": whole, "decoder": decoder, "encoder": encoder, "memory": memor
 def get_args_parser():
     parser = get_parser(__doc__, repeats=2)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS),
-                        help="parts to measure")
+        help="parts to measure")
     return parser
 
 

@@ -130,7 +130,7 @@ def test_sampled_captions_depend_on_the_seed_but_not_on_the_number_of_processes(
     model, vocabulary = checkpoint.load(weights / "gridtd.pth")
     data = CaptionDataset(demo_data, "demo", "test", image_size=112)
     flags = ["--decoding", "sample", "--top_k", "5", "--max_len", "6"]
-    options = evaluation.decoding_options(evaluation.get_args_parser().parse_args(flags))
+    options = evaluation.cli.decoding_options(evaluation.get_args_parser().parse_args(flags))
 
     def sample(seed, part=slice(None)):
         with monkeypatch.context() as patch:
