@@ -16,12 +16,11 @@ from tqdm import tqdm
 from captioning import processes
 from captioning.data.feature_store import weights_fingerprint
 from captioning.data.loader import make_loader
-from captioning.errors import InputError
 from captioning.experiments.batch import Batch
 from captioning.experiments.experiment import KEY
 from captioning.experiments.registry import EXPERIMENTS
 from captioning.explanation.methods import METHODS
-from captioning.files import fingerprint, make_folder, remove_leftovers, write_text
+from captioning.files import fingerprint, make_folder, reading, remove_leftovers, write_text
 
 WORD = ["image", "step", "word"]
 COLUMNS = [*WORD, *KEY, "value"]
@@ -107,13 +106,10 @@ def as_csv(table, float_format, **options):
 
 def read_rows(path, **options):
     """The rows (COLUMNS) of a file that an experiment wrote."""
-    try:
+    with reading(path, "remove it and run the same command again"):
         rows = pd.read_csv(path, dtype=dict.fromkeys(("image", "word", *KEY), str),
                            keep_default_na=False, **options)
         return rows.astype({"value": float})
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it and run the same command again"
-                         ) from error
 
 
 def conclude(name, parts, folder, split):
