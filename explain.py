@@ -129,9 +129,9 @@ def caption_settings(args):
     """What the captions depend on besides the model."""
     if args.caption is not None or args.captions is not None:
         return {"captions": "given"}
+    grounded = "grounded " if args.grounded else ""
     options = cli.decoding_options(args)
-    method = options.pop("method")
-    return {"captions": f"grounded {method}" if args.grounded else method} | options
+    return {"captions": grounded + options.pop("method")} | options
 
 
 def identify(targets, args, model, vocabulary, regions):

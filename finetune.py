@@ -197,10 +197,9 @@ def make_loss(settings, model, vocabulary, data, device):
             raise InputError("the vocabulary contains no object word, so that --erase_tune has "
                              "nothing to erase: give the object words with --synonyms")
         settings.object_words_fingerprint = fingerprint(categories.tolist())
-        return ErasureLoss(vocabulary, categories, settings.erase_weight,
-                           settings.erase_keep_weight, settings.erase_share,
-                           settings.erase_evidence, settings.erase_own_evidence,
-                           settings.erase_fill, settings.erase_every)
+        options = {name.removeprefix("erase_"): value for name, value in vars(settings).items()
+                   if name.startswith("erase_")}
+        return ErasureLoss(vocabulary, categories, **options)
     options = {"ss_prob": settings.ss_prob, "region_weight": settings.region_loss,
                "region_epochs": settings.region_epochs}
     if settings.mode == "lrp_tune":

@@ -177,9 +177,10 @@ class Store:
         with tqdm(desc=self.path.name, total=len(batches), unit="batch",
                   disable=processes.rank() > 0) as bar:
             for i in range(0, len(batches), processes.count()):
-                results = processes.gather_to_first(next(encoded, None))
+                results = processes.gather_each(next(encoded, None))
                 for batch, arrays in zip(batches[i:], results, strict=False):
-                    self.write(batch[0], **arrays)
+                    if not processes.rank():
+                        self.write(batch[0], **arrays)
                     bar.update()
 
     def write(self, start, features, **others):

@@ -135,9 +135,25 @@ class Batch:
 
         With region features (n, K)."""
         if self.on_regions:
-            return self._region_maps(method)[rows, steps]
-        _, position = self._map_steps
-        return self._maps_of_pixels(method)[rows, position[rows, steps]]
+            if method == RANDOM:
+                is_region = (self.images != 0).any(-1).to(self.images.dtype)
+                return (self._noise[1] * is_region[:, None])[rows, steps]
+            return region_relevance(self.explanation(method), method)[rows, steps]
+
+        # maps of pixels need much memory: only object words and frequent words have one
+        has_map = self.object_words | self.frequent_words
+        if method not in self._pixel_maps:
+            count = max(1, int(has_map.sum(1).max()))
+            with_map = has_map.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            if method == RANDOM:
+                maps = self._noise[1][torch.arange(len(with_map))[:, None], with_map]
+            else:
+                explanation = METHODS[method].explain(
+                    self.study.model, self.images, self.captions, steps=with_map)
+                maps = pixel_maps(explanation, method, tuple(self.images.shape[-2:]))
+            self._pixel_maps[method] = maps                                        # (B, S, H, W)
+        position = has_map.cumsum(1) - 1        # of each step among those with a map
+        return self._pixel_maps[method][rows, position[rows, steps]]
 
     def relevance(self, method, rows, steps):
         """(n, T): the relevance of the word read at each step i ≤ t."""
@@ -156,39 +172,6 @@ class Batch:
                 explanation = replace(explanation, features=sums)
             self._explanations[method] = explanation
         return self._explanations[method]
-
-    @cached_property
-    def region_is_present(self):
-        """(B, K): 1 for regions and 0 for padding."""
-        return (self.images != 0).any(-1).to(self.images.dtype)
-
-    def _region_maps(self, method):
-        """(B, T, K)"""
-        if method == RANDOM:
-            return self._noise[1] * self.region_is_present[:, None]
-        return region_relevance(self.explanation(method), method)
-
-    @cached_property
-    def _map_steps(self):
-        """(B, S): the steps of object words and frequent words, the only ones with a map of pixels;
-        and (B, T): the position of each step among them."""
-        has_map = self.object_words | self.frequent_words
-        S = max(1, int(has_map.sum(1).max()))
-        steps = has_map.int().argsort(dim=1, descending=True, stable=True)[:, :S]
-        return steps, has_map.cumsum(1) - 1
-
-    def _maps_of_pixels(self, method):
-        """(B, S, H, W)"""
-        if method not in self._pixel_maps:
-            steps, _ = self._map_steps
-            if method == RANDOM:
-                maps = self._noise[1][torch.arange(len(steps))[:, None], steps]
-            else:
-                explanation = METHODS[method].explain(
-                    self.study.model, self.images, self.captions, steps=steps)
-                maps = pixel_maps(explanation, method, tuple(self.images.shape[-2:]))
-            self._pixel_maps[method] = maps
-        return self._pixel_maps[method]
 
     @cached_property
     def _noise(self):

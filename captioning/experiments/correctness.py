@@ -20,7 +20,8 @@ def correctness(batch, rows, steps):
     values = {}
     if batch.on_regions:
         overlap = overlaps(batch.region_boxes(rows), boxes)
-        even = share_of_regions(batch.region_is_present[rows], overlap)
+        is_region = (batch.images != 0).any(-1).to(batch.images.dtype)
+        even = share_of_regions(is_region[rows], overlap)
         values["even", "0.0"] = even[:, 0]
     for method in batch.study.methods:
         maps = batch.maps(method, rows, steps)

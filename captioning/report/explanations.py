@@ -76,13 +76,10 @@ def is_explained(folder, identity):
     except InputError:
         return False
     plots = [folder / f"{method}.png" for method in arrays["methods"].tolist()]
-    return (str(arrays["identity"]) == identity and all(map(_is_complete_png, plots))
-            and has_entry(folder))
-
-
-def _is_complete_png(path):
-    """Whether the file ends with the last chunk of a PNG."""
-    return path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
+    return (str(arrays["identity"]) == identity and has_entry(folder)
+            # the last chunk of a PNG
+            and all(path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
+                    for path in plots))
 
 
 def write_index(save_path, first):

@@ -39,19 +39,19 @@ class ErasureLoss(CrossEntropy):
     categories (V,): see `Objects.category_ids`. weight, keep_weight: μ and κ. share: at most this
     share of the regions, or one region, is erased. every: the terms of erased images are computed
     in every N-th step only, with N times the weight (lazy regularisation, Karras et al. 2020).
-    Controls: evidence, the relevance of a region, one of EVIDENCE; own, False if also what is more
-    relevant for another word is erased; fill, what replaces regions, one of FILL.
+    Controls: evidence, the relevance of a region, one of EVIDENCE; own_evidence, False if also what
+    is more relevant for another word is erased; fill, what replaces regions, one of FILL.
     """
 
-    def __init__(self, vocabulary, categories, weight, keep_weight, share, evidence="lrp", own=True,
-                 fill="background", every=1):
+    def __init__(self, vocabulary, categories, weight, keep_weight, share, evidence="lrp",
+                 own_evidence=True, fill="background", every=1):
         super().__init__(vocabulary)
         self.categories = categories
         self.weight = weight
         self.keep_weight = keep_weight
         self.share = share
         self.evidence = evidence
-        self.own = own
+        self.own_evidence = own_evidence
         self.fill = fill
         self.every = every
         self.is_determiner = torch.tensor([word in DETERMINERS for word in vocabulary.words],
@@ -96,7 +96,7 @@ class ErasureLoss(CrossEntropy):
         # one region at least remains; in float32, 0.53 · 100 is just below 53
         regions = is_region.sum(1, keepdim=True)
         count = (self.share * regions + 1e-4).long().clamp(min=1).clamp(max=regions - 1)
-        categories = choice.categories if self.own else choice.categories[:, :1]
+        categories = choice.categories if self.own_evidence else choice.categories[:, :1]
         amount = own_evidence(relevance, categories, count)                            # (B, K)
         filling = self.filling(features, relevance, choice, is_region & (amount == 0))
         return torch.lerp(features, filling.to(features), amount[..., None].to(features))
