@@ -273,8 +273,7 @@ def score_captions(args, captions, references, boxes, objects, device):
     """Writes predictions_<split>.json and, with --per_image, per_image_<split>.csv; returns the
     scores {key: number} of captions {file name: caption} with one list of references each.
 
-    A metric that fails is reported in one sentence; InputError if all fail.
-    """
+    A metric that fails is reported in one sentence; InputError if all fail."""
     scorers = make_scorers(args, list(captions), boxes, objects, device)
     path = Path(args.save_path, f"predictions_{args.split}.json")
     if not args.predictions or path.resolve() != Path(args.predictions).resolve():

@@ -60,8 +60,7 @@ def spice(captions, references, corenlp):
     """SPICE of each of the tokenised captions, from lists of tokenised references.
 
     corenlp: folder of Stanford CoreNLP 3.6.0, downloaded if missing. Parsed captions are cached
-    there.
-    """
+    there."""
     from captioning.errors import InputError
     from pycocoevalcap import java
     if not find_corenlp(corenlp):

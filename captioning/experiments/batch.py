@@ -32,12 +32,11 @@ class Study:
 class Batch:
     """B images with one caption each.
 
-    indices: of the images in their split; names: file names; images (B, 3, H, W) or region
-    features (B, K, C); words: captions as lists of words; references: lists of reference captions.
+    indices: of the images in their split; names: file names; images (B, 3, H, W) or region features
+    (B, K, C); words: captions as lists of words; references: lists of reference captions.
 
     Step t predicts words[b][t]; T counts <end>. Masks of words are (B, T) bool; the words to
-    explain are given as (rows, steps), both (n,).
-    """
+    explain are given as (rows, steps), both (n,)."""
 
     def __init__(self, study, indices, names, images, words, references):
         self.study = study
@@ -213,8 +212,7 @@ def encode_images(model, images):
 def word_log_p(model, features, captions, steps):
     """(n,): log-probability of the word captions[i, steps[i] + 1] after captions[i, :steps[i] + 1].
 
-    features (n, K, C), captions (n, T+1).
-    """
+    features (n, K, C), captions (n, T+1)."""
     captions = captions[:, :int(steps.max()) + 2]
     hidden = model.teacher_force(features, captions[:, None]).hidden           # (n, 1, T, d)
     n = torch.arange(len(captions), device=captions.device)

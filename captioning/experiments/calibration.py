@@ -9,8 +9,7 @@ def calibrate(weight, study, data, captions, batch_size, workers, device, folder
     """Stores the Calibration of the checkpoint `weight` beside it.
 
     study, data, captions, batch_size, workers, device, folder: as in `run_experiments`, of the
-    validation split; the table of the experiment grounding for it is written to `folder`.
-    """
+    validation split; the table of the experiment grounding for it is written to `folder`."""
     run_experiments(study, data, captions, ["grounding"], None, batch_size, workers, device,
                     folder, ["val"])
     if processes.rank() == 0:

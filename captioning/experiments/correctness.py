@@ -14,8 +14,7 @@ def correctness(batch, rows, steps):
     Positive relevance is divided by its maximum, values ≤ τ are set to 0, and the best box of the
     category counts. With region features, the relevance of a region is weighted by the share of its
     area inside the box. Baselines: method box, the largest box's share of the image; with region
-    features also method even, equal relevance of all regions. Measures: τ = 0.0, 0.1 … 0.9.
-    """
+    features also method even, equal relevance of all regions. Measures: τ = 0.0, 0.1 … 0.9."""
     boxes = batch.boxes(rows, steps)
     values = {}
     if batch.on_regions:
@@ -35,8 +34,7 @@ def share_inside(maps, boxes):
     """maps (n, H, W) of relevance, boxes (n, m, 4) -> the share of positive relevance inside the
     best box for every threshold, (n, thresholds).
 
-    Boxes are x0, y0, x1, y1 as fractions of the image's width and height, padded with NaN.
-    """
+    Boxes are x0, y0, x1, y1 as fractions of the image's width and height, padded with NaN."""
     in_rows, in_columns = rows_and_columns(boxes, *maps.shape[1:])
     in_rows = in_rows.to(maps.dtype)
     in_columns = in_columns.to(maps.dtype)
@@ -69,8 +67,7 @@ def overlaps(regions, boxes):
     """The share (n, m, K) of the area of each region (n, K, 4) that lies inside each box (n, m, 4).
 
     Both are fractions of the image. The share is 0 for boxes of NaN (padding) and for regions
-    without area.
-    """
+    without area."""
     regions = regions[:, None]                      # (n, 1, K, 4)
     boxes = boxes.clamp(0, 1)[:, :, None]           # (n, m, 1, 4)
     low = torch.maximum(regions[..., :2], boxes[..., :2])

@@ -17,8 +17,7 @@ def deletion_insertion(batch, rows, steps):
     on its own caption. The area under the curve over the fraction of patches, from 0 to 1, is the
     mean log-probability: a faithful explanation has a low area of deletion and a high area of
     insertion. Measures: deletion and insertion, the areas, and the curves' values deletion_0.0,
-    deletion_0.1, …, insertion_1.0.
-    """
+    deletion_0.1, …, insertion_1.0."""
     model = batch.study.model
     values = {}
     images = batch.images[rows]

@@ -51,8 +51,7 @@ class Part:
     """A function that measures words of one kind.
 
     A part of an experiment that measures explanations at steps (rows, steps), both (n,), returns
-    {(method, measure): numbers (n,)}, NaN where a measure is not defined.
-    """
+    {(method, measure): numbers (n,)}, NaN where a measure is not defined."""
     words: Callable                 # batch -> the words that are measured, (B, T) bool
     measure: Callable               # (batch, rows, steps) -> numbers of these words
     needs_pixels: bool = True       # it measures maps of pixels, which region features do not have

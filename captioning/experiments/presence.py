@@ -25,8 +25,7 @@ def presence(batch, rows, steps):
     (captioning.grounding.image_share). Method model: log_p, the word's log-probability, log_p_gain,
     the same less its log-probability without the image, and 1-beta of Ada-LSTM. Method reference:
     present, biased (the object is the second of a biased pair), category (its number in the
-    alphabetical order), image (its index) and, if the study has a calibration, flagged.
-    """
+    alphabetical order), image (its index) and, if the study has a calibration, flagged."""
     study = batch.study
     entries = [study.boxes.get(name) for name in batch.names]
     present = [study.objects.present(entry, references)
@@ -78,8 +77,7 @@ def cross_validated(x, y, fold):
     """Logits of y (n,), 0 or 1, from x (n, m): a logistic regression fitted to the other folds.
 
     fold (n,): the number of each word's fold; the words of one image belong to one fold. None if
-    the words outside of some fold are all of one class.
-    """
+    the words outside of some fold are all of one class."""
     from sklearn.linear_model import LogisticRegression  # slow to import
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
     if any(y[fold != number].nunique() < 2 for number in fold.unique()):

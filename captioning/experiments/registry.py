@@ -24,8 +24,7 @@ EXPERIMENTS = {
 def experiments_for_regions(names, weight):
     """Those of the experiments that region features permit; names the omitted ones in one sentence.
 
-    weight: path of the checkpoint, for the message.
-    """
+    weight: path of the checkpoint, for the message."""
     parts = [(name, part) for name in names for part in EXPERIMENTS[name].parts]
     omitted = [part.measure.__name__ for _, part in parts if part.needs_pixels]
     if omitted:

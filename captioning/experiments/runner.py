@@ -37,8 +37,7 @@ def run_experiments(study, data, captions, names, limit, batch_size, workers, de
 
     Writes <experiment>_words_<split>.csv, <experiment>_<split>.csv and .png in `folder`. Returns
     {experiment: table} in the first process and {} in the others. Meanwhile <folder>/parts_<hash>/
-    contains the rows of each batch; it is removed when all tables and plots are written.
-    """
+    contains the rows of each batch; it is removed when all tables and plots are written."""
     def make_batch(indices, images):
         return Batch(study, indices, [data.names[i] for i in indices], images,
                      [captions[i].split() for i in indices], [data.references[i] for i in indices])

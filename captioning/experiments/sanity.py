@@ -17,8 +17,7 @@ def sanity(batch, rows, steps):
     Layers are randomised one after the other, from the output to the encoder's first convolution,
     and remain so (cascading randomisation). The correlation of a method that depends on the model
     decreases to 0; a method whose correlation remains 1 does not depend on the weights. Measures:
-    the layers' names, numbered in this order.
-    """
+    the layers' names, numbered in this order."""
     study = batch.study
     model = copy.deepcopy(study.model)
     values = {}

@@ -39,8 +39,7 @@ class ExplainedImage:
 
     Its repr is a table of the words; in a notebook it is the interactive page. Methods take a word
     as text, of which the first occurrence counts, or as its position among `words`; and one of the
-    explanation methods that were computed, by default the first.
-    """
+    explanation methods that were computed, by default the first."""
     words: list                             # the T words that are explained, up to <end>
     logits: np.ndarray                      # (T,); with a contrast, the difference to that word's
     probabilities: np.ndarray               # (T,)

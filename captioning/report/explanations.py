@@ -86,8 +86,7 @@ def write_index(save_path, first):
     """Writes index.html with every explanation in `save_path`.
 
     Those in the folders `first` come first, then the others by name. Explanations that cannot be
-    shown are omitted and named in one printed sentence.
-    """
+    shown are omitted and named in one printed sentence."""
     captions = {}
     omitted = []
     for folder in dict.fromkeys([*first, *stored_folders(save_path)]):

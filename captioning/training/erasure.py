@@ -40,8 +40,7 @@ class ErasureLoss(CrossEntropy):
     share of the regions, or one region, is erased. every: the terms of erased images are computed
     in every N-th step only, with N times the weight (lazy regularisation, Karras et al. 2020).
     Controls: evidence, the relevance of a region, one of EVIDENCE; own_evidence, False if also what
-    is more relevant for another word is erased; fill, what replaces regions, one of FILL.
-    """
+    is more relevant for another word is erased; fill, what replaces regions, one of FILL."""
 
     def __init__(self, vocabulary, categories, weight, keep_weight, share, evidence="lrp",
                  own_evidence=True, fill="background", every=1):
@@ -203,8 +202,7 @@ def without_noun_phrase(captions, position, named, is_determiner):
     [with a chair] by a lake". If not, the words up to the next object's noun phrase are removed
     instead: "there is [a cat with] a chair". A noun phrase begins with the last determiner before
     its object word; without one, the first begins with the caption, and another with its object
-    word. named, is_determiner (B, L): whether a word names an object, is a determiner.
-    """
+    word. named, is_determiner (B, L): whether a word names an object, is a determiner."""
     L = captions.shape[1]
     index = torch.arange(L, device=captions.device).expand_as(captions)
     previous = index.masked_fill(~named | (index >= position), -1).amax(1, keepdim=True)

@@ -28,8 +28,7 @@ def fit(settings, model, vocabulary, train_data, val_data, loss, device):
     """Trains for --epochs epochs, or until --patience epochs bring no better validation CIDEr.
 
     settings: a namespace of the flags of train.py. loss: see captioning/training/losses.py. Returns
-    the best validation CIDEr.
-    """
+    the best validation CIDEr."""
     if settings.amp and not supports_amp(device):
         print("--amp has no effect: this CPU has no bfloat16 instructions, so that training uses "
               "float32", flush=True)
@@ -136,8 +135,7 @@ def train_step(model, loss, batches, optimizer, scaler, device, grad_clip, amp=F
     """One update of the parameters by this process's passes over a batch.
 
     batches: of each pass, the dictionary that losses.py describes, with "images". Returns a tensor
-    (4,) on the device: loss, correct words and words of this process, and the gradient's norm.
-    """
+    (4,) on the device: loss, correct words and words of this process, and the gradient's norm."""
     optimizer.zero_grad(set_to_none=True)
 
     # the words of the whole batch, by which every pass of every process divides its sums

@@ -35,8 +35,7 @@ def new_state():
 
     epoch: number of completed epochs. Of the current epoch: step, the number of completed steps;
     sums of loss, correct words and words; seconds of training. best: highest validation CIDEr;
-    bad_epochs: epochs since then. log: rows of log.csv.
-    """
+    bad_epochs: epochs since then. log: rows of log.csv."""
     return {"epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0], "best": -1.0, "bad_epochs": 0,
             "seconds": 0.0, "log": []}
 
@@ -108,8 +107,7 @@ def resume(settings, model, vocabulary, optimizer, scaler, measure, batches):
     """Loads the checkpoint that --resume selects and returns its training state, or None.
 
     It is checked before anything is loaded or written: InputError if it belongs to a run with other
-    settings, another model or vocabulary, or is damaged. batches: number of batches of an epoch.
-    """
+    settings, another model or vocabulary, or is damaged. batches: number of batches of an epoch."""
     last = Path(settings.save_path) / "checkpoint_last.pth"
     best = Path(settings.save_path) / "checkpoint_best.pth"
     if settings.resume == "never" or (settings.resume == "auto" and not last.exists()):

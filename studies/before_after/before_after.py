@@ -55,8 +55,7 @@ def select(cases, captions, objects, count):
 
     cases: as from images_without_companion; captions: those of all images, before and after. First
     come cases in which the companion was removed and added, in turn, then those in which both
-    captions name it. Each case gets a fourth entry, whether (before, after) it is hallucinated.
-    """
+    captions name it. Each case gets a fourth entry, whether (before, after) it is hallucinated."""
     kinds = {(True, False): [], (False, True): [], (True, True): [], (False, False): []}
     for i, first, companion in cases:
         hallucinated = tuple(companion in named(texts[i], objects) for texts in captions)

@@ -98,8 +98,7 @@ def markdown(head, rows):
 def format_table(model, modes, metrics, form=".3f", scale=1):
     """Means and standard errors of one model's modes, then paired differences to the control.
 
-    metrics: {name in metrics_test.json: title}; form, scale: how numbers are written.
-    """
+    metrics: {name in metrics_test.json: title}; form, scale: how numbers are written."""
     def label(mode):
         seeds = modes[mode].index
         is_complete = seeds.equals(modes[CONTROL].index)

@@ -36,8 +36,7 @@ def commands(folder):
     return [f"train.py {data} --encoder small {sizes} --epochs {EPOCHS} --patience {EPOCHS} "
             f"--workers 8 --save_path {folder}/model",
             f"evaluation.py {data} {decoding} --metrics cider --save_path {folder}/evaluation",
-            f"explain.py {data} {decoding} --methods lrp --quiet "
-            f"--save_path {folder}/explanations"]
+            f"explain.py {data} {decoding} --methods lrp --quiet --save_path {folder}/explanations"]
 
 
 def use(session):
