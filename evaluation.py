@@ -21,7 +21,6 @@ from captioning.decoding import decode, image_seeds
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.experiments.batch import RANDOM, Study
-from captioning.experiments.calibration import calibrate
 from captioning.experiments.mask_mass import Masks
 from captioning.experiments.registry import EXPERIMENTS, experiments_for_regions, metrics_of
 from captioning.experiments.runner import run_experiments
@@ -137,7 +136,9 @@ def evaluate_predictions(args, device):
 
 def evaluate_model(args, device):
     """Captions the split with --weight; the scores of the captions and of their explanations."""
-    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
+    content = checkpoint.read(args.weight)
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content)
+    from_features = (content.get("training") or {}).get("from_features", False)
     methods = args.methods
     experiments = list(dict.fromkeys(args.explanations + ["grounding"] * args.calibrate))
     if experiments and model.encoder is None:
@@ -148,7 +149,7 @@ def evaluate_model(args, device):
     boxes = open_boxes(args, [name for name in experiments if EXPERIMENTS[name].needs_boxes])
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     frequent = set(frequent_words(args.dataset, objects, args.object_words))
-    data = open_data(args, args.split, model)
+    data = open_data(args, args.split, model, from_features)
     masks = None
     if "mask_mass" in experiments:
         path = Path(args.data_folder, args.dataset, f"masks_{args.dataset}.hdf5")
@@ -156,19 +157,23 @@ def evaluate_model(args, device):
     record_run(args.save_path, args, "evaluation.py")
 
     # a threshold of flags for the captions of the validation split
-    decoding = cli.decoding_options(args)
+    options = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
     study = Study(model, vocabulary, tuple(methods), objects, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
     if args.calibrate:
-        validation = open_data(args, "val", model)
-        captions = caption_split(model, vocabulary, validation, decoding, args.seed, *batches)
-        calibrate(args.weight, replace(study, read_boxes=validation.read_boxes), validation,
-                  captions, *batches, args.save_path)
+        validation = open_data(args, "val", model, from_features)
+        captions = caption_split(model, vocabulary, validation, partial(decode, **options),
+                                 args.seed, *batches)
+        run_experiments(replace(study, read_boxes=validation.read_boxes), validation, captions,
+                        ["grounding"], None, *batches, args.save_path, ["val"])
+        if processes.rank() == 0:
+            grounding.calibrate(args.weight, model, objects, args.save_path)
+        processes.wait()
 
     # the captions of the split; the first process scores them
-    bans = grounding.load_for_decoding(args.weight, model) if args.grounded else None
-    generated = caption_split(model, vocabulary, data, decoding, args.seed, *batches, bans)
+    decoder = grounding.decoder(args.weight, model, args.grounded, options)
+    generated = caption_split(model, vocabulary, data, decoder, args.seed, *batches)
     metrics = {}
     if processes.rank() == 0:
         captions = dict(zip(data.names, generated, strict=True))
@@ -184,45 +189,33 @@ def evaluate_model(args, device):
         print("attention assigns no relevance to the preceding words: word ablation omits it")
     study = replace(
         study, read_boxes=data.read_boxes,
-        decode=lambda features: decode_features(
-            model, features, vocabulary, decoding, image_seeds(range(len(features)), args.seed),
-            bans),
+        decode=lambda features: decoder(
+            model, features, vocabulary, seeds=image_seeds(range(len(features)), args.seed)),
         calibration=grounding.load(args.weight, model) if "grounding" in experiments else None)
     if model.encoder is not None and any(EXPERIMENTS[name].needs_images for name in experiments):
-        data = open_data(args, args.split, model, with_images=True)
+        data = open_data(args, args.split, model, from_features=False)
     tables = run_experiments(study, data, generated, experiments, args.max_images, *batches,
-                             args.save_path, [args.split, decoding, args.grounded])
+                             args.save_path, [args.split, options, args.grounded])
     return metrics | metrics_of(tables)
 
 
 # -- captions ----------------------------------------------------------------------------------
 
 
-def caption_split(model, vocabulary, data, decoding, seed, batch_size, workers, device,
-                  calibration=None):
+@torch.no_grad()
+def caption_split(model, vocabulary, data, decoder, seed, batch_size, workers, device):
     """One caption per image of the split, generated by all processes together.
 
-    decoding: options of `decode`; calibration: see `decode_features`."""
+    decoder: `grounding.decoder`."""
     batches = [batch.tolist() for batch in torch.arange(len(data)).split(batch_size)]
     loader = make_loader(data, processes.shard(batches), workers, device)
     captions = []
     for batch in tqdm(loader, desc="captioning", unit="batch", disable=processes.rank() > 0):
-        with torch.no_grad():
-            features = model.encode(batch["images"].to(device))
+        features = model.encode(batch["images"].to(device))
         seeds = image_seeds(batch["index"].tolist(), seed)
-        tokens = decode_features(model, features, vocabulary, decoding, seeds, calibration)
+        tokens = decoder(model, features, vocabulary, seeds=seeds)
         captions.append([" ".join(vocabulary.decode(ids)) for ids in tokens.tolist()])
     return sum(processes.gather(captions), [])
-
-
-def decode_features(model, features, vocabulary, decoding, seeds, calibration=None):
-    """Captions (B, T) of features (B, K, C); with a calibration, captions without object words that
-    come from language. seeds (B,): of `image_seeds`."""
-    options = decoding | {"seeds": seeds}
-    with torch.no_grad():
-        if calibration:
-            return grounding.decode_grounded(model, features, vocabulary, calibration, **options)
-        return decode(model, features, vocabulary, **options)
 
 
 def match_references(captions, path, partial):
@@ -243,13 +236,11 @@ def match_references(captions, path, partial):
 # -- the data set ------------------------------------------------------------------------------
 
 
-def open_data(args, split, model, with_images=False):
-    """The split with stored features if the model was trained on some, otherwise with images."""
+def open_data(args, split, model, from_features):
+    """The split with stored features, if there are some and it should, otherwise with images."""
     place = args.data_folder, args.dataset, split
     stored = features_path(*place, model.config["encoder"] or "bottom_up")
-    training = checkpoint.read(args.weight).get("training") or {}
-    from_features = training.get("from_features", False) and stored.exists() and not with_images
-    if model.encoder is None or from_features:
+    if model.encoder is None or (from_features and stored.exists()):
         return open_features(*place, model)
     return CaptionDataset(*place, image_size=checkpoint.image_size(model))
 

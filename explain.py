@@ -174,10 +174,7 @@ def explain_all(args, model, vocabulary, targets, regions):
     regions: the data set with region features, or None. Returns {path: InputError} of the images
     and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
-    decode = partial(decoding.decode, **cli.decoding_options(args))
-    if args.grounded:
-        bans = grounding.load_for_decoding(args.weight, model)
-        decode = partial(grounding.decode_grounded, calibration=bans, **decode.keywords)
+    decode = grounding.decoder(args.weight, model, args.grounded, cli.decoding_options(args))
     shown = {"checkpoint": args.weight, **caption_settings(args), "ε of LRP": args.eps}
 
     # what is left to do

@@ -176,7 +176,7 @@ def set_dropout(model, settings):
 def stop_word_ids(path, vocabulary):
     """The set of ids of the words in the text file, and of the special tokens."""
     words = {vocabulary.wordmap[word] for word in stop_words(path) if word in vocabulary.wordmap}
-    return words | {vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end}
+    return words.union(vocabulary.special)
 
 
 def make_loss(settings, model, vocabulary, data, device):

@@ -4,9 +4,11 @@ The score of a word is the share of the image in its logit (docs/method.md, sect
 no labels. Object words below a threshold are flagged; `evaluation.py --calibrate` fits the
 threshold and stores it beside the checkpoint.
 """
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch.nn import functional as F
 
@@ -93,6 +95,20 @@ def fit_threshold(shares, is_present, kept=0.95):
     return correct.quantile(1 - kept).item()
 
 
+def calibrate(weight, model, objects, folder):
+    """Stores the Calibration of a checkpoint beside it, fitted to the table of the experiment
+    grounding of the validation split in `folder`."""
+    path = Path(folder, "grounding_words_val.csv")
+    with reading(path):
+        rows = pd.read_csv(path)
+        present = rows["value"][rows["measure"] == "present"].tolist()
+        shares = rows["value"][rows["measure"] == "absolute_share"].tolist()
+    threshold = fit_threshold(shares, present, kept=0.95)
+    save(weight, model, threshold, fit_threshold(shares, present, kept=0.98), objects,
+         words_correct=int(sum(present)), words_absent=int(len(present) - sum(present)))
+    print(f"threshold of the image's share: {threshold:.4g} ({calibration_path(weight)})")
+
+
 def calibration_path(weight):
     """The file of the calibration of a checkpoint: <stem>_grounding.json in its folder."""
     return Path(weight).with_name(f"{Path(weight).stem}_grounding.json")
@@ -121,10 +137,13 @@ def load(weight, model, key="threshold"):
         return Calibration(float(content[key]), Objects(content["words"]))
 
 
-def load_for_decoding(weight, model):
-    """The Calibration by which words are banned; InputError if the checkpoint has none."""
+def decoder(weight, model, is_grounded, options):
+    """A function like decoding.decode with these options, for --grounded without the object words
+    below the checkpoint's threshold; InputError if it has none."""
+    if not is_grounded:
+        return partial(decode, **options)
     calibration = load(weight, model, "ban_threshold")
     if calibration is None:
         raise InputError(f"{calibration_path(weight)} is missing: --grounded requires a threshold, "
                          f"run evaluation.py --weight {weight} --dataset NAME --calibrate first")
-    return calibration
+    return partial(decode_grounded, calibration=calibration, **options)

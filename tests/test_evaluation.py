@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -135,7 +136,8 @@ def test_sampled_captions_depend_on_the_seed_but_not_on_the_number_of_processes(
     def sample(seed, part=slice(None)):
         with monkeypatch.context() as patch:
             patch.setattr(evaluation.processes, "shard", lambda batches: batches[part])
-            return evaluation.caption_split(model, vocabulary, data, options, seed, 2, 0,
+            return evaluation.caption_split(model, vocabulary, data,
+                                            partial(decoding.decode, **options), seed, 2, 0,
                                             torch.device("cpu"))
     captions = sample(1)
     torch.rand(3)

@@ -38,7 +38,12 @@ def read_flickr8k(annotation_folder, karpathy_json=None, seed=1):
         splits = _read_lists(folder)
     else:
         origin = f"random ({'/'.join(SPLITS)} 6:1:1, --seed {seed}), as {folder} has no lists"
-        splits = _random_splits(sorted(captions), seed)
+        shuffled = sorted(captions)
+        random.Random(seed).shuffle(shuffled)
+        eighth = len(shuffled) // 8
+        splits = dict.fromkeys(sorted(captions), "train")
+        splits |= dict.fromkeys(shuffled[:eighth], "val")
+        splits |= dict.fromkeys(shuffled[eighth:2 * eighth], "test")
 
     missing = [name for name in splits if name not in captions]
     if missing:
@@ -88,15 +93,4 @@ def _read_lists(folder):
                                             f"{LISTS.get(splits.get(image))}")
                 if image:
                     splits[image] = split
-    return splits
-
-
-def _random_splits(names, seed):
-    """{image: split}, in the proportions of the official splits."""
-    shuffled = names.copy()
-    random.Random(seed).shuffle(shuffled)
-    eighth = len(names) // 8
-    splits = dict.fromkeys(names, "train")
-    splits.update(dict.fromkeys(shuffled[:eighth], "val"))
-    splits.update(dict.fromkeys(shuffled[eighth:2 * eighth], "test"))
     return splits

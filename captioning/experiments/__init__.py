@@ -9,5 +9,4 @@ sub-package than captioning.{data,explanation,report}, nor than the module capti
                     one experiment each: its words, what it measures, its table and its plot
     registry        the experiments by name
     runner          the loop over a split that writes their tables and plots
-    calibration     the threshold of flags, fitted to a validation split
 """

@@ -12,7 +12,7 @@ import torch
 from captioning import grounding
 from captioning.experiments.batch import word_log_p
 from captioning.experiments.experiment import Experiment, Part, by_word, table_of
-from captioning.experiments.tpfp import auc
+from captioning.experiments.tpfp import are_one_class, auc
 from captioning.report import plots
 
 FOLDS = 5
@@ -121,10 +121,7 @@ def draw(path, table, values):
     """ROC curves of the single scores and of the best pair; none if only one class occurs."""
     scores, reference = scores_and_reference(values)
     present = reference["present"] > 0
-    if present.nunique() < 2:
-        label = "present" if present.all() else "absent"
-        print(f"grounding: all {len(present)} objects are {label}, so there is no ROC curve to "
-              "plot")
+    if are_one_class(present, "grounding", "objects", ("absent", "present")):
         return
     single = [name for name in scores if "+" not in name]
     pairs = sorted(set(scores) - set(single), key=lambda name: table["mean"][name, "all objects"])

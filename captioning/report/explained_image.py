@@ -17,7 +17,7 @@ from captioning.files import make_folder, sync_to_disk, temporary_path, write_te
 from captioning.report import heatmaps
 from captioning.report.colours import colour_maps
 from captioning.report.explanations import ARRAYS, caption_of, read_explanation
-from captioning.report.page import page_entry, page_of, write_entry
+from captioning.report.page import as_json, page_entry, page_of, write_entry
 
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
@@ -150,12 +150,12 @@ class ExplainedImage:
         return f"{self.name}: {self.caption}\n{self.table()}"
 
     def _repr_html_(self):
-        page = html.escape(page_of(page_entry(self)))
+        page = html.escape(page_of(as_json(page_entry(self))))
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 46rem; border: 0"></iframe>'
 
     def to_html(self, path):
         """Writes the interactive page of this image, one self-contained file."""
-        write_text(path, page_of(page_entry(self)))
+        write_text(path, page_of(as_json(page_entry(self))))
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class ExplainedImage:
             entry = page_entry(self)
             write_entry(temporary, entry, self.image)
             if with_page:
-                write_text(temporary / "index.html", page_of(entry))
+                write_text(temporary / "index.html", page_of(as_json(entry)))
             for path in (*temporary.iterdir(), temporary):
                 sync_to_disk(path)
 

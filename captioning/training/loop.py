@@ -60,11 +60,10 @@ def fit(settings, model, vocabulary, train_data, val_data, loss, device):
 
 def make_optimizer(model, device, decoder_lr, encoder_lr=None, weight_decay=0.0):
     """Adam over the decoder's parameters and the encoder's, unless encoder_lr is None."""
-    encoder = list(model.encoder.parameters()) if model.encoder is not None else []
-    encoder_ids = set(map(id, encoder))
+    decoder = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    encoder = [p for name, p in model.named_parameters() if name.startswith("encoder.")]
     for parameter in encoder:
         parameter.requires_grad_(encoder_lr is not None)
-    decoder = [p for p in model.parameters() if id(p) not in encoder_ids]
     groups = [{"params": decoder, "lr": decoder_lr}]
     if encoder and encoder_lr is not None:
         groups.append({"params": encoder, "lr": encoder_lr})

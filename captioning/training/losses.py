@@ -131,7 +131,7 @@ def present_words(captions, vocabulary):
     """(B, V) 1 for the words of an image's captions (B, N, L), without special tokens; else 0."""
     present = torch.zeros(len(captions), len(vocabulary), device=captions.device)
     present.scatter_(1, captions.flatten(1), 1)
-    present[:, [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
+    present[:, vocabulary.special] = 0
     return present
 
 
@@ -148,8 +148,7 @@ def region_loss(model, features, captions, vocabulary):
     highest = logits.amax(1)                                                           # (B, V)
     words = present_words(captions, vocabulary)
     losses = F.binary_cross_entropy_with_logits(highest, words, reduction="none")
-    special = [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]
-    losses = losses.index_fill(1, torch.tensor(special, device=losses.device), 0)
+    losses = losses.index_fill(1, torch.tensor(vocabulary.special, device=losses.device), 0)
     return losses.sum(), ((highest > 0) * words).sum(), words.sum()
 
 

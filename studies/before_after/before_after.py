@@ -19,9 +19,9 @@ from captioning.data.dataset import CaptionDataset
 from captioning.data.images import preprocess, read_image
 from captioning.data.predictions import read_predictions
 from captioning.errors import InputError, run_script
-from captioning.files import atomic_path
 from captioning.metrics.object_words import load_objects
 from captioning.report.colours import colour_maps
+from captioning.report.plots import save
 
 
 def get_args_parser():
@@ -98,8 +98,7 @@ def draw(path, rows, title):
         for axis in axes:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+    save(figure, path)
 
 
 def main(args):

@@ -14,7 +14,8 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from captioning.cli import Parser
 from captioning.errors import InputError, run_script
-from captioning.files import atomic_path, read_json, write_text
+from captioning.files import read_json, write_text
+from captioning.report.plots import save
 
 MODES = ("base", "ce", "erase", "lrp", "cider", "lrp_cider")
 CONTROL = "ce"
@@ -144,8 +145,7 @@ def draw_trade_off(path, runs):
         axes.plot([], [], " ", label=f"{number}  {mode}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8,
                   handlelength=0, title="+  control", title_fontsize=8, alignment="left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save(figure, path)
 
 
 def main(args):
