@@ -1,8 +1,7 @@
 """Fine-tunes a captioning model with explanations, self-critical training, or both.
 
 Example: python finetune.py --weight output/demo/checkpoint_best.pth --erase_tune
-The modes are described in docs/method.md, section 7.
-"""
+The modes are described in docs/method.md, section 7."""
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 

@@ -1,7 +1,6 @@
 """Time and memory of explanations against autograd, zennit and captum: python benchmarks/explain.py
 
-VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words.
-"""
+VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words."""
 import multiprocessing
 import resource
 import sys

@@ -3,8 +3,7 @@
 16 images with five captions of 6 to 20 tokens, stored features of 196 × 512, d = e = 512, V = 9586;
 forward and backward pass, clipping and Adam. "Step by step" is the model as tutorials write it,
 with every layer in every step; it and the Transformer (nn.TransformerDecoder of the same width, 8
-heads, 2 layers) repeat the features for each caption.
-"""
+heads, 2 layers) repeat the features for each caption."""
 import sys
 from pathlib import Path
 

@@ -2,8 +2,7 @@
 
 The score of a word is the share of the image in its logit (docs/method.md, section 4), which needs
 no labels. Object words below a threshold are flagged; `evaluation.py --calibrate` fits the
-threshold and stores it beside the checkpoint.
-"""
+threshold and stores it beside the checkpoint."""
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple

@@ -3,8 +3,7 @@
 Each metric takes one caption and a list of reference captions per image and returns the score of
 all captions, {"bleu_1": …}, and the scores of each caption, {"bleu_1": […]}. Captions are tokenised
 by the PTB tokeniser: its Java version for METEOR and SPICE, which run on Java themselves, and
-captioning.metrics.ptb_tokeniser for the other metrics.
-"""
+captioning.metrics.ptb_tokeniser for the other metrics."""
 import importlib
 from functools import lru_cache
 

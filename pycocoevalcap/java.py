@@ -1,8 +1,7 @@
 """The Java runtime, and the Java programs of the installed package pycocoevalcap: METEOR and the
 PTB tokeniser.
 
-A runtime that is missing, exits early or hangs raises InputError; every call has a time limit.
-"""
+A runtime that is missing, exits early or hangs raises InputError; every call has a time limit."""
 import contextlib
 import importlib.util
 import os

@@ -2,8 +2,7 @@
 
 The main program of the jar writes its scores with Java's JavaScript engine, which Java 15 removed.
 Its classes are therefore called from Python, in a separate process: `python spice_jar.py REQUEST`
-reads a JSON file and writes scores.
-"""
+reads a JSON file and writes scores."""
 import json
 import os
 import sys

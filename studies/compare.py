@@ -1,8 +1,7 @@
 """Compares the metrics of several runs: python studies/compare.py output/demo output/demo_finetuned
 
 Prints the metrics_<split>.json that evaluation.py wrote to the folders of the runs as one table,
-and draws them in compare_<split>.png.
-"""
+and draws them in compare_<split>.png."""
 import math
 import os
 import sys

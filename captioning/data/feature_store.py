@@ -3,8 +3,7 @@ it for a model.
 
 While it is written, the file is called <name>.partial. Its datasets have their final size from the
 start, so that it can be opened after the process was killed at any moment; `done` then marks the
-images whose features are complete.
-"""
+images whose features are complete."""
 import contextlib
 import hashlib
 import os

@@ -2,8 +2,7 @@
 
 Two pandas tables occur in all experiments. `values` has one row per number, with the columns image,
 step, method, measure and value; `table` has one row per method and measure, with the columns mean,
-standard_error and count, the number of words.
-"""
+standard_error and count, the number of words."""
 from collections.abc import Callable
 from dataclasses import dataclass
 

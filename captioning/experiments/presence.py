@@ -1,8 +1,7 @@
 """Presence (docs/method.md, section 12): does the image's share in a word tell whether the image
 shows the object that the word names?
 
-Only the decoder is explained; no relevance passes through the CNN.
-"""
+Only the decoder is explained; no relevance passes through the CNN."""
 from itertools import combinations
 
 import numpy as np

@@ -3,8 +3,7 @@
 The unit of work is a batch of images. For each experiment its rows are written to a file of their
 own, completely or not at all, and existing files are not computed again, so that an interrupted run
 resumes. The batches do not depend on the number of processes, so that results are reproducible to
-the last digit.
-"""
+the last digit."""
 import math
 import shutil
 from pathlib import Path

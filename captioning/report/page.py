@@ -4,8 +4,7 @@ Each image's folder contains what the page shows of it, entry.html, and a thumbn
 images the page contains all of them and is one file. Above that it loads an image's entry.html when
 the image is chosen, in a frame, which browsers allow for local files too; neither Python nor the
 browser holds more than a few images at a time. (Chromium keeps the source of every script that it
-has loaded, so the data must not be one.)
-"""
+has loaded, so the data must not be one.)"""
 import base64
 import io
 import json

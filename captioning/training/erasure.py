@@ -1,8 +1,7 @@
 """Evidence erasure (docs/method.md, section 7): words are unlearned where their evidence is erased.
 
 Sizes: B images with N captions of T + 1 ids each, from <start> on; K regions; S object words of one
-caption.
-"""
+caption."""
 from typing import NamedTuple
 
 import torch

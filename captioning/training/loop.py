@@ -4,8 +4,7 @@ Each of several processes has its own images: an equal part of every batch, in o
 Every pass returns its share of the mean loss of the whole batch, so that neither the number of
 processes nor --accumulate changes what is computed. All random numbers are functions of --seed,
 epoch and image, or, for dropout, of --seed, epoch, step and pass: a run that was interrupted and
-resumed ends with the same weights as one that was not.
-"""
+resumed ends with the same weights as one that was not."""
 import math
 import time
 

@@ -2,8 +2,7 @@
 
 SCORES is a folder that evaluation.py --weight MODEL --calibrate --save_path SCORES wrote. Prints
 hallucination and CIDEr of grounded decoding for thresholds that keep different shares of the
-correct words, and of banning as many random object words.
-"""
+correct words, and of banning as many random object words."""
 import sys
 from functools import partial
 from pathlib import Path

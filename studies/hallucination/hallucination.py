@@ -2,8 +2,7 @@
 
 Reads OUT/<model>_<seed>/<mode>/metrics_test.json. Writes OUT/table.md with means over random seeds
 and paired differences to the control, and OUT/trade_off.png, mean differences of hallucination and
-CIDEr.
-"""
+CIDEr."""
 import re
 import sys
 from pathlib import Path

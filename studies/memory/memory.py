@@ -1,8 +1,7 @@
 """Memory and open files of long runs: python studies/memory/memory.py
 
 Generates images, trains a small model for 10,000 steps with 8 workers, and captions and explains
-5,000 images. Linux only. A run whose samples are in --save_path is not repeated.
-"""
+5,000 images. Linux only. A run whose samples are in --save_path is not repeated."""
 import re
 import subprocess
 import sys

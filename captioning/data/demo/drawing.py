@@ -1,8 +1,7 @@
 """Draws demo scenes: a landscape with recoloured emoji in front of it.
 
 The objects are Twemoji graphics (https://github.com/jdecked/twemoji, licensed CC-BY 4.0, copyright
-Twitter, Inc and other contributors), here scaled, rotated and recoloured.
-"""
+Twitter, Inc and other contributors), here scaled, rotated and recoloured."""
 from functools import cache
 from pathlib import Path
 
