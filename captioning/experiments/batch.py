@@ -29,31 +29,30 @@ class Study:
     calibration: object = None  # captioning.grounding.Calibration, if the checkpoint has one
 
 
+@dataclass(eq=False)
 class Batch:
     """B images with one caption each.
 
-    indices: of the images in their split; names: file names; images (B, 3, H, W) or region features
-    (B, K, C); words: captions as lists of words; references: lists of reference captions.
-
     Step t predicts words[b][t]; T counts <end>. Masks of words are (B, T) bool; the words to
     explain are given as (rows, steps), both (n,)."""
+    study: Study
+    indices: list               # of the images in their split
+    names: list                 # file names
+    images: torch.Tensor        # (B, 3, H, W), or region features (B, K, C)
+    words: list                 # captions as lists of words
+    references: list            # lists of reference captions
 
-    def __init__(self, study, indices, names, images, words, references):
-        self.study = study
-        self.indices = indices
-        self.names = names
-        self.images = images
-        self.words = words
-        self.references = references
-        self.on_regions = images.dim() == 3     # region features instead of images
-        ids = [torch.tensor(study.vocabulary.encode(caption, len(caption))) for caption in words]
-        self.captions = pad_sequence(ids, batch_first=True).to(images.device)          # (B, T+1)
+    def __post_init__(self):
+        study = self.study
+        self.on_regions = self.images.dim() == 3
+        ids = [torch.tensor(study.vocabulary.encode(words, len(words))) for words in self.words]
+        self.captions = pad_sequence(ids, batch_first=True).to(self.images.device)     # (B, T+1)
         # of each image {step: category} of the object words in its caption
         if study.objects.words:
-            self.categories = [dict(study.objects.named(caption)) for caption in words]
+            self.categories = [dict(study.objects.named(caption)) for caption in self.words]
         else:
             self.categories = [{t: word for t, word in enumerate(caption) if word in study.frequent}
-                               for caption in words]
+                               for caption in self.words]
         self._explanations = {}
         self._pixel_maps = {}
 

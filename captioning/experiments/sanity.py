@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from captioning.experiments.batch import Batch
 from captioning.experiments.experiment import Experiment, Part, of_measure
 from captioning.report import plots
 
@@ -25,8 +24,7 @@ def sanity(batch, rows, steps):
     generator = torch.Generator().manual_seed(study.seed)
     for number, (name, layer) in enumerate(layers_from_the_top(model), start=1):
         randomise(layer, generator)
-        randomised = Batch(replace(study, model=model), batch.indices, batch.names, batch.images,
-                           batch.words, batch.references)
+        randomised = replace(batch, study=replace(study, model=model))
         for method in study.methods:
             maps = randomised.maps(method, rows, steps)
             values[method, f"{number:02d}_{name}"] = rank_correlation(original[method], maps)
