@@ -86,7 +86,8 @@ def fit_threshold(shares, is_present, kept=0.95):
 
     shares: image_share of n object words; is_present (n,) bool, whether the image shows the object.
     """
-    correct = torch.tensor(shares, dtype=torch.float64)[torch.tensor(is_present, dtype=torch.bool)]
+    correct = torch.tensor([share for share, present in zip(shares, is_present, strict=True)
+                            if present], dtype=torch.float64)
     if not len(correct):
         raise InputError("no object word of the validation captions is correct, so that no "
                          "threshold can be fitted: train the model for longer, or give the object "
@@ -97,15 +98,22 @@ def fit_threshold(shares, is_present, kept=0.95):
 def calibrate(weight, model, objects, folder):
     """Stores the Calibration of a checkpoint beside it, fitted to the table of the experiment
     grounding of the validation split in `folder`."""
-    path = Path(folder, "grounding_words_val.csv")
-    with reading(path):
-        rows = pd.read_csv(path)
-        present = rows["value"][rows["measure"] == "present"].tolist()
-        shares = rows["value"][rows["measure"] == "absolute_share"].tolist()
-    threshold = fit_threshold(shares, present, kept=0.95)
-    save(weight, model, threshold, fit_threshold(shares, present, kept=0.98), objects,
-         words_correct=int(sum(present)), words_absent=int(len(present) - sum(present)))
+    words = read_scores(folder, "val")
+    threshold = fit_threshold(words.absolute_share, words.present, kept=0.95)
+    ban_threshold = fit_threshold(words.absolute_share, words.present, kept=0.98)
+    save(weight, model, threshold, ban_threshold, objects, words_correct=int(sum(words.present)),
+         words_absent=int(len(words) - sum(words.present)))
     print(f"threshold of the image's share: {threshold:.4g} ({calibration_path(weight)})")
+
+
+def read_scores(folder, split):
+    """DataFrame of a split's object words, from the table of the experiment grounding in `folder`:
+    absolute_share, which is image_share, and present, whether the image shows the object."""
+    path = Path(folder, f"grounding_words_{split}.csv")
+    with reading(path, f"run evaluation.py --calibrate --save_path {folder} first"):
+        rows = pd.read_csv(path)
+        table = rows.pivot_table(index=["image", "step"], columns="measure", values="value")
+        return table.reindex(columns=["absolute_share", "present"]).dropna()
 
 
 def calibration_path(weight):
