@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from captioning import cli, processes
-from captioning.data import annotations, bottom_up, boxes, cnn_features, dataset, detector
+from captioning.data import annotations, bottom_up, boxes, dataset, detector, feature_store
 from captioning.data.demo.generate import generate
 from captioning.data.flickr8k import read_flickr8k
 from captioning.data.images import are_readable
@@ -197,8 +197,8 @@ def main(args):
     for split, records in splits.items():
         path = dataset.features_path(args.output_folder, args.dataset, split, name)
         if args.features == "cnn":
-            cnn_features.store(path, records, image_folder, network, name,
-                               encoders.IMAGE_SIZE[name], *computing, args.amp)
+            feature_store.store_cnn(path, records, image_folder, network, name,
+                                    encoders.IMAGE_SIZE[name], *computing, args.amp)
         elif args.features == "bottom_up" and args.detector:
             detector.store(path, records, image_folder, network, args.detector, args.regions,
                            *computing)

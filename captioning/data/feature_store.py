@@ -1,5 +1,5 @@
-"""Stored image features: the HDF5 file that cnn_features, bottom_up and detector write, and opening
-it for a model.
+"""Stored image features: of a CNN, which are computed here, or of regions, which bottom_up and
+detector write; and opening them for a model.
 
 While it is written, the file is called <name>.partial. Its datasets have their final size from the
 start, so that it can be opened after the process was killed at any moment; `done` then marks the
@@ -7,17 +7,20 @@ images whose features are complete."""
 import contextlib
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from captioning import processes
+from captioning.data import images
 from captioning.data.arrays import open_hdf5
 from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.images import ImageBatches
 from captioning.data.loader import make_loader
+from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
 from captioning.files import fingerprint, shortened
 
@@ -71,6 +74,32 @@ def check_features(data, model):
                          "the same --encoder_weights as to preparedataset.py, or run that again")
 
 
+def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device,
+              amp=False):
+    """Stores the features (N, K, C) of the records' images in the HDF5 file `path`, row by row.
+
+    encoder: module from images (B, 3, size, size) to features (B, C, h, w), K = h·w. amp: compute
+    in mixed precision, where the device supports it."""
+    encoder = encoder.to(device, memory_format=torch.channels_last).eval()
+    precision = amp_dtype(device) if amp and supports_amp(device) else torch.float32
+    attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
+                  "precision": str(precision)}
+
+    @torch.inference_mode()
+    def encode(pixels):
+        with autocast(device, amp):
+            features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)           # (B, K, C)
+        return {"features": features.half().cpu().numpy()}
+
+    shape = encode(torch.zeros(1, 3, size, size))["features"].shape[1:]
+    store_of_images(path, records, image_folder, shape, attributes, encode,
+                    partial(_resized, size=size), batch_size, workers, device)
+
+
+def _resized(batch, size):
+    return images.normalise(torch.stack([images.resize(image, size) for image in batch]))
+
+
 def store_of_images(path, records, image_folder, shape, attributes, encode, prepare, batch_size,
                     workers, device, with_boxes=False):
     """Stores encode(prepare(images)), {name: array}, of the records' images; resumes an
@@ -78,10 +107,10 @@ def store_of_images(path, records, image_folder, shape, attributes, encode, prep
     # an image's mark changes with its size in bytes, so that a replaced image is noticed
     files = [Path(image_folder, record.path) for record in records]
     marks = [1 + (os.path.getsize(file) if os.path.exists(file) else 0) for file in files]
-    images = ImageBatches(image_folder, [record.path for record in records], prepare)
+    data = images.ImageBatches(image_folder, [record.path for record in records], prepare)
     attributes = attributes | {"names": fingerprint([record.name for record in records])}
     with Store(path, marks, shape, attributes, with_boxes) as store:
-        store.fill(encode, images, batch_size, workers, device)
+        store.fill(encode, data, batch_size, workers, device)
 
 
 class Store:
