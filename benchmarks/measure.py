@@ -43,12 +43,9 @@ class Table(NamedTuple):
         """The table in Markdown, numbers with three significant digits."""
         lines = [self.columns, ["---"] * len(self.columns)]
         lines += [[_readable(value) for value in row] for row in self.rows]
+        lines = ["| " + " | ".join(line) + " |" for line in lines]
         note = [self.note, ""] if self.note else []
-        return "\n".join([f"**{self.title}**", "", *map(_row, lines), "", *note])
-
-
-def _row(cells):
-    return "| " + " | ".join(cells) + " |"
+        return "\n".join([f"**{self.title}**", "", *lines, "", *note])
 
 
 def _readable(value):

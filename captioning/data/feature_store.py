@@ -117,12 +117,12 @@ class Store:
     """Context manager that writes stored features to `path`, and resumes an interrupted run.
 
     The file contains `features` (N, *shape) float16 and `done` (N,) uint64; it is complete when
-    `done` equals `marks`. After entering, `missing` is the set of incomplete images. On success the
-    partial file is renamed to `path`. Under torchrun the first process alone opens it.
+    `done` equals `marks`. After entering, `missing` is the set of incomplete images. Under torchrun
+    the first process alone opens it.
 
     marks: (N,) positive integers that change when an image is replaced. shape: (K, C), regions and
-    channels. attributes: of the HDF5 file; a file with other attributes is discarded. with_boxes:
-    also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions."""
+    channels. attributes: of the HDF5 file; a file with others is discarded. with_boxes: also
+    `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions."""
 
     def __init__(self, path, marks, shape, attributes, with_boxes=False):
         self.path = Path(path)

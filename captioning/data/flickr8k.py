@@ -18,10 +18,9 @@ LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt",
 def read_flickr8k(annotation_folder, karpathy_json=None, seed=1):
     """The Records of Flickr8k (Hodosh, Young and Hockenmaier 2013).
 
-    Captions are those of Flickr8k.token.txt or, if that is missing, of Kaggle's captions.txt.
-    Splits are those of karpathy_json, if given, else of the folder's three lists of images; if
-    it has none of them, an eighth of the images each, chosen with `seed`, forms the validation
-    and the test split. Images that belong to no split are omitted and their number is printed."""
+    Captions are those of Flickr8k.token.txt, else of Kaggle's captions.txt. Splits are those of
+    karpathy_json, else of the folder's three lists of images, else random: an eighth of the images
+    each for validation and test. Images of no split are omitted and their number is printed."""
     folder = Path(annotation_folder)
     source = folder / TOKENS if (folder / TOKENS).is_file() else folder / KAGGLE
     if not source.is_file():

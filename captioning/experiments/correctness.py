@@ -31,8 +31,8 @@ def correctness(batch, rows, steps):
 
 
 def share_inside(maps, boxes):
-    """maps (n, H, W) of relevance, boxes (n, m, 4) -> the share of positive relevance inside the
-    best box for every threshold, (n, thresholds).
+    """Maps (n, H, W) and boxes (n, m, 4) -> the share of positive relevance inside the best box for
+    every threshold, (n, thresholds).
 
     Boxes are x0, y0, x1, y1 as fractions of the image's width and height, padded with NaN."""
     in_rows, in_columns = rows_and_columns(boxes, *maps.shape[1:])

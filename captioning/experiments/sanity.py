@@ -14,8 +14,7 @@ def sanity(batch, rows, steps):
     """Rank correlation of a word's map with its map after randomisation of the model's layers.
 
     Layers are randomised one after the other, from the output to the encoder's first convolution,
-    and remain so (cascading randomisation). The correlation of a method that depends on the model
-    decreases to 0; a method whose correlation remains 1 does not depend on the weights. Measures:
+    and remain so: the correlation of a method that depends on the weights decreases to 0. Measures:
     the layers' names, numbered in this order."""
     study = batch.study
     model = copy.deepcopy(study.model)

@@ -162,9 +162,8 @@ class ExplainedImage:
     def save(self, folder, with_page=True):
         """Writes a PNG per method, explanation.npz, and the image's share of a page.
 
-        They replace those of an earlier explanation; other files in the folder are kept. A new
-        folder appears only once it is complete. with_page: also index.html, the page of this image
-        alone. InputError if writing fails."""
+        Other files in the folder are kept; a new folder appears only once it is complete.
+        with_page: also index.html, the page of this image alone. InputError if writing fails."""
         folder = Path(folder).absolute()
         temporary = temporary_path(folder)
         try:

@@ -2,9 +2,8 @@
 
 Each image's folder contains what the page shows of it, entry.html, and a thumbnail. Up to EMBEDDED
 images the page contains all of them and is one file. Above that it loads an image's entry.html when
-the image is chosen, in a frame, which browsers allow for local files too; neither Python nor the
-browser holds more than a few images at a time. (Chromium keeps the source of every script that it
-has loaded, so the data must not be one.)"""
+the image is chosen, in a frame, which browsers allow for local files too (Chromium keeps the source
+of every script that it has loaded, so the data must not be one)."""
 import base64
 import io
 import json
