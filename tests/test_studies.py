@@ -180,4 +180,4 @@ def test_figure_of_two_models(demo_data, tmp_path, capsys):
     run(before_after, *folders, "--data_folder", demo_data)
     assert f"hallucinated companions of {len(cases)} images" in capsys.readouterr().out
     figure = np.asarray(Image.open(tmp_path / "after" / "before_after.png"))
-    assert figure.shape[1] == 840 and figure.std() > 10
+    assert figure.shape[1] == 924 and figure.std() > 10
