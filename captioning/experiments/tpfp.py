@@ -66,8 +66,9 @@ def area_table(values):
 def are_one_class(is_positive, experiment, what, labels):
     """Whether all words are of one class, which is printed: there is no ROC curve to plot."""
     if is_positive.nunique() < 2:
-        print(f"{experiment}: all {len(is_positive)} {what} are {labels[int(is_positive.all())]}, so "
-              "there is no ROC curve to plot")
+        label = labels[int(is_positive.all())]
+        print(f"{experiment}: all {len(is_positive)} {what} are {label}, so there is no ROC curve "
+              "to plot")
     return is_positive.nunique() < 2
 
 
