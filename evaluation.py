@@ -3,6 +3,7 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,7 @@ def get_args_parser():
 
 def main(args):
     processes.start()
-    complete(args)
+    args = complete(args)
     cli.print_settings(args)
     device = pick_device(args.device)
     if args.explanations:
@@ -107,7 +108,8 @@ def main(args):
 
 
 def complete(args):
-    """Sets the defaults that depend on other flags; InputError if flags contradict each other."""
+    """The flags with the defaults that depend on others; InputError if flags contradict."""
+    args = Namespace(**vars(args))
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give exactly one of --weight CHECKPOINT and --predictions FILE")
     for flag in ("explanations", "calibrate", "grounded"):
@@ -116,6 +118,7 @@ def complete(args):
                              "explained")
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
     args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
+    return args
 
 
 def evaluate_predictions(args, device):
