@@ -63,10 +63,19 @@ def read_json(path, keys=(), lines=False):
 
     NaN and infinity become None. Refused, as no caller could use them: integers of more than 64
     bits, objects that have a key twice, and halves of surrogate pairs."""
+    def number(text):
+        expect(len(text) < 21 and abs(int(text)) < 2 ** 63, f"the number {text[:25]} is too large")
+        return int(text)
+
+    def unique(pairs):
+        value = dict(pairs)
+        expect(len(value) == len(pairs), "one of its objects has a key twice")
+        return value
+
+    options = {"parse_int": number, "parse_constant": lambda text: None,
+               "object_pairs_hook": unique}
     with reading(path, "check the path, or download the file again"):
         text = Path(path).read_text(encoding="utf-8-sig")
-        options = {"parse_int": _integer, "parse_constant": lambda text: None,
-                   "object_pairs_hook": _object}
         try:
             value = json.loads(text, **options)
         except json.JSONDecodeError:
@@ -78,17 +87,6 @@ def read_json(path, keys=(), lines=False):
         expect(not keys or isinstance(value, dict), f"it has no {' and '.join(keys)}")
         for key in keys:
             value[key]      # KeyError if it is missing
-    return value
-
-
-def _integer(text):
-    expect(len(text) < 21 and abs(int(text)) < 2 ** 63, f"the number {text[:25]} is too large")
-    return int(text)
-
-
-def _object(pairs):
-    value = dict(pairs)
-    expect(len(value) == len(pairs), "one of its objects has a key twice")
     return value
 
 
