@@ -17,7 +17,7 @@ from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import open_features
 from captioning.data.loader import make_loader
-from captioning.data.predictions import image_ids, read_predictions, read_references
+from captioning.data.predictions import ImageNames, read_predictions, read_references
 from captioning.decoding import caption_batch, decode, image_seeds
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
@@ -126,12 +126,12 @@ def evaluate_predictions(args, device):
     boxes = open_boxes(args)
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     if args.references:
-        references, ids = read_references(args.references)
+        references, images = read_references(args.references)
     else:
         data = CaptionDataset(args.data_folder, args.dataset, args.split)
         references = dict(zip(data.names, data.references, strict=True))
-        ids = image_ids(references)
-    captions = read_predictions(args.predictions, list(references), ids, args.partial)
+        images = ImageNames(references)
+    captions = read_predictions(args.predictions, list(references), images, args.partial)
     references = [references[name] for name in captions]
     record_run(args.save_path, args, "evaluation.py")
     return score_captions(args, captions, references, boxes, objects, device)
@@ -224,13 +224,14 @@ def match_references(captions, path, partial):
     `path`, and these references.
 
     Unless `partial` is set, all captions must have references."""
-    references, _ = read_references(path)
-    missing = [name for name in captions if name not in references]
+    references, images = read_references(path)
+    references = {name: references.get(images.find(name)) for name in captions}
+    missing = [name for name in captions if not references[name]]
     if len(missing) == len(captions) or (missing and not partial):
         raise InputError(f"{path} has no captions for {len(missing)} of the {len(captions)} images "
                          f"of the split, {missing[0]} first: give the captions file of this split, "
                          "or score the other images with --partial")
-    captions = {name: caption for name, caption in captions.items() if name in references}
+    captions = {name: caption for name, caption in captions.items() if references[name]}
     return captions, [references[name] for name in captions]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.nn.utils.rnn import pad_sequence
 
 from captioning import checkpoint, decoding, grounding
@@ -22,10 +21,11 @@ def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), c
             device="auto"):
     """Captions an image and explains every word -> ExplainedImage.
 
-    image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model
-    that reads pixels. caption: a text to explain instead of the model's own caption (beam search).
-    methods: names of METHODS. contrast: a word; explains why the model prefers each word to it.
-    InputError for files that cannot be read and for words outside the model's vocabulary."""
+    image: a path, a PIL image, or an array (H, W, 3), uint8, uint16 or float in [0, 1]. weight:
+    path of a checkpoint of a model that reads pixels. caption: a text to explain instead of the
+    model's own caption (beam search). methods: names of METHODS. contrast: a word; explains why the
+    model prefers each word to it. InputError for files that cannot be read and for words outside
+    the model's vocabulary."""
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
@@ -34,23 +34,15 @@ def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), c
     if model.encoder is None:
         raise InputError(f"{weight} uses region features, not pixels: run explain.py --dataset")
 
-    name = "image"
-    source = ""
-    if isinstance(image, str | os.PathLike):
-        name = Path(image).name
-        source = os.path.abspath(image)
-        picture = as_pil(read_image(image, upright=True))
-    else:
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(np.ascontiguousarray(image))
-        picture = ImageOps.exif_transpose(image).convert("RGB")
-
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    pixels = read_image(image, upright=True)
+    is_file = isinstance(image, str | os.PathLike)
+    name = Path(image).name if is_file else "image"
+    source = os.path.abspath(image) if is_file else ""
     inputs = preprocess(pixels, checkpoint.image_size(model))[None].to(model.W_o.weight.device)
     captions = captions_of(model, vocabulary, inputs, None if caption is None else [caption])
     explained, = explain_batch(model, vocabulary, inputs, captions, methods, contrast,
                                calibration=grounding.load(weight, model))
-    return replace(explained, name=name, image=picture, source=source)
+    return replace(explained, name=name, image=as_pil(pixels), source=source)
 
 
 @functools.lru_cache(maxsize=1)

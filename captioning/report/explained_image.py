@@ -91,13 +91,20 @@ class ExplainedImage:
         return [_on_grid(head) for head in self.attention.swapaxes(0, 1)]
 
     def heatmap(self, word, method=None):
-        """float32 (H, W): the method's map for the word, stretched to the image."""
-        values = self.maps(self._method(method))[self._step(word)].astype(np.float32)
-        stretched = Image.fromarray(values).resize(self.image.size, Image.Resampling.BILINEAR)
-        return np.asarray(stretched)
+        """float32 (H, W): the method's map for the word, on the image's pixels.
+
+        The sum is that of the map, for LRP the image's part of the logit: the value of each of the
+        map's cells is spread evenly over the pixels that it covers."""
+        values = self.maps(self._method(method))[self._step(word)].astype(np.float64)
+        vertical = _overlaps(self.image.height, values.shape[0])
+        horizontal = _overlaps(self.image.width, values.shape[1])
+        return (vertical @ values @ horizontal.T).astype(np.float32)
 
     def overlay(self, word, method=None):
-        """PIL image: the method's map for the word in colours over the grey image."""
+        """PIL image: the method's map for the word in colours over the grey image.
+
+        A view: the map is stretched smoothly, and its colours are clipped at the 99.5th percentile
+        of its absolute values, so that they do not add up as those of `heatmap` do."""
         method = self._method(method)
         t = self._step(word)
         rgba, _ = colour_maps(self.maps(method)[t:t + 1], METHODS[method].signed)
@@ -228,6 +235,12 @@ class ExplainedImage:
 def as_pil(image):
     """uint8 tensor (3, H, W) -> PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _overlaps(pixels, cells):
+    """(pixels, cells): the share of each of the cells of a line that lies on each of its pixels."""
+    edges = np.arange(pixels + 1)[:, None] / pixels * cells - np.arange(cells)
+    return np.diff(edges.clip(0, 1), axis=0)
 
 
 def _on_grid(values):
