@@ -51,8 +51,10 @@ class Rule(TorchFunctionMode):
     table: {name of a function: derivative(rule, function, *args, **kwargs) -> result}; torch.add,
     Tensor.add_, x + y and the like all have the name "add". Functions that are not in the table
     keep their derivatives.
+    watch: is called with (function, args, kwargs, result) after every function of torch.
     """
     table = {}
+    watch = None
 
     def __enter__(self):
         active.rules.append(self)
@@ -67,6 +69,8 @@ class Rule(TorchFunctionMode):
         if active.rules[-1] is not self:
             return function(*args, **kwargs)
         result = self.call(name_of(function), function, args, kwargs)
+        if self.watch is not None:
+            self.watch(function, args, kwargs, result)
 
         # x.add_(y) and the like gave a new tensor: x itself must not be used any more
         if args and result is not args[0] and is_signal(args[0]) and is_in_place(function, kwargs):
@@ -156,12 +160,12 @@ class Guided(Gradient):
 # -- layer-wise relevance propagation --------------------------------------------------------------
 
 
-def linear(rule, function, x, weight, bias=None):
+def linear(rule, function, input, weight, bias=None):
     """z_j = Σ_i W_ji x_i + b_j:  r(x) = Wᵀ [r(z) z/(z + ε sign z)]  (ε-rule, section 4).
 
     A sum of linear layers is one linear layer of all their inputs, with one ε: see `add`."""
-    z = function(x, weight, rule.measured(bias))
-    is_product = is_signal(x) and is_signal(weight)
+    z = function(input, weight, rule.measured(bias))
+    is_product = is_signal(input) and is_signal(weight)
     return without_rule(z, function) if is_product else linear_output(z, rule.eps)
 
 
@@ -238,6 +242,7 @@ def bounded(rule, function, z):
 def layer_norm(rule, function, x, shape, weight=None, bias=None, eps=1e-5):
     """y = (x − mean x) w/σ + b with the standard deviation σ constant (Ali et al. 2022)."""
     dims = tuple(range(-len(shape), 0))
+    x = x.contiguous()          # as the result of the function is
     centred = x - x.mean(dims, keepdim=True)
     y = centred * (centred.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
     y = y if weight is None else y * weight
@@ -248,6 +253,7 @@ def rms_norm(rule, function, x, shape, weight=None, eps=None):
     """y = x w/σ with the root mean square σ constant (Ali et al. 2022)."""
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     dims = tuple(range(-len(shape), 0))
+    x = x.contiguous()
     y = x * (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
     return y if weight is None else y * weight
 
