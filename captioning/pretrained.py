@@ -14,7 +14,7 @@ import copy
 import inspect
 import warnings
 from dataclasses import fields, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from captioning.explanation.rules import (
     name_of,
 )
 from captioning.files import check_memory, shortened
+from captioning.weights import check_finite
 
 LOST = 1e-3     # share of the parts' magnitude by which their sum may miss a word's logit
 DESCRIBE = "Describe the image in one sentence."
@@ -179,7 +180,7 @@ class PretrainedCaptioner:
         self.is_tiled = model.config.model_type in ("smolvlm", "idefics3")
         # which tokens of the prompt stand for the image
         self.is_image = self.prompt == (getattr(model.config, "image_token_id", None) or -1)
-        self.window = lru_cache(maxsize=1024)(self.window)
+        self.windows = {}       # those measured
 
     @property
     def device(self):
@@ -192,8 +193,8 @@ class PretrainedCaptioner:
         """The images themselves: image encoder and decoder are run together."""
         return images
 
-    def log_p(self, images, captions):
-        """(B, T) log-probabilities of the words captions[:, 1:]."""
+    def log_p(self, images, captions, steps=None):
+        """(B, T) log-probabilities of the words captions[:, 1:]; with steps (B,) of one word each."""
         rows = []
         with torch.no_grad():
             for image, caption in zip(images, captions, strict=True):
@@ -201,7 +202,8 @@ class PretrainedCaptioner:
                 log_p = self.logits(image[None], pieces).log_softmax(-1)
                 own = log_p.gather(1, pieces[:, None])[:, 0]
                 rows.append(own.new_zeros(len(caption) - 1).index_add(0, word, own))
-        return torch.stack(rows)
+        rows = torch.stack(rows)
+        return rows if steps is None else rows.gather(1, steps[:, None])[:, 0]
 
     # -- images ------------------------------------------------------------------------------------
 
@@ -220,6 +222,8 @@ class PretrainedCaptioner:
 
         Processors may stretch, crop or pad. It is measured: images whose brightness grows from left
         to right or from top to bottom show which place each pixel of the input comes from."""
+        if (width, height) in self.windows:
+            return self.windows[width, height]
         ramps = np.zeros((4, 3, height, width), np.uint8)
         ramps[1] = 255
         ramps[2] = np.linspace(0, 255, width)
@@ -236,7 +240,9 @@ class PretrainedCaptioner:
                 raise InputError("the image processor of this model does more than to scale, crop "
                                  "and pad: it is not supported")
             edges.append((first - slope / 2, first + slope * (len(places) - 0.5)))
-        return tuple(round(float(edge), 3) for edge in np.transpose(edges).ravel())
+        found = np.transpose(edges).ravel().round(2).tolist()
+        self.windows[width, height] = tuple(found)
+        return self.windows[width, height]
 
     # -- captions ----------------------------------------------------------------------------------
 
@@ -320,9 +326,12 @@ class PretrainedCaptioner:
 
         encoder_rule: another rule in the image encoder."""
         steps = [None] * len(images) if steps is None else steps
-        results = [self.explain_one(image[None], caption, copy.copy(rule), encoder_rule, step,
-                                    **options)
-                   for image, caption, step in zip(images, captions, steps, strict=True)]
+        try:
+            results = [self.explain_one(image[None], caption, copy.copy(rule), encoder_rule, step,
+                                        **options)
+                       for image, caption, step in zip(images, captions, steps, strict=True)]
+        except NotImplementedError as error:        # a function without a rule
+            raise InputError(f"{self.model.config.model_type}: {error}") from error
         batch = {}
         for field in fields(results[0]):
             values = [getattr(result, field.name) for result in results]
@@ -525,7 +534,7 @@ class PretrainedCaptioner:
 
         Gradients are those of the words, which are embedded first."""
         tokens = []
-        others = 0
+        others = 0.0 * derivatives[0].flatten(1).sum(1)
         for leaf, r in zip(embeddings, derivatives, strict=False):
             if r is None:
                 continue
@@ -559,6 +568,97 @@ class PretrainedCaptioner:
         weights = weights[..., own] if weights.shape[-1] == K else weights
         sums = weights.new_zeros(T, *weights.shape[1:]).index_add(0, word, weights)
         return sums / torch.bincount(word, minlength=T).clamp(min=1)[:, None, None]
+
+
+# -- reading a model ---------------------------------------------------------------------------------
+
+
+def load(name, device="cpu", prompt=None):
+    """(PretrainedCaptioner, Words) of a folder that `save_pretrained` wrote, or of a name on the hub.
+
+    Code that comes with a model is never run. The weights are computed with in float32. prompt: a
+    text that precedes the captions. InputError for whatever is no captioner."""
+    try:
+        import transformers
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CAPTIONERS,
+        )
+    except ImportError as error:
+        raise InputError(f"{name} is not a file, and a folder or a name on the hub requires "
+                         f"transformers ({error}): pip install transformers") from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options = {"trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+        if config.model_type not in CAPTIONERS:
+            raise InputError(f"{name} is a model of the type {config.model_type}, which has no image "
+                             "encoder with a language model: give a captioner")
+        check_size(name, config, device)
+        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options)
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(f"{name} lacks weights of its model, {missing[0]} first: it was saved "
+                             "by another version of transformers, or is incomplete")
+        if image_encoder(model) is None or (model.config.is_encoder_decoder
+                                            and not hasattr(model, "decoder")):
+            raise InputError(f"{name} has no image encoder before a decoder of the kinds that can be "
+                             "explained: give another captioner")
+        check_finite(model.state_dict(), name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+        processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+        for cuts in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches"):
+            if hasattr(processor, cuts):
+                setattr(processor, cuts, False)
+        text = getattr(config, "text_config", config)
+        if getattr(config, "image_token_id", None) is not None:
+            whole = transformers.AutoProcessor.from_pretrained(name, **options)
+            whole.image_processor = processor
+            ids = prompt_of_images(whole, config.model_type, prompt)
+        else:
+            start = (getattr(config, "decoder_start_token_id", None)
+                     or tokenizer.cls_token_id or text.bos_token_id)
+            if config.model_type == "blip":
+                start = text.bos_token_id
+            ids = [start, *tokenizer(prompt or "", add_special_tokens=False).input_ids]
+        ends = model.generation_config.eos_token_id
+        if config.model_type == "blip" or ends is None:
+            ends = text.sep_token_id if config.model_type == "blip" else tokenizer.eos_token_id
+        words = Words(tokenizer, [ends] if isinstance(ends, int) else list(ends))
+        model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor)
+        model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8))
+    except InputError:
+        raise
+    except Exception as error:      # of any kind: the library parses arbitrary files
+        raise InputError(f"{name} cannot be loaded as a captioner of transformers "
+                         f"({shortened(error) or type(error).__name__}): give a folder in which "
+                         "save_pretrained wrote model, image processor and tokenizer") from error
+    return model, words
+
+
+def check_size(name, config, device):
+    """InputError if a folder's weights do not fit into memory; a sentence if they take long."""
+    size = sum(path.stat().st_size for kind in ("*.safetensors", "*.bin")
+               for path in Path(name).glob(kind))
+    stored = getattr(config, "dtype", None) or torch.float32
+    size *= 4 / stored.itemsize
+    check_memory(1.25 * size, f"explaining {name} in float32", "use a smaller model")
+    if size > 4e9 and str(device) == "cpu":
+        print(f"{name} has {size / 4e9:.1f} billion weights, {size / 1e9:.0f} GB: on a CPU each word "
+              "takes minutes to explain")
+
+
+def prompt_of_images(processor, model_type, prompt):
+    """The ids of a prompt with the tokens in whose place a language model reads the image."""
+    text = PROMPTS.get(model_type, DESCRIBE) if prompt is None else prompt
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}],
+                                             add_generation_prompt=True)
+    elif model_type == "llava":
+        text = f"USER: {processor.image_token}\n{text} ASSISTANT:"
+    blank = np.zeros((3, 64, 64), np.uint8)
+    return processor(images=[blank], text=[text])["input_ids"][0]
 
 
 def image_encoder(model):
