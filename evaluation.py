@@ -144,8 +144,8 @@ def evaluate_model(args, device):
     methods = args.methods
     check_methods(model, methods, args.weight)
     if not content and "sanity" in args.explanations:
-        raise InputError(f"sanity randomises the layers of our own models, and {args.weight} is one "
-                         "of transformers: omit it from --explanations")
+        raise InputError(f"sanity randomises layers of this project's models, and {args.weight} is "
+                         "one of transformers: omit it from --explanations")
     experiments = list(dict.fromkeys(args.explanations + ["grounding"] * args.calibrate))
     if experiments and model.encoder is None:
         methods = methods_for_regions(methods, args.weight)

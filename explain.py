@@ -36,7 +36,7 @@ def get_args_parser():
     add = parser.add_argument_group("input").add_argument
     add("--weight", default=checkpoint.FLICKR8K, help="checkpoint of a captioning model, or a "
         "folder or name of one of transformers (default: models/flickr8k.pth)")
-    add("--prompt", metavar="TEXT", help="text that precedes the caption, for models of transformers")
+    add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, "
         "rotated upright as their EXIF orientation specifies")
@@ -234,8 +234,8 @@ def explain_all(args, model, vocabulary, targets, regions):
             seen = {}
             if window != (0, 0, 1, 1):
                 left, top, right, bottom = (round(100 * edge) for edge in window)
-                seen = {"the model sees": f"{left} to {right} % of the width, {top} to {bottom} % of "
-                                          "the height"}
+                seen = {"the model sees": f"{left} to {right} % of the width, {top} to {bottom} % "
+                                          "of the height"}
             explained = replace(
                 explained, name=target.folder.name, image=as_pil(image), window=window,
                 source=os.path.abspath(target.path), upright=bool(args.images),

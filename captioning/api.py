@@ -136,9 +136,9 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
     arrays["alternative_probabilities"] = best.values
     words = np.array(vocabulary.words)
     outputs = words
-    if explanation.word_logits is not None:     # words of several pieces; the logits are of the first
+    if explanation.word_logits is not None:     # words of several pieces, with logits of the first
         outputs = np.array(vocabulary.outputs)
-        other = next(iter(vocabulary.pieces[options["contrast"]])) if contrast is not None else None
+        other = vocabulary.pieces[options["contrast"]][0] if contrast is not None else None
         arrays["probabilities"] = explanation.word_log_p.exp()
         arrays["logits"] = explanation.word_logits if contrast is None else explanation.targets
     else:

@@ -51,7 +51,7 @@ class Captioner(nn.Module):
         return preprocess(image, encoders.IMAGE_SIZE[self.config["encoder"]])
 
     def window(self, width, height):
-        """x0, y0, x1, y1: where what `prepare` returns lies in an image, as fractions: all of it."""
+        """x0, y0, x1, y1: where what `prepare` returns lies in an image, as fractions of it."""
         return 0, 0, 1, 1
 
     def encode(self, images):

@@ -54,7 +54,7 @@ def load(path, device="cpu", wordmap=None, num_head=8, content=None, prompt=None
     num_head: of a published AOA checkpoint, which does not contain it. content: what `read`
     returned, if it was called before."""
     if is_pretrained(path):
-        from captioning import pretrained       # without transformers all else works
+        from captioning import pretrained  # without transformers all else works
         return pretrained.load(path, device, prompt)
     if prompt is not None:
         raise InputError(f"--prompt is for models of transformers, and {path} takes none: omit it")

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captioning.errors import InputError
 from captioning.explanation import attribution
-from captioning.explanation.attribution import Derivatives, Explanation, own_targets
+from captioning.explanation.attribution import Derivatives, own_targets
 from captioning.explanation.rules import (
     LRP,
     AttnGammaLinear,
@@ -194,7 +194,7 @@ class PretrainedCaptioner:
         return images
 
     def log_p(self, images, captions, steps=None):
-        """(B, T) log-probabilities of the words captions[:, 1:]; with steps (B,) of one word each."""
+        """(B, T) log-probabilities of the words captions[:, 1:]; with steps (B,) of one each."""
         rows = []
         with torch.no_grad():
             for image, caption in zip(images, captions, strict=True):
@@ -226,8 +226,8 @@ class PretrainedCaptioner:
             return self.windows[width, height]
         ramps = np.zeros((4, 3, height, width), np.uint8)
         ramps[1] = 255
-        ramps[2] = np.linspace(0, 255, width)
-        ramps[3] = np.linspace(0, 255, height)[:, None]
+        ramps[2] = 255 * (np.arange(width) + 0.5) / width
+        ramps[3] = 255 * (np.arange(height)[:, None] + 0.5) / height
         black, white, x, y = (self.prepare(torch.from_numpy(ramp))[0] for ramp in ramps)
         is_seen = (white - black).abs() > 0.5 * (white - black).abs().max()     # not padding
         edges = []
@@ -240,8 +240,11 @@ class PretrainedCaptioner:
                 raise InputError("the image processor of this model does more than to scale, crop "
                                  "and pad: it is not supported")
             edges.append((first - slope / 2, first + slope * (len(places) - 0.5)))
-        found = np.transpose(edges).ravel().round(2).tolist()
-        self.windows[width, height] = tuple(found)
+        # within the accuracy of the measurement, the image's edges are meant
+        places = np.transpose(edges).ravel()
+        places = np.where(np.abs(places - places.round().clip(0, 1)) < 0.015,
+                          places.round(), places.round(3))
+        self.windows[width, height] = tuple(places.tolist())
         return self.windows[width, height]
 
     # -- captions ----------------------------------------------------------------------------------
@@ -379,7 +382,8 @@ class PretrainedCaptioner:
         own = slice(features.shape[1] - grid[0] * grid[1], None)     # without a class token
         step = slice(None) if steps is None else steps
         pieces, word = self.pieces_of(caption)
-        first = torch.searchsorted(word, torch.arange(T, device=word.device)).clamp(max=len(word) - 1)
+        first = torch.searchsorted(word, torch.arange(T, device=word.device))
+        first = first.clamp(max=len(word) - 1)      # of the pieces of each word
         is_word = caption[1:] != 0
 
         def of_words(values):
@@ -387,16 +391,17 @@ class PretrainedCaptioner:
             return values.new_zeros(T).index_add(0, word, values)[None, step]
         logits = logits.detach()
         attention = self.attention_of(attentions, pieces, word, features.shape[1], own, T)
+        attention = attention if attention is None else attention[None, step]
         result = Derivatives(
             logits=(logits[first] * is_word[:, None])[None, step],
             targets=(rows @ targets.detach())[None], word_logits=of_words(logits),
             word_log_p=of_words(logits.log_softmax(-1)), features=r_features[:, 0, own][None],
-            words=None, pixels=r_pixels, attention=None if attention is None else attention[None, step],
-            beta=None, grid=grid, inputs=features.detach()[:, own], images=image.detach())
+            words=None, pixels=r_pixels, attention=attention, beta=None, grid=grid,
+             inputs=features.detach()[:, own], images=image.detach())
 
         # columns: what belongs to the tokens of a word, and to those before the caption
-        tokens, others = self.tokens(cut.embeddings, derivatives, len(self.prompt) + len(pieces) - 1,
-                                     is_relevance)
+        L = len(self.prompt) + len(pieces) - 1
+        tokens, others = self.tokens(cut.embeddings, derivatives, L, is_relevance)
         is_image = F.pad(self.is_image, (0, len(pieces) - 1))
         column = F.pad(word[:-1] + 1, (len(self.prompt), 0)).clamp(max=T - 1)
         words = tokens.new_zeros(S, T).index_add(1, column, tokens * ~is_image)
@@ -455,8 +460,9 @@ class PretrainedCaptioner:
             return cut, logits, logits[places, tokens], rows
 
     def where_lost(self, image, caption, rule, encoder_rule, row, tolerance):
-        """The name of the function nearest to the logits in which more relevance than `tolerance` is
-        lost. row: of the targets that are explained."""
+        """The name of the function nearest the logits that loses more relevance than `tolerance`.
+
+        row: of the targets that are explained."""
         calls = []
 
         def watch(function, args, kwargs, result):
@@ -518,16 +524,15 @@ class PretrainedCaptioner:
         if "logits_to_keep" in self.accepts:
             options["logits_to_keep"] = P
         if self.model.config.model_type == "paligemma":     # image and prompt see each other
-            options["token_type_ids"] = F.pad(torch.zeros_like(self.prompt), (0, P - 1), value=1)[None]
+            types = F.pad(torch.zeros_like(self.prompt), (0, P - 1), value=1)
+            options["token_type_ids"] = types[None]
         return self.model(**self.inputs(image), use_cache=False, **options).logits[0, -P:]
 
     def grid(self, image, tokens):
         """(h, w) of the image's tokens at the encoder's output, the last h·w of them."""
         H, W = image.shape[-2:]
-        for side in range(1, max(H, W) + 1):
-            h, w = H // side, W // side
-            if h * w <= tokens:
-                return h, w
+        side = next(side for side in range(1, H + 1) if (H // side) * (W // side) <= tokens)
+        return H // side, W // side
 
     def tokens(self, embeddings, derivatives, L, is_relevance):
         """(S, L) of the tokens read, with their positions and types; and (S,) what belongs to none.
@@ -570,14 +575,14 @@ class PretrainedCaptioner:
         return sums / torch.bincount(word, minlength=T).clamp(min=1)[:, None, None]
 
 
-# -- reading a model ---------------------------------------------------------------------------------
+# -- reading a model -------------------------------------------------------------------------------
 
 
 def load(name, device="cpu", prompt=None):
-    """(PretrainedCaptioner, Words) of a folder that `save_pretrained` wrote, or of a name on the hub.
+    """(PretrainedCaptioner, Words) of a folder that `save_pretrained` wrote, or of a name of its hub.
 
-    Code that comes with a model is never run. The weights are computed with in float32. prompt: a
-    text that precedes the captions. InputError for whatever is no captioner."""
+    Code that comes with a model is never run, and weights of any type are used in float32. prompt:
+    a text that precedes the captions. InputError for whatever is no captioner."""
     try:
         import transformers
         from transformers.models.auto.modeling_auto import (
@@ -592,8 +597,8 @@ def load(name, device="cpu", prompt=None):
     try:
         config = transformers.AutoConfig.from_pretrained(name, **options)
         if config.model_type not in CAPTIONERS:
-            raise InputError(f"{name} is a model of the type {config.model_type}, which has no image "
-                             "encoder with a language model: give a captioner")
+            raise InputError(f"{name} is a model of the type {config.model_type}, which does not "
+                             "caption images: give a captioner")
         check_size(name, config, device)
         model, report = transformers.AutoModelForImageTextToText.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **options)
@@ -602,7 +607,7 @@ def load(name, device="cpu", prompt=None):
                              "by another version of transformers, or is incomplete")
         if image_encoder(model) is None or (model.config.is_encoder_decoder
                                             and not hasattr(model, "decoder")):
-            raise InputError(f"{name} has no image encoder before a decoder of the kinds that can be "
+            raise InputError(f"{name} has no image encoder and decoder of the kinds that can be "
                              "explained: give another captioner")
         check_finite(model.state_dict(), name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
@@ -644,8 +649,8 @@ def check_size(name, config, device):
     size *= 4 / stored.itemsize
     check_memory(1.25 * size, f"explaining {name} in float32", "use a smaller model")
     if size > 4e9 and str(device) == "cpu":
-        print(f"{name} has {size / 4e9:.1f} billion weights, {size / 1e9:.0f} GB: on a CPU each word "
-              "takes minutes to explain")
+        print(f"{name} has {size / 4e9:.1f} billion weights, {size / 1e9:.0f} GB: on a CPU each "
+              "word takes minutes to explain")
 
 
 def prompt_of_images(processor, model_type, prompt):

@@ -102,7 +102,7 @@ class ExplainedImage:
             indices.append(np.floor((places - low) / (high - low) * side).astype(int))
         whole = maps[:, indices[0].clip(0, maps.shape[1] - 1)]
         whole = whole[:, :, indices[1].clip(0, maps.shape[2] - 1)]
-        is_seen = [(0 <= i) & (i < side) for i, side in zip(indices, maps.shape[1:], strict=True)]
+        is_seen = [(i >= 0) & (i < side) for i, side in zip(indices, maps.shape[1:], strict=True)]
         return whole * is_seen[0][:, None] * is_seen[1]
 
     def heatmap(self, word, method=None):
