@@ -15,10 +15,13 @@ import evaluation
 import explain as script
 from captioning import checkpoint, explain, pretrained
 from captioning.errors import InputError
-from captioning.explanation import rules
+from captioning.explanation import functions, rules
+from captioning.explanation.attn_lrp import GammaLinear
 from captioning.explanation.methods import METHODS
 from captioning.explanation.rules import LRP, Gamma
-from captioning.pretrained import PretrainedCaptioner, Words
+from captioning.pretrained.captioner import PretrainedCaptioner
+from captioning.pretrained.passes import Cut
+from captioning.pretrained.words import Words
 from captioning.report.explained_image import ExplainedImage
 
 TEXTS = ("a dog running on grass", "the cat.")
@@ -65,7 +68,7 @@ def test_parts_add_up_and_nothing_else_changes(name):
     assert not rules.active.rules
     hooks = [hook for module in model.model.modules()
              for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
-    assert not any(isinstance(getattr(hook, "__self__", None), pretrained.Cut) for hook in hooks)
+    assert not any(isinstance(getattr(hook, "__self__", None), Cut) for hook in hooks)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
     # an image in a batch is explained like alone, also at single steps
@@ -90,7 +93,7 @@ def test_parts_add_up_and_nothing_else_changes(name):
 def test_relevance_of_patches_and_constants_of_the_encoder_add_up_to_the_image(name, gamma):
     model = captioner(name)
     ids = captions(model.words)[:1]
-    encoder_rule = rules.GammaLinear(0.25, 0) if gamma else LRP(0)
+    encoder_rule = GammaLinear(0.25, 0) if gamma else LRP(0)
     encoder_rule.one = one = torch.ones((), dtype=torch.float64, requires_grad=True)
     pixels = images(1).requires_grad_()
     cut, _, targets, rows = model.run(pixels, ids[0], LRP(0), encoder_rule)
@@ -164,7 +167,7 @@ def test_lost_relevance_is_named(monkeypatch):
     ids = captions(model.words)[:1]
 
     def half(rule, function, x, shape, *args, **kwargs):
-        return rules.halved(rules.layer_norm(rule, function, x, shape, *args, **kwargs))
+        return functions.halved(rules.layer_norm(rule, function, x, shape, *args, **kwargs))
     monkeypatch.setitem(LRP.table, "layer_norm", half)
     with pytest.warns(UserWarning, match="relevance is lost in the function layer_norm"):
         model.lrp(images(1), ids, pixels=False)

@@ -18,7 +18,6 @@ import threading
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from captioning.explanation.derivatives import (
@@ -26,10 +25,20 @@ from captioning.explanation.derivatives import (
     GuidedReLU,
     Quotient,
     Replace,
-    WithoutRule,
     away_from_zero,
     stabilised,
     with_margin,
+)
+from captioning.explanation.functions import (
+    as_gate,
+    carries_relevance,
+    halved,
+    is_in_place,
+    is_signal,
+    linear_output,
+    name_of,
+    out_of_place,
+    without_rule,
 )
 from captioning.layers import lstm_cell, lstm_products
 
@@ -301,38 +310,6 @@ def batch_norm(rule, function, x, mean, variance, weight, bias, training, moment
                                 shift, *geometry)
 
 
-def softmax(rule, function, x, *args, **kwargs):
-    """y = softmax(x): the ordinary derivative J; y − Jx is constant (Achtibat et al. 2024)."""
-    y = function(x, *args, **kwargs)
-    if rule.one is None:
-        return y
-    dim = kwargs.get("dim", args[0] if args else -1)
-    a = y.detach()
-    ax = torch.where(a == 0, 0, a * x.detach())     # masked scores may be −∞
-    return y + (a - ax + a * ax.sum(dim, keepdim=True)) * (rule.one - 1)
-
-
-def half_matmul(rule, function, a, b):
-    """z = a b: of two signals each has half of the relevance (Achtibat et al. 2024)."""
-    if is_signal(a) and is_signal(b):
-        return stabilised(halved(function(a, b)), rule.eps)
-    return matmul(rule, function, a, b)
-
-
-def gamma_linear(rule, function, x, weight, bias=None):
-    """γ-rule for inputs of both signs, y_j = Σ_i W_ji x_i + b_j: summands of the sign of y_j count
-    1 + γ times:  z_j = y_j + γ Σ_i (W_ji x_i)^±,  r(x_i) = Σ_j (1 or 1 + γ) W_ji r(y_j) y_j/z_j."""
-    y = F.linear(x.detach(), weight, bias)
-    plus = weight + rule.gamma * weight.clamp(min=0)
-    minus = weight + rule.gamma * weight.clamp(max=0)
-    high = x.clamp(min=0)
-    low = x - high
-    bias = rule.measured(bias)
-    z = torch.where(y > 0, F.linear(high, plus, bias) + F.linear(low, minus),
-                    F.linear(high, minus, bias) + F.linear(low, plus))
-    return Replace.apply(z, y, y / away_from_zero(z.detach(), rule.eps).masked_fill(z == 0, 1))
-
-
 class LRP(Rule):
     """Layer-wise relevance propagation: ε-rule in the decoder, α1β0 (z⁺) rule in convolutions.
 
@@ -358,7 +335,7 @@ class LRP(Rule):
     # they move numbers around; after the first, a linear layer is still one
     moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT",
              "T", "unsqueeze", "squeeze", "expand", "expand_as", "select", "narrow", "chunk",
-             "split", "unbind", "contiguous", "to"}
+             "split", "unbind", "contiguous", "to", "type"}
     gathers = {"gather", "take_along_dim", "index_select", "masked_fill", "repeat",
                "repeat_interleave", "pad", "clone", "dropout", "neg", "flip", "roll", "float",
                "double", "type_as"}
@@ -400,93 +377,3 @@ class Gamma(LRP):
     def __init__(self, gamma=0.25, eps=0.01):
         super().__init__(eps)
         self.gamma = gamma
-
-
-class AttnLRP(LRP):
-    """LRP that passes through attention weights (Achtibat et al. 2024)."""
-    table = LRP.table | {"softmax": softmax, "matmul": half_matmul, "mm": half_matmul,
-                         "bmm": half_matmul}
-
-
-class GammaLinear(Gamma):
-    """LRP with the γ-rule in linear layers, for image encoders that are transformers."""
-    table = LRP.table | {"linear": gamma_linear}
-
-
-class AttnGammaLinear(Gamma):
-    """AttnLRP with the γ-rule in linear layers."""
-    table = AttnLRP.table | {"linear": gamma_linear}
-
-
-# -- which function, which tensors -----------------------------------------------------------------
-
-
-def name_of(function):
-    """The name of a function of torch: "add" of torch.add, Tensor.add_, x + y, y + x and x += y."""
-    if function is F.max_pool2d:        # the name of this one is "fn"
-        return "max_pool2d"
-    name = getattr(function, "__name__", "")
-    if name == "__get__":               # a property, such as Tensor.mT
-        return function.__self__.__name__
-    if name.startswith("__"):
-        name = name.strip("_")
-        if name[1:] in ("add", "sub", "mul", "matmul"):     # radd, iadd and so on
-            return name[1:]
-        return "div" if name in ("truediv", "itruediv", "idiv") else name
-    return name.rstrip("_")
-
-
-def is_signal(x):
-    """Whether relevance passes through x: a tensor with derivatives that is no parameter."""
-    return (isinstance(x, torch.Tensor) and x.requires_grad
-            and not isinstance(x, nn.Parameter))
-
-
-def carries_relevance(args):
-    """Whether one of the arguments of a function, or of the tensors in lists, is a signal."""
-    for arg in args:
-        if carries_relevance(arg) if isinstance(arg, tuple | list) else is_signal(arg):
-            return True
-    return False
-
-
-def linear_output(z, eps):
-    """The output z of a linear layer, with its ε; a sum takes `without_eps`, and has its own."""
-    y = stabilised(z, eps)
-    y.without_eps = z
-    return y
-
-
-def as_gate(y):
-    """y, marked as a bounded function of a signal: see `product`."""
-    y.is_gate = True
-    return y
-
-
-def halved(y):
-    """y, the product of two signals, with half of its derivative."""
-    return Replace.apply(y, y.detach(), y.new_tensor(0.5))
-
-
-def is_in_place(function, kwargs):
-    """Whether a function changes its first argument: x.relu_(), x += y, F.relu(x, inplace=True)."""
-    name = getattr(function, "__name__", "")
-    is_operator = name.startswith("__i") and name_of(function) in ("add", "sub", "mul", "div")
-    return is_operator or kwargs.get("inplace") or (name[-1:] == "_" and name[:1] != "_")
-
-
-def out_of_place(function):
-    """The function, or for x += y, x.add_(y) and the like the one that leaves x unchanged."""
-    name = getattr(function, "__name__", "")
-    if name.startswith("__i"):
-        return getattr(torch.Tensor, f"__{name[3:]}")
-    if name.endswith("_") and not name.startswith("_"):
-        return getattr(torch.Tensor, name[:-1])
-    return function
-
-
-def without_rule(y, function):
-    """y, the result of a function for which there is no rule: relevance must not reach it."""
-    if isinstance(y, tuple | list):
-        return type(y)(without_rule(part, function) for part in y)
-    return WithoutRule.apply(y, name_of(function)) if is_signal(y) else y
