@@ -88,10 +88,14 @@ def main(args):
     processor.save_pretrained(folder)
 
 
-if __name__ == "__main__":
+def get_args_parser():
     parser = cli.Parser(__doc__)
     parser.add_argument("--data_folder", default="data", help="folder of the prepared demo")
     parser.add_argument("--epochs", type=cli.positive_int, default=30, help="epochs")
     parser.add_argument("--save_path", required=True, help="output folder")
     cli.add_seed(parser)
-    run_script(main, parser.parse_args())
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, get_args_parser().parse_args())
