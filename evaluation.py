@@ -25,7 +25,7 @@ from captioning.experiments.batch import RANDOM, Study
 from captioning.experiments.mask_mass import Masks
 from captioning.experiments.registry import EXPERIMENTS, experiments_for_regions, metrics_of
 from captioning.experiments.runner import run_experiments
-from captioning.explanation.methods import METHODS, methods_for_regions
+from captioning.explanation.methods import METHODS, check_methods, methods_for_regions
 from captioning.files import write_json
 from captioning.metrics.object_metrics import chair, frequent_word_scores
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
@@ -45,6 +45,7 @@ def get_args_parser():
     add("--weight", metavar="CHECKPOINT", help="caption the split with this model and score its "
         "captions")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
+    add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
     add("--predictions", metavar="FILE", help="score these captions: a JSON list of {\"image\": "
         "file name, \"caption\": text}, or COCO results with \"image_id\"")
     add("--references", metavar="FILE", help="COCO captions file with the reference captions "
@@ -139,10 +140,15 @@ def evaluate_predictions(args, device):
 
 def evaluate_model(args, device):
     """Captions the split with --weight; the scores of the captions and of their explanations."""
-    content = checkpoint.read(args.weight)
-    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content)
+    content = {} if checkpoint.is_pretrained(args.weight) else checkpoint.read(args.weight)
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content,
+                                        prompt=args.prompt)
     from_features = (content.get("training") or {}).get("from_features", False)
     methods = args.methods
+    check_methods(model, methods, args.weight)
+    if not content and "sanity" in args.explanations:
+        raise InputError(f"sanity randomises layers of this project's models, and {args.weight} is "
+                         "one of transformers: omit it from --explanations")
     experiments = list(dict.fromkeys(args.explanations + ["grounding"] * args.calibrate))
     if experiments and model.encoder is None:
         methods = methods_for_regions(methods, args.weight)
@@ -241,6 +247,8 @@ def match_references(captions, path, partial):
 def open_data(args, split, model, from_features):
     """The split with stored features, if there are some and it should, otherwise with images."""
     place = args.data_folder, args.dataset, split
+    if checkpoint.is_pretrained(args.weight):
+        return CaptionDataset(*place, prepare=model.prepare)
     stored = features_path(*place, model.config["encoder"] or "bottom_up")
     if model.encoder is None or (from_features and stored.exists()):
         return open_features(*place, model)

@@ -18,11 +18,11 @@ from captioning.api import captions_of, encode_caption, explain_batch
 from captioning.data.boxes import load_boxes, named_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
-from captioning.data.images import SUFFIXES, preprocess, read_image
+from captioning.data.images import SUFFIXES, read_image
 from captioning.data.predictions import read_captions_of
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
-from captioning.explanation.methods import METHODS, methods_for_regions
+from captioning.explanation.methods import METHODS, check_methods, methods_for_regions
 from captioning.files import check_file, fingerprint, read_json, reading
 from captioning.report.explained_image import as_pil
 from captioning.report.explanations import choose_folders, is_explained, write_index
@@ -32,8 +32,9 @@ from captioning.runs import record_run
 def get_args_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--weight", default=checkpoint.FLICKR8K, help="checkpoint of a captioning model (default: "
-        "models/flickr8k.pth)")
+    add("--weight", default=checkpoint.FLICKR8K, help="checkpoint of a captioning model, or a "
+        "folder or name of one of transformers (default: models/flickr8k.pth)")
+    add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, "
         "rotated upright as their EXIF orientation specifies")
@@ -53,7 +54,8 @@ def get_args_parser():
         "{\"image\": file name, \"caption\": text}, or COCO results with \"image_id\"")
     add("--contrast", metavar="WORD", help="explain why the model prefers each word to this one: "
         "the difference of their logits")
-    add("--eps", type=cli.non_negative, default=0.01, help="ε of LRP's ε-rule")
+    add("--eps", type=cli.non_negative,
+        help="ε of LRP's ε-rule (default: 0.01, for models of transformers 0)")
     add("--batch_size", type=cli.positive_int, default=8, help="images per batch")
     add("--chunk", type=cli.positive_int, help="words per backward pass through the encoder; fewer "
         "need less memory (default: 1 on a CPU, else all)")
@@ -135,7 +137,7 @@ def caption_settings(args):
 def identify(targets, args, model, vocabulary, regions):
     """Sets the identity of each Target; an image that cannot be read has none."""
     common = [weights_fingerprint(model), vocabulary.words, args.methods, args.contrast, args.eps,
-              args.shared_scale, bool(args.images), caption_settings(args)]
+              args.shared_scale, bool(args.images), caption_settings(args), args.prompt]
     if args.decoding == "sample":
         common.append(args.seed)
     calibration = grounding.calibration_path(args.weight)
@@ -173,7 +175,12 @@ def explain_all(args, model, vocabulary, targets, regions):
     and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
     decode = grounding.decoder(args.weight, model, args.grounded, cli.decoding_options(args))
-    shown = {"checkpoint": args.weight, **caption_settings(args), "ε of LRP": args.eps}
+    eps = args.eps
+    if eps is None:
+        eps = 0 if checkpoint.is_pretrained(args.weight) else 0.01
+    shown = {"checkpoint": args.weight, **caption_settings(args), "ε of LRP": eps}
+    if args.prompt is not None:
+        shown["prompt"] = args.prompt
 
     # what is left to do
     identify(targets, args, model, vocabulary, regions)
@@ -208,24 +215,29 @@ def explain_all(args, model, vocabulary, targets, regions):
         if regions:
             inputs, boxes = read_regions(regions, batch, images)
         else:
-            size = checkpoint.image_size(model)
-            inputs = torch.stack([preprocess(image, size) for image in images])
-        inputs = inputs.to(model.W_o.weight.device)
+            inputs = torch.stack([model.prepare(image) for image in images])
+        inputs = inputs.to(model.device)
 
         # caption them, and explain the captions
         texts = None if batch[0].caption is None else [target.caption for target in batch]
         seeds = decoding.image_seeds([target.identity for target in batch], args.seed)
         captions = captions_of(model, vocabulary, inputs, texts, partial(decode, seeds=seeds))
         results = explain_batch(model, vocabulary, inputs, captions, args.methods, args.contrast,
-                                args.eps, args.chunk, calibration, boxes, bar.update)
+                                eps, args.chunk, calibration, boxes, bar.update)
         for target, image, explained in zip(batch, images, results, strict=True):
             if target.boxes:
                 explained.objects, corners = named_boxes(target.boxes, *image.shape[:0:-1])
                 explained.object_boxes = np.array(corners, np.float32).reshape(-1, 4)
+            window = model.window(*image.shape[:0:-1])
+            seen = {}
+            if window != (0, 0, 1, 1):
+                left, top, right, bottom = (round(100 * edge) for edge in window)
+                seen = {"the model sees": f"{left} to {right} % of the width, {top} to {bottom} % "
+                                          "of the height"}
             explained = replace(
-                explained, name=target.folder.name, image=as_pil(image),
+                explained, name=target.folder.name, image=as_pil(image), window=window,
                 source=os.path.abspath(target.path), upright=bool(args.images),
-                references=target.references, shared_scale=args.shared_scale, settings=shown,
+                references=target.references, shared_scale=args.shared_scale, settings=shown | seen,
                 identity=target.identity)
             explained.save(target.folder, with_page=False)
             table = "" if args.quiet else f"\n{explained.table()}"
@@ -246,7 +258,8 @@ def main(args):
         raise InputError("give either --images FILE_OR_FOLDER … or --dataset NAME")
     if sum((args.caption is not None, args.captions is not None, args.grounded)) > 1:
         raise InputError("give at most one of --caption, --captions and --grounded")
-    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, prompt=args.prompt)
+    check_methods(model, args.methods, args.weight)
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)
 

@@ -149,6 +149,9 @@ def decoder(weight, model, is_grounded, options):
     below the checkpoint's threshold; InputError if it has none."""
     if not is_grounded:
         return partial(decode, **options)
+    if not hasattr(model, "step"):
+        raise InputError(f"{weight} is a model of transformers, for which --grounded cannot ban "
+                         "words: omit it")
     calibration = load(weight, model, "ban_threshold")
     if calibration is None:
         raise InputError(f"{calibration_path(weight)} is missing: --grounded requires a threshold, "

@@ -22,7 +22,7 @@ from captioning.report.page import as_json, page_entry, page_of, write_entry
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity", "flags", "contrast_probabilities", "boxes")
+          "identity", "flags", "contrast_probabilities", "boxes", "window")
 
 
 @dataclass
@@ -52,6 +52,7 @@ class ExplainedImage:
     contrast: str = ""                      # explained is why the model prefers a word to this one
     contrast_probabilities: np.ndarray | None = None    # (T,) of that word
     boxes: np.ndarray | None = None         # (K, 4) in pixels, the regions of bottom-up features
+    window: tuple = (0, 0, 1, 1)            # x0, y0, x1, y1 of what the model sees, as fractions
     # the image and what is known of it
     name: str = ""
     image: Image.Image | None = None        # of H×W pixels
@@ -76,11 +77,11 @@ class ExplainedImage:
         """The method's maps: (T, S, S) of pixels, (T, h, w) of attention, or (T, K) of regions."""
         relevance = self.methods[method]
         if self.boxes is None and relevance.pixels is not None:
-            return relevance.pixels
+            return self._in_photograph(relevance.pixels)
         values = relevance.regions
         if values is None:
             values = self.attention.mean(1) if self.attention.ndim == 3 else self.attention
-        return values if self.boxes is not None else _on_grid(values)
+        return values if self.boxes is not None else self._in_photograph(_on_grid(values))
 
     def heads(self, method):
         """The maps (T, h, w) of each head, if the method's maps are the mean of the attention."""
@@ -88,7 +89,21 @@ class ExplainedImage:
         of_attention = relevance.pixels is None and relevance.regions is None
         if self.attention.ndim == 2 or not of_attention:
             return []
-        return [_on_grid(head) for head in self.attention.swapaxes(0, 1)]
+        return [self._in_photograph(_on_grid(head)) for head in self.attention.swapaxes(0, 1)]
+
+    def _in_photograph(self, maps):
+        """Maps (T, h, w) of what the model sees -> of the whole image, 0 where it sees nothing."""
+        x0, y0, x1, y1 = np.array(self.window, float)
+        if np.abs(np.array(self.window) - (0, 0, 1, 1)).max() < 0.01:
+            return maps
+        indices = []
+        for low, high, side in ((y0, y1, maps.shape[1]), (x0, x1, maps.shape[2])):
+            places = (np.arange(round(side / (high - low))) + 0.5) / round(side / (high - low))
+            indices.append(np.floor((places - low) / (high - low) * side).astype(int))
+        whole = maps[:, indices[0].clip(0, maps.shape[1] - 1)]
+        whole = whole[:, :, indices[1].clip(0, maps.shape[2] - 1)]
+        is_seen = [(i >= 0) & (i < side) for i, side in zip(indices, maps.shape[1:], strict=True)]
+        return whole * is_seen[0][:, None] * is_seen[1]
 
     def heatmap(self, word, method=None):
         """float32 (H, W): the method's map for the word, on the image's pixels.
