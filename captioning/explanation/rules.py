@@ -124,6 +124,11 @@ def guided_relu(rule, function, z, *args, **kwargs):
     return GuidedReLU.apply(z)
 
 
+def guided_relu6(rule, function, z, *args, **kwargs):
+    """The same of y = min(max(z, 0), 6):  r(z) = max(r(y), 0) [0 < z ≤ 6]."""
+    return GuidedReLU.apply(z).clamp(max=6)
+
+
 class Gradient(Rule):
     """Ordinary derivatives; those of PyTorch's LSTMs cannot be batched over words, so they are
     computed step by step."""
@@ -132,7 +137,8 @@ class Gradient(Rule):
 
 class Guided(Gradient):
     """Guided backpropagation (Springenberg et al. 2015)."""
-    table = Gradient.table | {"relu": guided_relu}
+    table = Gradient.table | {"relu": guided_relu, "relu6": guided_relu6,
+                              "hardtanh": guided_relu6}     # nn.ReLU6 calls F.hardtanh
 
 
 # -- layer-wise relevance propagation --------------------------------------------------------------
