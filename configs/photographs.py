@@ -2,18 +2,21 @@
 python -m configs.photographs FLICKR8K_ANNOTATIONS FLICKR8K_IMAGES COCO_CAPTIONS COCO_IMAGES OUTPUT
 
 Flickr8k's training split and COCO's photographs but for the last 500, sorted by id, are for
-training, the 500 for validation, and Flickr8k's test split for the test. Prints the folder that
-contains all images.
+training, the 500 for validation, and Flickr8k's test split for the test. Training captions of more
+than 15 words are omitted, if an image has shorter ones: few describe, and they cost a third of the
+time. Prints the folder that contains all images.
 """
 import os
 
 from captioning.cli import Parser
 from captioning.data.annotations import coco_captions
 from captioning.data.flickr8k import read_flickr8k
+from captioning.data.vocabulary import tokenise
 from captioning.errors import run_script
 from captioning.files import write_json
 
 VALIDATION = 500        # photographs of COCO
+MAX_WORDS = 15          # of a training caption
 
 
 def main(args):
@@ -31,6 +34,8 @@ def main(args):
     root = os.path.commonpath([flickr8k, coco])
     images = []
     for folder, name, split, texts in entries:
+        if split == "train":
+            texts = [text for text in texts if len(tokenise(text)) <= MAX_WORDS] or texts
         images.append({"filename": name, "filepath": os.path.relpath(folder, root),
                        "split": split, "sentences": [{"raw": text} for text in texts]})
     write_json(args.output, {"images": images})
