@@ -2,7 +2,6 @@
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
-import argparse
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,28 +11,16 @@ import torch
 from tqdm import tqdm
 
 from bert.bertscore import bert
-from captioning import checkpoint, grounding, processes
-from captioning.cli import (
-    Parser,
-    add_decoding,
-    add_device,
-    add_seed,
-    add_workers,
-    decoding_options,
-    positive_int,
-    print_settings,
-    set_seed,
-)
+from captioning import checkpoint, cli, grounding, processes
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import open_features
 from captioning.data.loader import make_loader
 from captioning.data.predictions import image_ids, read_predictions, read_references
-from captioning.decoding import decode, image_seeds
+from captioning.decoding import caption_batch, decode, image_seeds
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.experiments.batch import RANDOM, Study
-from captioning.experiments.calibration import calibrate
 from captioning.experiments.mask_mass import Masks
 from captioning.experiments.registry import EXPERIMENTS, experiments_for_regions, metrics_of
 from captioning.experiments.runner import run_experiments
@@ -50,20 +37,19 @@ METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "bert", "map", "chair"
 
 
 def get_args_parser():
-    parser = Parser(__doc__)
-    add_device(parser)
-    add_seed(parser)
+    parser = cli.Parser(__doc__)
+    cli.add_device(parser)
+    cli.add_seed(parser)
     add = parser.add_argument_group("input", "either --weight or --predictions").add_argument
-    add("--weight", metavar="CHECKPOINT",
-        help="caption the split with this model and score its captions")
+    add("--weight", metavar="CHECKPOINT", help="caption the split with this model and score its "
+        "captions")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
-    add("--predictions", metavar="FILE",
-        help="score these captions: a JSON list of {\"image\": file name, \"caption\": text}, or "
-        "COCO results with \"image_id\"")
-    add("--references", metavar="FILE",
-        help="COCO captions file with the reference captions (default: those of the data set)")
-    add("--partial", action="store_true",
-        help="score only the images that --predictions or --references contains")
+    add("--predictions", metavar="FILE", help="score these captions: a JSON list of {\"image\": "
+        "file name, \"caption\": text}, or COCO results with \"image_id\"")
+    add("--references", metavar="FILE", help="COCO captions file with the reference captions "
+        "(default: those of the data set)")
+    add("--partial", action="store_true", help="score only the images that --predictions or "
+        "--references contains")
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--dataset", help="name of the prepared data set (default: demo, or coco if --predictions "
@@ -72,9 +58,9 @@ def get_args_parser():
     add("--split", choices=["train", "val", "test"], default="test", help="split to evaluate")
     add("--boxes", metavar="FILE", help="boxes of the objects in the images (default: "
         "boxes_<dataset>.json of the data set)")
-    add("--batch_size", type=positive_int, default=16, help="images per batch")
-    add_workers(group)
-    add_decoding(parser)
+    add("--batch_size", type=cli.positive_int, default=16, help="images per batch")
+    cli.add_workers(group)
+    cli.add_decoding(parser)
     add = parser.add_argument_group("metrics").add_argument
     add("--metrics", nargs="+", choices=METRICS, help="metrics to compute (default: all whose "
         "requirements are met; spice requires CoreNLP, bert --bert_model)")
@@ -82,7 +68,7 @@ def get_args_parser():
     add("--corenlp", metavar="FOLDER", help="spice: folder of Stanford CoreNLP 3.6.0, downloaded "
         "if missing (default: <data_folder>/corenlp)")
     add("--bert_model", metavar="NAME_OR_FOLDER", help="bert: model (default: roberta-large)")
-    add("--bert_layer", type=positive_int, help="bert: layer of the model (default: the one "
+    add("--bert_layer", type=cli.positive_int, help="bert: layer of the model (default: the one "
         "recommended by bert-score, otherwise the last)")
     add("--object_words", metavar="FILE", help="map: file of object words (default: the paper's "
         "lists for Flickr30K, also for Flickr8k, and COCO, otherwise all object words)")
@@ -96,45 +82,45 @@ def get_args_parser():
     add("--calibrate", action="store_true", help="fit the threshold below which an object word is "
         "flagged as coming from language to the validation split, store it beside --weight, and "
         "measure the flags (--explanations grounding)")
-    add("--max_images", type=positive_int, help="explain only the first images that have a word "
-        "to measure (default: all images)")
+    add("--max_images", type=cli.positive_int, help="explain only the first images that have a "
+        "word to measure (default: all images)")
     add = parser.add_argument_group("output").add_argument
-    add("--save_path", metavar="FOLDER",
-        help="output folder (default: the folder of --weight or --predictions)")
+    add("--save_path", metavar="FOLDER", help="output folder (default: the folder of --weight or "
+        "--predictions)")
+    cli.add_renamed(parser, {"--compare": "python studies/compare.py RUN …"})
     return parser
 
 
 def main(args):
     processes.start()
-    args = check_flags(args)
-    print_settings(args)
+    complete(args)
+    cli.print_settings(args)
     device = pick_device(args.device)
     if args.explanations:
         torch.set_num_threads(1)    # results must not depend on the number of cores
-    set_seed(args.seed)
-    if args.weight:
-        evaluate_model(args, device)
-    else:
-        evaluate_predictions(args, device)
+    cli.set_seed(args.seed)
+    metrics = evaluate_model(args, device) if args.weight else evaluate_predictions(args, device)
+    if processes.rank() == 0:
+        path = Path(args.save_path, f"metrics_{args.split}.json")
+        write_json(path, metrics)
+        print(f"{format_table({args.split: metrics})}\n{path}")
 
 
-def check_flags(args):
-    """The flags with defaults that depend on others; InputError if they contradict each other."""
+def complete(args):
+    """Sets the defaults that depend on other flags; InputError if flags contradict each other."""
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give exactly one of --weight CHECKPOINT and --predictions FILE")
     for flag in ("explanations", "calibrate", "grounded"):
         if getattr(args, flag) and not args.weight:
             raise InputError(f"--{flag} requires --weight: captions without a model cannot be "
                              "explained")
-    args = argparse.Namespace(**vars(args))
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
     args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
-    return args
 
 
 def evaluate_predictions(args, device):
-    """Scores the captions of --predictions."""
-    boxes = open_boxes(args.data_folder, args.dataset, args.boxes)
+    """The scores of the captions of --predictions."""
+    boxes = open_boxes(args)
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     if args.references:
         references, ids = read_references(args.references)
@@ -145,15 +131,14 @@ def evaluate_predictions(args, device):
     captions = read_predictions(args.predictions, list(references), ids, args.partial)
     references = [references[name] for name in captions]
     record_run(args.save_path, args, "evaluation.py")
-    metrics = score_captions(args, captions, references, boxes, objects, device)
-    write_metrics(args, metrics)
+    return score_captions(args, captions, references, boxes, objects, device)
 
 
 def evaluate_model(args, device):
-    """Captions the split with --weight, scores the captions and measures their explanations."""
-    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap)
-    training = checkpoint.read(args.weight).get("training") or {}
-    from_features = training.get("from_features", False)
+    """Captions the split with --weight; the scores of the captions and of their explanations."""
+    content = checkpoint.read(args.weight)
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content)
+    from_features = (content.get("training") or {}).get("from_features", False)
     methods = args.methods
     experiments = list(dict.fromkeys(args.explanations + ["grounding"] * args.calibrate))
     if experiments and model.encoder is None:
@@ -161,12 +146,10 @@ def evaluate_model(args, device):
         experiments = experiments_for_regions(experiments, args.weight)
 
     # the images, and what is known about them
-    boxed = [f"--explanations {name}" for name in experiments if EXPERIMENTS[name].needs_boxes]
-    boxes = open_boxes(args.data_folder, args.dataset, args.boxes, next(iter(boxed), None))
+    boxes = open_boxes(args, [name for name in experiments if EXPERIMENTS[name].needs_boxes])
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     frequent = set(frequent_words(args.dataset, objects, args.object_words))
-    split = args.data_folder, args.dataset, args.split
-    data = open_data(*split, model, from_features)
+    data = open_data(args, args.split, model, from_features)
     masks = None
     if "mask_mass" in experiments:
         path = Path(args.data_folder, args.dataset, f"masks_{args.dataset}.hdf5")
@@ -174,19 +157,23 @@ def evaluate_model(args, device):
     record_run(args.save_path, args, "evaluation.py")
 
     # a threshold of flags for the captions of the validation split
-    decoding = decoding_options(args)
+    options = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
     study = Study(model, vocabulary, tuple(methods), objects, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
     if args.calibrate:
-        validation = open_data(args.data_folder, args.dataset, "val", model, from_features)
-        captions = caption_split(model, vocabulary, validation, decoding, args.seed, *batches)
-        calibrate(args.weight, replace(study, read_boxes=validation.read_boxes), validation,
-                  captions, *batches, args.save_path)
+        validation = open_data(args, "val", model, from_features)
+        captions = caption_split(model, vocabulary, validation, partial(decode, **options),
+                                 args.seed, *batches)
+        run_experiments(replace(study, read_boxes=validation.read_boxes), validation, captions,
+                        ["grounding"], None, *batches, args.save_path, ["val"])
+        if processes.rank() == 0:
+            grounding.calibrate(args.weight, model, objects, args.save_path)
+        processes.wait()
 
     # the captions of the split; the first process scores them
-    bans = grounding.load_for_decoding(args.weight, model) if args.grounded else None
-    generated = caption_split(model, vocabulary, data, decoding, args.seed, *batches, bans)
+    decoder = grounding.decoder(args.weight, model, args.grounded, options)
+    generated = caption_split(model, vocabulary, data, decoder, args.seed, *batches)
     metrics = {}
     if processes.rank() == 0:
         captions = dict(zip(data.names, generated, strict=True))
@@ -194,55 +181,39 @@ def evaluate_model(args, device):
         if args.references:
             captions, references = match_references(captions, args.references, args.partial)
         metrics = score_captions(args, captions, references, boxes, objects, device)
+    if not experiments:
+        return metrics
 
     # the explanations of their words
-    if experiments:
-        if "ablation" in experiments and "attention" in methods:
-            print("attention assigns no relevance to the preceding words: word ablation omits it")
-        study = replace(
-            study, read_boxes=data.read_boxes,
-            decode=lambda features: decode_features(
-                model, features, vocabulary, decoding, image_seeds(range(len(features)), args.seed),
-                bans),
-            calibration=grounding.load(args.weight, model) if "grounding" in experiments else None)
-        needs_images = any(EXPERIMENTS[name].needs_images for name in experiments)
-        if needs_images and model.encoder is not None:
-            data = open_images(*split, model)
-        tables = run_experiments(study, data, generated, experiments, args.max_images, *batches,
-                                 args.save_path, [args.split, decoding, args.grounded])
-        metrics |= metrics_of(tables)
-    if processes.rank() == 0:
-        write_metrics(args, metrics)
+    if "ablation" in experiments and "attention" in methods:
+        print("attention assigns no relevance to the preceding words: word ablation omits it")
+    study = replace(
+        study, read_boxes=data.read_boxes,
+        decode=lambda features: decoder(
+            model, features, vocabulary, seeds=image_seeds(range(len(features)), args.seed)),
+        calibration=grounding.load(args.weight, model) if "grounding" in experiments else None)
+    if model.encoder is not None and any(EXPERIMENTS[name].needs_images for name in experiments):
+        data = open_data(args, args.split, model, from_features=False)
+    tables = run_experiments(study, data, generated, experiments, args.max_images, *batches,
+                             args.save_path, [args.split, options, args.grounded])
+    return metrics | metrics_of(tables)
 
 
 # -- captions ----------------------------------------------------------------------------------
 
 
-def caption_split(model, vocabulary, data, decoding, seed, batch_size, workers, device,
-                  calibration=None):
+def caption_split(model, vocabulary, data, decoder, seed, batch_size, workers, device):
     """One caption per image of the split, generated by all processes together.
 
-    decoding: options of `decode`; calibration: see `decode_features`."""
+    decoder: `grounding.decoder`."""
     batches = [batch.tolist() for batch in torch.arange(len(data)).split(batch_size)]
     loader = make_loader(data, processes.shard(batches), workers, device)
     captions = []
     for batch in tqdm(loader, desc="captioning", unit="batch", disable=processes.rank() > 0):
-        with torch.no_grad():
-            features = model.encode(batch["images"].to(device))
         seeds = image_seeds(batch["index"].tolist(), seed)
-        tokens = decode_features(model, features, vocabulary, decoding, seeds, calibration)
-        captions.append([" ".join(vocabulary.decode(ids)) for ids in tokens.tolist()])
+        captions.append(caption_batch(model, batch["images"].to(device), vocabulary, False, device,
+                                      decoder, seeds=seeds))
     return sum(processes.gather(captions), [])
-
-
-def decode_features(model, features, vocabulary, decoding, seeds, calibration=None):
-    """Captions (B, T) of features (B, K, C); with a calibration, captions without object words that
-    come from language. seeds (B,): of `image_seeds`."""
-    options = decoding | {"seeds": seeds}
-    with torch.no_grad():
-        if calibration:
-            return grounding.decode_grounded(model, features, vocabulary, calibration, **options)
-        return decode(model, features, vocabulary, **options)
 
 
 def match_references(captions, path, partial):
@@ -263,28 +234,24 @@ def match_references(captions, path, partial):
 # -- the data set ------------------------------------------------------------------------------
 
 
-def open_data(data_folder, dataset, split, model, from_features):
-    """The split with stored features if the model was trained on some, otherwise with images."""
-    path = features_path(data_folder, dataset, split, model.config["encoder"] or "bottom_up")
-    if model.encoder is None or (from_features and path.exists()):
-        return open_features(data_folder, dataset, split, model)
-    return open_images(data_folder, dataset, split, model)
+def open_data(args, split, model, from_features):
+    """The split with stored features, if there are some and it should, otherwise with images."""
+    place = args.data_folder, args.dataset, split
+    stored = features_path(*place, model.config["encoder"] or "bottom_up")
+    if model.encoder is None or (from_features and stored.exists()):
+        return open_features(*place, model)
+    return CaptionDataset(*place, image_size=checkpoint.image_size(model))
 
 
-def open_images(data_folder, dataset, split, model):
-    """The split with images of the size that the model's encoder takes."""
-    return CaptionDataset(data_folder, dataset, split, image_size=checkpoint.image_size(model))
+def open_boxes(args, experiments=()):
+    """Boxes {file name: entry} of --boxes, by default those of the data set, or {} if it has none.
 
-
-def open_boxes(data_folder, dataset, path=None, required_by=None):
-    """Boxes {file name: entry} of `path`, by default those of the data set, or {} if it has none.
-
-    required_by: the flag that requires boxes, if any."""
-    default = Path(data_folder, dataset, f"boxes_{dataset}.json")
-    boxes = load_boxes(path or default) if path or default.exists() else {}
-    if required_by and not boxes:
-        raise InputError(f"{path or default} is missing or empty: {required_by} requires boxes, "
-                         "give them with --boxes")
+    experiments: those that require boxes."""
+    path = Path(args.boxes or Path(args.data_folder, args.dataset, f"boxes_{args.dataset}.json"))
+    boxes = load_boxes(path) if args.boxes or path.exists() else {}
+    if experiments and not boxes:
+        raise InputError(f"{path} is missing or empty: --explanations {experiments[0]} requires "
+                         "boxes, give them with --boxes")
     return boxes
 
 
@@ -295,8 +262,7 @@ def score_captions(args, captions, references, boxes, objects, device):
     """Writes predictions_<split>.json and, with --per_image, per_image_<split>.csv; returns the
     scores {key: number} of captions {file name: caption} with one list of references each.
 
-    A metric that fails is reported in one sentence; InputError if all fail.
-    """
+    A metric that fails is reported in one sentence; InputError if all fail."""
     scorers = make_scorers(args, list(captions), boxes, objects, device)
     path = Path(args.save_path, f"predictions_{args.split}.json")
     if not args.predictions or path.resolve() != Path(args.predictions).resolve():
@@ -339,13 +305,6 @@ def make_scorers(args, names, boxes, objects, device):
             frequent_word_scores(captions, references, words), {}),
         "chair": partial(chair, entries=entries, objects=objects)}
     return {name: scorers[name] for name in METRICS if name in selected}
-
-
-def write_metrics(args, metrics):
-    """Writes metrics_<split>.json and prints the metrics."""
-    path = Path(args.save_path, f"metrics_{args.split}.json")
-    write_json(path, metrics)
-    print(f"{format_table({args.split: metrics})}\n{path}")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 def get_args_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--weight", default=checkpoint.FLICKR8K,
-        help="checkpoint of a captioning model (default: models/flickr8k.pth)")
+    add("--weight", default=checkpoint.FLICKR8K, help="checkpoint of a captioning model (default: "
+        "models/flickr8k.pth)")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, "
         "rotated upright as their EXIF orientation specifies")
@@ -43,8 +43,8 @@ def get_args_parser():
     add("--data_folder", default="data", help="folder of prepared data sets")
     add("--split", choices=["train", "val", "test"], default="test", help="split of the data set")
     add("--max_images", type=cli.positive_int, help="explain only the first images (default: all)")
-    add("--skip_broken", action="store_true",
-        help="exit with status 0 even if images or captions had to be skipped as unreadable")
+    add("--skip_broken", action="store_true", help="exit with status 0 even if images or captions "
+        "had to be skipped as unreadable")
 
     group = parser.add_argument_group("explanation")
     add = group.add_argument
@@ -67,11 +67,11 @@ def get_args_parser():
     add = parser.add_argument_group("output").add_argument
     add("--save_path", default="output/explanations", help="output folder: one folder per image, "
         "and an index.html of all explanations in it, those of earlier commands included")
-    add("--shared_scale", action="store_true",
-        help="draw all words of a caption on one colour scale, so that weak maps look weak")
+    add("--shared_scale", action="store_true", help="draw all words of a caption on one colour "
+        "scale, so that weak maps look weak")
     add("--quiet", action="store_true", help="print only the captions, without their words")
-    add("--overwrite", action="store_true",
-        help="also regenerate explanations that were made with the same settings")
+    add("--overwrite", action="store_true", help="also regenerate explanations that were made with "
+        "the same settings")
     return parser
 
 
@@ -129,9 +129,9 @@ def caption_settings(args):
     """What the captions depend on besides the model."""
     if args.caption is not None or args.captions is not None:
         return {"captions": "given"}
+    grounded = "grounded " if args.grounded else ""
     options = cli.decoding_options(args)
-    method = options.pop("method")
-    return {"captions": f"grounded {method}" if args.grounded else method} | options
+    return {"captions": grounded + options.pop("method")} | options
 
 
 def identify(targets, args, model, vocabulary, regions):
@@ -174,10 +174,7 @@ def explain_all(args, model, vocabulary, targets, regions):
     regions: the data set with region features, or None. Returns {path: InputError} of the images
     and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
-    decode = partial(decoding.decode, **cli.decoding_options(args))
-    if args.grounded:
-        bans = grounding.load_for_decoding(args.weight, model)
-        decode = partial(grounding.decode_grounded, calibration=bans, **decode.keywords)
+    decode = grounding.decoder(args.weight, model, args.grounded, cli.decoding_options(args))
     shown = {"checkpoint": args.weight, **caption_settings(args), "ε of LRP": args.eps}
 
     # what is left to do

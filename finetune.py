@@ -1,8 +1,7 @@
 """Fine-tunes a captioning model with explanations, self-critical training, or both.
 
 Example: python finetune.py --weight output/demo/checkpoint_best.pth --erase_tune
-The modes are described in docs/method.md, section 7.
-"""
+The modes are described in docs/method.md, section 7."""
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
@@ -12,9 +11,8 @@ from pathlib import Path
 from torch import nn
 
 import train
-from captioning import checkpoint, processes
+from captioning import checkpoint, cli, processes
 from captioning.captioner import model_type
-from captioning.cli import Parser, fraction, non_negative, positive_int, print_settings, set_seed
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import stop_mask
@@ -42,7 +40,7 @@ FROM_CHECKPOINT = ("dataset", "data_folder", "model_type", "encoder", *SIZES, "f
 
 
 def get_args_parser():
-    parser = Parser(__doc__)
+    parser = cli.Parser(__doc__)
     group = parser.add_argument_group("fine-tuning mode")
     add = group.add_argument
     add("--weight", metavar="CHECKPOINT", required=True, help="checkpoint to start from")
@@ -51,34 +49,35 @@ def get_args_parser():
     for mode, description in MODES.items():
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode,
                            help=description)
-    add("--erase_weight", type=non_negative, default=0.2, help="erase_tune: weight μ of the "
+    add("--erase_weight", type=cli.non_negative, default=0.2, help="erase_tune: weight μ of the "
         "unlikelihood of the word on the erased image (0.1 suits gridtd, 0.3 aoa)")
-    add("--erase_keep_weight", type=non_negative, default=0.1, help="erase_tune: weight κ of the "
-        "cross-entropy of the caption without the word's noun phrase on the erased image")
-    add("--erase_share", type=fraction, default=0.2, help="erase_tune: share of the image's "
+    add("--erase_keep_weight", type=cli.non_negative, default=0.1, help="erase_tune: weight κ of "
+        "the cross-entropy of the caption without the word's noun phrase on the erased image")
+    add("--erase_share", type=cli.fraction, default=0.2, help="erase_tune: share of the image's "
         "regions to erase")
     add("--erase_evidence", choices=EVIDENCE, default="lrp", help="erase_tune: relevance that "
         "selects the regions")
-    add("--erase_own_evidence", action=BooleanOptionalAction, default=True, help="erase_tune: "
-        "erase only regions that are more relevant for the word than for the caption's other "
-        "object words")
+    add("--erase_own_evidence", action=BooleanOptionalAction, default=True,
+        help="erase_tune: erase only regions that are more relevant for the word than for the "
+        "caption's other object words")
     add("--erase_fill", choices=FILL, default="background", help="erase_tune: what replaces an "
         "erased region: a random one of the image's least relevant regions, the mean of the "
         "remaining regions, or zero")
-    add("--erase_every", metavar="N", type=positive_int, default=1, help="erase_tune: erase "
+    add("--erase_every", metavar="N", type=cli.positive_int, default=1, help="erase_tune: erase "
         "evidence only in every N-th step, with N times the weight: for speed")
     add("--synonyms", metavar="FILE", help="erase_tune: file with one line per object category: "
         "its name and its synonyms, separated by commas (default: the data set's objects or "
         "captioning/metrics/coco_objects.txt)")
-    add("--lrp_weight", type=non_negative, default=1.0, help="weight λ of the cross-entropy of p̃")
+    add("--lrp_weight", type=cli.non_negative, default=1.0, help="weight λ of the cross-entropy of "
+        "p̃")
     add("--stop_words", metavar="FILE", help="text file of words that LRP-inference does not "
         "re-weight, separated by white space (default: captioning/metrics/stop_words.txt)")
     add("--baseline", choices=["greedy", "mean"], default="greedy", help="baseline of a sampled "
         "caption's reward: the reward of the greedy caption, or the mean reward of the image's "
         "other samples")
-    add("--samples", type=positive_int, default=1, help="sampled captions per image")
+    add("--samples", type=cli.positive_int, default=1, help="sampled captions per image")
     train.add_training(parser)
-    train.add_renamed(parser, {"--keep_weight": "--erase_keep_weight",
+    cli.add_renamed(parser, {"--keep_weight": "--erase_keep_weight",
                                "--evidence": "--erase_evidence",
                                "--own_evidence": "--erase_own_evidence",
                                "--no-own_evidence": "--no-erase_own_evidence"})
@@ -176,7 +175,7 @@ def set_dropout(model, settings):
 def stop_word_ids(path, vocabulary):
     """The set of ids of the words in the text file, and of the special tokens."""
     words = {vocabulary.wordmap[word] for word in stop_words(path) if word in vocabulary.wordmap}
-    return words | {vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end}
+    return words.union(vocabulary.special)
 
 
 def make_loss(settings, model, vocabulary, data, device):
@@ -197,10 +196,9 @@ def make_loss(settings, model, vocabulary, data, device):
             raise InputError("the vocabulary contains no object word, so that --erase_tune has "
                              "nothing to erase: give the object words with --synonyms")
         settings.object_words_fingerprint = fingerprint(categories.tolist())
-        return ErasureLoss(vocabulary, categories, settings.erase_weight,
-                           settings.erase_keep_weight, settings.erase_share,
-                           settings.erase_evidence, settings.erase_own_evidence,
-                           settings.erase_fill, settings.erase_every)
+        options = {name.removeprefix("erase_"): value for name, value in vars(settings).items()
+                   if name.startswith("erase_")}
+        return ErasureLoss(vocabulary, categories, **options)
     options = {"ss_prob": settings.ss_prob, "region_weight": settings.region_loss,
                "region_epochs": settings.region_epochs}
     if settings.mode == "lrp_tune":
@@ -225,7 +223,7 @@ def self_critical_loss(settings, vocabulary, data, stop):
 
 def main(args):
     processes.start()
-    print_settings(args)
+    cli.print_settings(args)
     device = pick_device(args.device)
     content = checkpoint.read(args.weight)
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content)
@@ -234,7 +232,7 @@ def main(args):
     completed = [f"--{name} {value}" for name, value in vars(settings).items()
                  if value != getattr(args, name)]
     print(f"settings completed from the checkpoint: {' '.join(completed)}", flush=True)
-    set_seed(settings.seed)
+    cli.set_seed(settings.seed)
     record_run(settings.save_path, settings, "finetune.py")
 
     train_data = train.open_split(settings, "train")

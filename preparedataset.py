@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from captioning import cli, processes
-from captioning.data import annotations, bottom_up, boxes, cnn_features, dataset, detector
+from captioning.data import annotations, bottom_up, boxes, dataset, detector, feature_store
 from captioning.data.demo.generate import generate
 from captioning.data.flickr8k import read_flickr8k
 from captioning.data.images import are_readable
@@ -33,14 +33,14 @@ def get_args_parser():
     parser = cli.Parser(" ".join(__doc__.split()))
     data = parser.add_argument_group("data")
     add = data.add_argument
-    add("--dataset", choices=list(DEFAULTS), default="demo",
-        help="data set to prepare; karpathy: any annotations in Karpathy's JSON format")
+    add("--dataset", choices=list(DEFAULTS), default="demo", help="data set to prepare; karpathy: "
+        "any annotations in Karpathy's JSON format")
     add("--karpathy_json", metavar="FILE", help="annotations in Karpathy's JSON format")
-    add("--annotation_folder", metavar="FOLDER",
-        help="folder of annotations: for flickr8k its text files or Kaggle's captions.txt; for "
-             "coco2014 and coco2017 captions_*.json, and instances_*.json for boxes")
-    add("--image_folder", metavar="FOLDER",
-        help="folder of the images; for COCO it contains train2017/, val2017/ etc.")
+    add("--annotation_folder", metavar="FOLDER", help="folder of annotations: for flickr8k its "
+        "text files or Kaggle's captions.txt; for coco2014 and coco2017 captions_*.json, and "
+        "instances_*.json for boxes")
+    add("--image_folder", metavar="FOLDER", help="folder of the images; for COCO it contains "
+        "train2017/, val2017/ etc.")
     add("--skip_broken", action="store_true", help="omit missing and unreadable images")
     cli.add_workers(data)
     cli.add_seed(data)
@@ -52,34 +52,34 @@ def get_args_parser():
              f"(default: {frequencies})")
     add("--max_len", type=cli.number(int, 1, 1000),
         help=f"maximum number of words, beyond which captions are cut (default: {lengths})")
-    add("--captions_per_image", type=cli.number(int, 1, 100), default=5,
-        help="captions stored per image for training")
+    add("--captions_per_image", type=cli.number(int, 1, 100), default=5, help="captions stored per "
+        "image for training")
 
     group = parser.add_argument_group("features")
     add = group.add_argument
     add("--features", choices=["none", "cnn", "bottom_up"], default="none",
         help="features to store: none, which opens no image, of a CNN, or of regions")
     add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="cnn: encoder")
-    add("--encoder_weights", metavar="FILE",
-        help="cnn: weights of the encoder (default: ImageNet weights, downloaded)")
-    add("--bottom_up", metavar="FOLDER_OR_TSV",
-        help="bottom_up: features of other software, a tsv file or a folder of such files")
-    add("--detector", choices=detector.DETECTORS,
-        help="bottom_up: detector that computes the features, instead of --bottom_up")
-    add("--detector_weights", metavar="FILE",
-        help="bottom_up: weights of the detector (default: COCO weights, downloaded)")
-    add("--regions", type=cli.number(int, 1, 100), default=36,
-        help="bottom_up: maximum number of regions per image")
+    add("--encoder_weights", metavar="FILE", help="cnn: weights of the encoder (default: ImageNet "
+        "weights, downloaded)")
+    add("--bottom_up", metavar="FOLDER_OR_TSV", help="bottom_up: features of other software, a tsv "
+        "file or a folder of such files")
+    add("--detector", choices=detector.DETECTORS, help="bottom_up: detector that computes the "
+        "features, instead of --bottom_up")
+    add("--detector_weights", metavar="FILE", help="bottom_up: weights of the detector (default: "
+        "COCO weights, downloaded)")
+    add("--regions", type=cli.number(int, 1, 100), default=36, help="bottom_up: maximum number of "
+        "regions per image")
     add("--batch_size", type=cli.positive_int, default=32, help="images per batch of the network")
-    add("--amp", action="store_true",
-        help="cnn: compute in mixed precision, faster where the device has bfloat16")
+    add("--amp", action="store_true", help="cnn: compute in mixed precision, faster where the "
+        "device has bfloat16")
     cli.add_device(group)
 
     add = parser.add_argument_group("demo data set").add_argument
     add("--demo_size", type=cli.positive_int, nargs=3, default=[4000, 500, 500],
         metavar=("TRAIN", "VAL", "TEST"), help="images per split")
-    add("--bias", type=cli.fraction, default=0.95,
-        help="probability that the first object of a pair comes with the second, but in test")
+    add("--bias", type=cli.fraction, default=0.95, help="probability that the first object of a "
+        "pair comes with the second, but in test")
     add("--test_bias", type=cli.fraction, default=0.5, help="the same in the test split")
     add("--image_size", type=cli.number(int, 48, 512), default=112, help="pixels per side")
     return parser
@@ -197,8 +197,8 @@ def main(args):
     for split, records in splits.items():
         path = dataset.features_path(args.output_folder, args.dataset, split, name)
         if args.features == "cnn":
-            cnn_features.store(path, records, image_folder, network, name,
-                               encoders.IMAGE_SIZE[name], *computing, args.amp)
+            feature_store.store_cnn(path, records, image_folder, network, name,
+                                    encoders.IMAGE_SIZE[name], *computing, args.amp)
         elif args.features == "bottom_up" and args.detector:
             detector.store(path, records, image_folder, network, args.detector, args.regions,
                            *computing)

@@ -2,26 +2,13 @@
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
-from argparse import SUPPRESS, Action, BooleanOptionalAction, Namespace
+from argparse import BooleanOptionalAction, Namespace
 from inspect import signature
 
 import torch
 
-from captioning import processes
+from captioning import cli, processes
 from captioning.captioner import MODELS, model_class
-from captioning.cli import (
-    Parser,
-    add_device,
-    add_seed,
-    add_workers,
-    fraction,
-    natural,
-    non_negative,
-    positive,
-    positive_int,
-    print_settings,
-    set_seed,
-)
 from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import check_features, open_features_of
 from captioning.device import pick_device
@@ -37,24 +24,10 @@ BYTES_PER_PARAMETER = 16    # the parameter, its gradient and Adam's two moments
 
 
 def get_args_parser():
-    parser = Parser(__doc__)
-    add_training(parser).add_argument("--encoder_weights", metavar="FILE", help="weights of the "
-                                      "CNN (default: downloaded ImageNet weights)")
+    parser = cli.Parser(__doc__)
+    add_training(parser).add_argument("--encoder_weights", metavar="FILE",
+        help="weights of the CNN (default: downloaded ImageNet weights)")
     return parser
-
-
-class Renamed(Action):
-    """A flag of earlier versions, which ends with the name of the present one."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string} has another name now: give {self.metavar}")
-
-
-def add_renamed(parser, names):
-    """Adds the earlier spellings of flags; names: {earlier: present}."""
-    for earlier, present in names.items():
-        parser.add_argument(earlier, action=Renamed, metavar=present, nargs="?", dest=SUPPRESS,
-                            default=SUPPRESS, help=SUPPRESS)
 
 
 def add_training(parser):
@@ -64,63 +37,63 @@ def add_training(parser):
     add("--data_folder", default="data", help="folder to which preparedataset.py wrote it")
     add("--from_pixels", action=BooleanOptionalAction, default=False, help="read and augment "
         "images even if features are stored")
-    add("--captions_per_epoch", type=positive_int, help="captions sampled per image per epoch "
+    add("--captions_per_epoch", type=cli.positive_int, help="captions sampled per image per epoch "
         "(default: all)")
 
     model = parser.add_argument_group("model")
     add = model.add_argument
     add("--model_type", choices=list(MODELS), default="gridtd", help="captioning model")
-    add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16", help="CNN, or "
-        "bottom_up for region features")
-    add("--embed_dim", type=positive_int, default=512, help="dimension of the word embeddings")
-    add("--hidden_dim", type=positive_int, default=512, help="dimension of the LSTMs and of the "
-        "projected regions")
-    add("--attention_dim", type=positive_int, default=196, help="gridtd: dimension of the "
+    add("--encoder", choices=[*encoders.IMAGE_SIZE, "bottom_up"], default="vgg16",
+        help="CNN, or bottom_up for region features")
+    add("--embed_dim", type=cli.positive_int, default=512, help="dimension of the word embeddings")
+    add("--hidden_dim", type=cli.positive_int, default=512, help="dimension of the LSTMs and of "
+        "the projected regions")
+    add("--attention_dim", type=cli.positive_int, default=196, help="gridtd: dimension of the "
         "attention")
-    add("--num_head", type=positive_int, default=8, help="aoa: number of attention heads")
-    add("--dropout", type=fraction, help="dropout before the output layer (default: 0.5 for "
+    add("--num_head", type=cli.positive_int, default=8, help="aoa: number of attention heads")
+    add("--dropout", type=cli.fraction, help="dropout before the output layer (default: 0.5 for "
         "gridtd, 0.3 for aoa)")
 
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
     add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN as "
         "well, on pixels; the encoder 'small' is always trained")
-    add("--batch_size", type=positive_int, default=32, help="images per batch, over all processes "
-        "of torchrun")
-    add("--accumulate", type=positive_int, default=1, help="number of passes in which each batch "
-        "is computed, one after the other, which needs less memory (docs/distributed.md)")
-    add("--epochs", type=positive_int, help="maximum number of epochs (default: 20 for gridtd, 50 "
-        "for aoa)")
-    add("--patience", type=positive_int, default=6, help="stop after this many epochs without a "
-        "better validation CIDEr")
-    add("--decoder_lr", type=positive, default=5e-4, help="learning rate of the decoder")
-    add("--encoder_lr", type=positive, default=1e-4, help="learning rate of the CNN")
-    add("--lr_schedule", choices=["plateau", "cosine"], default="plateau", help="plateau: multiply "
-        "learning rates by 0.8 after every two epochs without a better CIDEr; cosine: half a "
-        "cosine to zero over all epochs")
-    add("--weight_decay", type=non_negative, default=0.0, help="L2 penalty of Adam")
-    add("--grad_clip", type=positive, default=0.1, help="maximum norm of the gradient")
-    add("--ss_prob", type=fraction, default=0.0, help="scheduled sampling: probability of reading "
-        "a sampled word")
-    add("--label_smoothing", type=fraction, default=0.0, help="share of the target probability "
+    add("--batch_size", type=cli.positive_int, default=32, help="images per batch, over all "
+        "processes of torchrun")
+    add("--accumulate", type=cli.positive_int, default=1, help="number of passes in which each "
+        "batch is computed, one after the other, which needs less memory (docs/distributed.md)")
+    add("--epochs", type=cli.positive_int, help="maximum number of epochs (default: 20 for gridtd, "
+        "50 for aoa)")
+    add("--patience", type=cli.positive_int, default=6, help="stop after this many epochs without "
+        "a better validation CIDEr")
+    add("--decoder_lr", type=cli.positive, default=5e-4, help="learning rate of the decoder")
+    add("--encoder_lr", type=cli.positive, default=1e-4, help="learning rate of the CNN")
+    add("--lr_schedule", choices=["plateau", "cosine"], default="plateau",
+        help="plateau: multiply learning rates by 0.8 after every two epochs without a better "
+        "CIDEr; cosine: half a cosine to zero over all epochs")
+    add("--weight_decay", type=cli.non_negative, default=0.0, help="L2 penalty of Adam")
+    add("--grad_clip", type=cli.positive, default=0.1, help="maximum norm of the gradient")
+    add("--ss_prob", type=cli.fraction, default=0.0, help="scheduled sampling: probability of "
+        "reading a sampled word")
+    add("--label_smoothing", type=cli.fraction, default=0.0, help="share of the target probability "
         "that is spread over all words")
-    add("--region_loss", type=non_negative, default=0.0, help="weight of the region loss, which "
-        "trains single regions to predict words of the captions; it speeds up training of a "
+    add("--region_loss", type=cli.non_negative, default=0.0, help="weight of the region loss, "
+        "which trains single regions to predict words of the captions; it speeds up training of a "
         "randomly initialised encoder")
-    add("--region_epochs", type=natural, default=0, help="number of first epochs that train on the "
-        "region loss alone")
+    add("--region_epochs", type=cli.natural, default=0, help="number of first epochs that train on "
+        "the region loss alone")
     add("--amp", action=BooleanOptionalAction, default=False, help="mixed precision")
-    add_device(group)
-    add_seed(group)
-    add_workers(group)
+    cli.add_device(group)
+    cli.add_seed(group)
+    cli.add_workers(group)
 
     add = parser.add_argument_group("output").add_argument
     add("--resume", default="auto", metavar="{auto,never,FILE}", help="checkpoint to resume from; "
         "auto: checkpoint_last.pth in --save_path, if it exists")
-    add("--save_every", type=positive, default=10.0, help="minutes between checkpoints within an "
-        "epoch")
+    add("--save_every", type=cli.positive, default=10.0, help="minutes between checkpoints within "
+        "an epoch")
     add("--save_path", default="output", help="folder for checkpoints, log.csv and curves.png")
-    add_renamed(parser, {"--captions_per_step": "--captions_per_epoch"})
+    cli.add_renamed(parser, {"--captions_per_step": "--captions_per_epoch"})
     return model
 
 
@@ -174,12 +147,12 @@ def main(args):
     settings.finetune_encoder = args.finetune_encoder or args.encoder == "small"
     settings.from_pixels = args.from_pixels or settings.finetune_encoder
     settings.epochs = args.epochs or EPOCHS.get(args.model_type, 50)
-    print_settings(settings)
+    cli.print_settings(settings)
     if settings.encoder == "bottom_up" and settings.from_pixels:
         raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and "
                          "--finetune_encoder")
     device = pick_device(settings.device)
-    set_seed(settings.seed)
+    cli.set_seed(settings.seed)
     record_run(settings.save_path, settings, "train.py")
 
     train_data = open_split(settings, "train")

@@ -2,8 +2,7 @@
 
 64 images, captions of 12 tokens, stored features of 196 × 512, d = e = 512, V = 9586, random
 weights that never predict <end>. The matrix products alone are those that decoding computes, with
-the same operands. Of the single images, 8 are decoded.
-"""
+the same operands. Of the single images, 8 are decoded."""
 import sys
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Time and memory of explanations against autograd, zennit and captum: python benchmarks/explain.py
 
-VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words.
-"""
+VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words."""
 import multiprocessing
 import resource
 import sys
@@ -11,19 +10,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.measure import (
-    COMPARISON,
-    MODELS,
-    Sizes,
-    Table,
-    build,
-    compare,
-    get_parser,
-    random_captions,
-    sizes,
-    vocabulary,
-    write,
-)
+from benchmarks import measure
 from captioning.device import pick_device
 from captioning.errors import run_script
 from captioning.explanation import attribution, encoders
@@ -34,19 +21,19 @@ T = 10
 
 def inputs(B, size, device):
     """Images (B, 3, S, S) and captions (B, T + 1)."""
-    captions = random_captions((B,), vocabulary(size.V), T).to(device)
+    captions = measure.random_captions((B,), measure.vocabulary(size.V), T).to(device)
     return torch.randn(B, 3, size.image, size.image, device=device), captions
 
 
 def build_whole(name, size, device):
-    encoder = "vgg16" if size == Sizes() else "small"
-    return build(name, size, device, encoder).eval().requires_grad_(False)
+    encoder = "vgg16" if size == measure.Sizes() else "small"
+    return measure.build(name, size, device, encoder).eval().requires_grad_(False)
 
 
 def whole(args, size, device):
     """Pixel maps of all words: LRP against autograd, one forward pass in all or one per word."""
     rows = []
-    for name in MODELS:
+    for name in measure.MODELS:
         model = build_whole(name, size, device)
         images, ids = inputs(1, size, device)
         images = attribution.fast_format(images)
@@ -64,18 +51,18 @@ def whole(args, size, device):
                 pixels = images.clone().requires_grad_()
                 torch.autograd.grad(targets(pixels)[t], pixels)
 
-        rows += compare({
+        rows += measure.compare({
             f"LRP, {name}": lambda model=model, images=images, ids=ids: model.lrp(images, ids),
             f"autograd, 1 forward and {T} backward passes": one_forward,
             f"autograd, {T} forward and backward passes": repeated_forward}, args.repeats, device)
-    return Table(f"LRP of a caption of {T} words, to the pixels", COMPARISON, rows)
+    return measure.Table(f"LRP of a caption of {T} words, to the pixels", measure.COMPARISON, rows)
 
 
 def decoder(args, size, device):
     """Relevance at the encoder's output against one forward and one backward pass of training."""
     rows = []
-    for name in MODELS:
-        model = build(name, size, device).eval()
+    for name in measure.MODELS:
+        model = measure.build(name, size, device).eval()
         for B in (1, 8):
             features = torch.rand(B, size.K, size.C, device=device)
             _, ids = inputs(B, size, device)
@@ -88,10 +75,10 @@ def decoder(args, size, device):
             def relevance(model=model, features=features, ids=ids):
                 model.lrp(features, ids)
 
-            rows += compare({f"LRP, {name}, batch {B}": relevance,
-                             "one forward and backward pass of training": training},
-                            args.repeats, device)
-    return Table(f"LRP of a caption of {T} words, decoder alone", COMPARISON, rows)
+            rows += measure.compare({f"LRP, {name}, batch {B}": relevance,
+                                     "one forward and backward pass of training": training},
+                                    args.repeats, device)
+    return measure.Table(f"LRP of a caption of {T} words, decoder alone", measure.COMPARISON, rows)
 
 
 def encoder(args, size, device):
@@ -130,7 +117,8 @@ def encoder(args, size, device):
 
     functions = {f"LRP, {T} targets": ours, "zennit's EpsilonPlus": zennit,
                  "captum's LRP, α1β0": captum}
-    return Table("LRP through VGG16 alone", COMPARISON, compare(functions, args.repeats, device))
+    rows = measure.compare(functions, args.repeats, device)
+    return measure.Table("LRP through VGG16 alone", measure.COMPARISON, rows)
 
 
 def memory(args, size, device):
@@ -140,7 +128,8 @@ def memory(args, size, device):
                         (100, "all words at once (default on GPUs)")):
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             rows.append([name, pool.apply(peak, (size, chunk, str(device)))])
-    return Table("Peak memory of LRP in MiB, gridtd, one image", ["`--chunk`", f"{T} words"], rows)
+    return measure.Table("Peak memory of LRP in MiB, gridtd, one image",
+                         ["`--chunk`", f"{T} words"], rows)
 
 
 def peak(size, chunk, device):
@@ -164,16 +153,16 @@ PARTS = {"whole": whole, "decoder": decoder, "encoder": encoder, "memory": memor
 
 
 def get_args_parser():
-    parser = get_parser(__doc__, repeats=2)
+    parser = measure.get_parser(__doc__, repeats=2)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS),
-                        help="parts to measure")
+        help="parts to measure")
     return parser
 
 
 def main(args):
     device = pick_device(args.device)
-    tables = [PARTS[part](args, sizes(args), device) for part in args.parts]
-    write("explain", args, device, tables)
+    tables = [PARTS[part](args, measure.sizes(args), device) for part in args.parts]
+    measure.write("explain", args, device, tables)
 
 
 if __name__ == "__main__":

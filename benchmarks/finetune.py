@@ -2,8 +2,7 @@
 
 32 images with one caption of 20 words, stored features of 196 × 512, d = e = 512, V = 9586, random
 weights; every second word is a stop word. Evidence erasure explains one of two captions of each
-image, or one of five. A step is forward and backward pass, clipping and Adam.
-"""
+image, or one of five. A step is forward and backward pass, clipping and Adam."""
 import sys
 import tempfile
 from functools import partial

@@ -43,12 +43,9 @@ class Table(NamedTuple):
         """The table in Markdown, numbers with three significant digits."""
         lines = [self.columns, ["---"] * len(self.columns)]
         lines += [[_readable(value) for value in row] for row in self.rows]
+        lines = ["| " + " | ".join(line) + " |" for line in lines]
         note = [self.note, ""] if self.note else []
-        return "\n".join([f"**{self.title}**", "", *map(_row, lines), "", *note])
-
-
-def _row(cells):
-    return "| " + " | ".join(cells) + " |"
+        return "\n".join([f"**{self.title}**", "", *lines, "", *note])
 
 
 def _readable(value):
@@ -72,26 +69,22 @@ def sizes(args):
     return QUICK if args.quick else Sizes()
 
 
-def in_turn(functions, repeats, device):
-    """{name: [seconds]} of {name: function without arguments}, run in turn after a warm-up run."""
+COMPARISON = ["compared", "seconds", "with", "seconds", "ratio of times", "smallest to largest"]
+
+
+def compare(functions, repeats, device):
+    """Rows of COMPARISON: the first of the functions with each of the others. They run in turn
+    after a warm-up run; the ratio is the median of those of the paired runs."""
     seconds = {name: [] for name in functions}
-    for _ in range(repeats + 1):
+    for repeat in range(repeats + 1):
         for name, function in functions.items():
             started = time.perf_counter()
             function()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: values[1:] for name, values in seconds.items()}
-
-
-COMPARISON = ["compared", "seconds", "with", "seconds", "ratio of times", "smallest to largest"]
-
-
-def compare(functions, repeats, device):
-    """Rows of COMPARISON: the first of the functions with each of the others. The ratio is the
-    median of those of the paired runs."""
-    seconds = in_turn(functions, repeats, device)
+            elapsed = time.perf_counter() - started
+            if repeat:
+                seconds[name].append(elapsed)
     first, *others = seconds
     rows = []
     for name in others:

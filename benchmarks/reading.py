@@ -2,8 +2,7 @@
 
 Prepares --images images with generated captions, writes random features of 14 × 14 × 512, 0.2 MB
 each, and reads each third of them in random batches of 32: the bytes alone, and as training does,
-without and with workers. Before each reading the file leaves the system's cache. On Linux.
-"""
+without and with workers. Before each reading the file leaves the system's cache. On Linux."""
 import json
 import os
 import random

@@ -3,8 +3,7 @@
 16 images with five captions of 6 to 20 tokens, stored features of 196 × 512, d = e = 512, V = 9586;
 forward and backward pass, clipping and Adam. "Step by step" is the model as tutorials write it,
 with every layer in every step; it and the Transformer (nn.TransformerDecoder of the same width, 8
-heads, 2 layers) repeat the features for each caption.
-"""
+heads, 2 layers) repeat the features for each caption."""
 import sys
 from pathlib import Path
 
@@ -13,17 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.measure import (
-    COMPARISON,
-    Table,
-    build,
-    compare,
-    get_parser,
-    random_captions,
-    sizes,
-    vocabulary,
-    write,
-)
+from benchmarks import measure
 from captioning.device import pick_device
 from captioning.errors import run_script
 from captioning.training.loop import make_optimizer
@@ -116,24 +105,25 @@ def step(model, logits, features, captions, device):
 
 def main(args):
     device = pick_device(args.device)
-    size = sizes(args)
-    words = vocabulary(size.V)
+    size = measure.sizes(args)
+    words = measure.vocabulary(size.V)
     features = torch.rand(B, size.K, size.C, device=device)
-    captions = random_captions((B, N), words, T, SHORTEST).to(device)
+    captions = measure.random_captions((B, N), words, T, SHORTEST).to(device)
     rows = []
     for name, logits in (("gridtd", gridtd_by_steps), ("aoa", aoa_by_steps)):
         alternatives = {
-            name: (build(name, size, device), lambda model, *inputs: model(*inputs)),
-            "step by step": (build(name, size, device), repeated(logits)),
+            name: (measure.build(name, size, device), lambda model, *inputs: model(*inputs)),
+            "step by step": (measure.build(name, size, device), repeated(logits)),
             "Transformer": (Transformer(size).to(device), repeated(transformer_logits))}
         functions = {key: step(*pair, features, captions, device)
                      for key, pair in alternatives.items()}
-        rows += compare(functions, args.repeats, device)
-    write("training", args, device, [Table("Training step", COMPARISON, rows)])
+        rows += measure.compare(functions, args.repeats, device)
+    table = measure.Table("Training step", measure.COMPARISON, rows)
+    measure.write("training", args, device, [table])
 
 
 def get_args_parser():
-    return get_parser(__doc__)
+    return measure.get_parser(__doc__)
 
 
 if __name__ == "__main__":

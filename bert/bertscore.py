@@ -21,8 +21,7 @@ def bert_score(captions, references, model, layer=None, device="cpu"):
 
     model: name of a model on the Hugging Face hub, or a local folder. layer: the layer whose
     features are compared, by default the one that bert-score recommends for the model, otherwise
-    the last. The score is 0 if the caption or all its references are empty.
-    """
+    the last. The score is 0 if the caption or all its references are empty."""
     try:
         from bert_score import BERTScorer
     except ImportError as error:

@@ -25,8 +25,7 @@ def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), c
     image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model
     that reads pixels. caption: a text to explain instead of the model's own caption (beam search).
     methods: names of METHODS. contrast: a word; explains why the model prefers each word to it.
-    InputError for files that cannot be read and for words outside the model's vocabulary.
-    """
+    InputError for files that cannot be read and for words outside the model's vocabulary."""
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
@@ -90,8 +89,7 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
 
     inputs: (B, 3, S, S) normalised, or region features (B, K, C) whose regions without padding have
     the `boxes`, B arrays (n, 4). contrast: a word. calibration: a captioning.grounding.Calibration,
-    by which LRP without contrast flags object words. progress: called with B after each method.
-    """
+    by which LRP without contrast flags object words. progress: called with B after each method."""
     options = {"chunk": chunk, "shared": {}}
     if contrast is not None:
         ids = encode_caption(contrast, vocabulary, "--contrast")

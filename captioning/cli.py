@@ -61,7 +61,7 @@ fraction = number(float, 0, 1)
 
 def add_device(group):
     group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
-                       help="device to compute on")
+        help="device to compute on")
 
 
 def add_seed(group):
@@ -70,7 +70,7 @@ def add_seed(group):
 
 def add_workers(group):
     group.add_argument("--workers", type=number(int, 0, 256), default=2,
-                       help="processes that read images")
+        help="processes that read images")
 
 
 def add_decoding(parser):
@@ -78,23 +78,22 @@ def add_decoding(parser):
     add = parser.add_argument_group("decoding").add_argument
     add("--decoding", choices=DECODING_METHODS, default="beam_search", help="decoding method")
     add("--beam_size", type=number(int, 1, 1000), default=3, help="beam width")
-    add("--diversity", type=non_negative, default=0.5,
-        help="diverse_beam_search: penalty for a word that an earlier group chose at that step")
-    add("--length_penalty", type=non_negative, default=0.0,
-        help="beam search: compare hypotheses by log-probability / length**length_penalty")
-    add("--block_trigrams", action="store_true",
-        help="never generate the same three consecutive words twice")
-    add("--temperature", type=positive, default=1.0,
-        help="sample: divides the logits; below 1 more probable words are preferred")
-    add("--top_k", type=natural, default=0,
-        help="sample: only from the k most probable words (0: all)")
+    add("--diversity", type=non_negative, default=0.5, help="diverse_beam_search: penalty for a "
+        "word that an earlier group chose at that step")
+    add("--length_penalty", type=non_negative, default=0.0, help="beam search: compare hypotheses "
+        "by log-probability / length**length_penalty")
+    add("--block_trigrams", action="store_true", help="never generate the same three consecutive "
+        "words twice")
+    add("--temperature", type=positive, default=1.0, help="sample: divides the logits; below 1 "
+        "more probable words are preferred")
+    add("--top_k", type=natural, default=0, help="sample: only from the k most probable words (0: "
+        "all)")
     add("--top_p", type=number(float, 0, 1, low_included=False), default=1.0,
         help="sample: only from the fewest words whose probabilities sum to p")
-    add("--max_len", type=number(int, 1, 1000), default=50,
-        help="maximum number of words per caption")
-    add("--grounded", action="store_true",
-        help="caption again without object words that come from language rather than the image; "
-             "requires evaluation.py --calibrate before")
+    add("--max_len", type=number(int, 1, 1000), default=50, help="maximum number of words per "
+        "caption")
+    add("--grounded", action="store_true", help="caption again without object words that come from "
+        "language rather than the image; requires evaluation.py --calibrate before")
 
 
 def decoding_options(args):
@@ -104,6 +103,21 @@ def decoding_options(args):
              "sample": ("temperature", "top_k", "top_p")}[args.decoding]
     names = "max_len", "block_trigrams", *names
     return {"method": args.decoding} | {name: getattr(args, name) for name in names}
+
+
+class Renamed(argparse.Action):
+    """A flag of earlier versions, which ends with what replaces it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is no flag any more: give {self.metavar}")
+
+
+def add_renamed(parser, names):
+    """Adds the earlier spellings of flags; names: {earlier: present}."""
+    for earlier, present in names.items():
+        parser.add_argument(earlier, action=Renamed, metavar=present, nargs="?",
+                            dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
+                            help=argparse.SUPPRESS)
 
 
 def set_seed(seed):

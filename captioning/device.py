@@ -47,8 +47,7 @@ def without_gradient():
     """torch.no_grad() for a pass that precedes a trained one under `autocast`.
 
     Older versions of PyTorch, such as 2.6, keep the weights that autocast has cast here, without
-    their gradient, and would use them in the trained pass: they are dropped.
-    """
+    their gradient, and would use them in the trained pass: they are dropped."""
     with torch.no_grad():
         yield
     torch.clear_autocast_cache()

@@ -62,30 +62,24 @@ def read_json(path, keys=()):
 
     Refused, as no caller could use them: NaN, infinity, integers of more than 64 bits, objects
     that have a key twice, and halves of surrogate pairs."""
+    def number(text):
+        expect(text.lstrip("-").isdigit(), f"{text} is not a number")
+        expect(len(text) < 21 and abs(int(text)) < 2 ** 63, f"the number {text[:25]} is too large")
+        return int(text)
+
+    def unique(pairs):
+        value = dict(pairs)
+        expect(len(value) == len(pairs), "one of its objects has a key twice")
+        return value
+
     with reading(path, "check the path, or download the file again"):
         text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text, parse_int=_integer, parse_constant=_no_number,
-                           object_pairs_hook=_object)
+        value = json.loads(text, parse_int=number, parse_constant=number, object_pairs_hook=unique)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
         expect(not keys or isinstance(value, dict), f"it has no {' and '.join(keys)}")
         for key in keys:
             value[key]      # KeyError if it is missing
-    return value
-
-
-def _integer(text):
-    expect(len(text) < 21 and abs(int(text)) < 2 ** 63, f"the number {text[:25]} is too large")
-    return int(text)
-
-
-def _no_number(text):
-    raise ValueError(f"{text} is not a number")
-
-
-def _object(pairs):
-    value = dict(pairs)
-    expect(len(value) == len(pairs), "one of its objects has a key twice")
     return value
 
 

@@ -2,11 +2,12 @@
 
 The score of a word is the share of the image in its logit (docs/method.md, section 4), which needs
 no labels. Object words below a threshold are flagged; `evaluation.py --calibrate` fits the
-threshold and stores it beside the checkpoint.
-"""
+threshold and stores it beside the checkpoint."""
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch.nn import functional as F
 
@@ -85,12 +86,34 @@ def fit_threshold(shares, is_present, kept=0.95):
 
     shares: image_share of n object words; is_present (n,) bool, whether the image shows the object.
     """
-    correct = torch.tensor(shares, dtype=torch.float64)[torch.tensor(is_present, dtype=torch.bool)]
+    correct = torch.tensor([share for share, present in zip(shares, is_present, strict=True)
+                            if present], dtype=torch.float64)
     if not len(correct):
         raise InputError("no object word of the validation captions is correct, so that no "
                          "threshold can be fitted: train the model for longer, or give the object "
                          "words of the data with --synonyms")
     return correct.quantile(1 - kept).item()
+
+
+def calibrate(weight, model, objects, folder):
+    """Stores the Calibration of a checkpoint beside it, fitted to the table of the experiment
+    grounding of the validation split in `folder`."""
+    words = read_scores(folder, "val")
+    threshold = fit_threshold(words.absolute_share, words.present, kept=0.95)
+    ban_threshold = fit_threshold(words.absolute_share, words.present, kept=0.98)
+    save(weight, model, threshold, ban_threshold, objects, words_correct=int(sum(words.present)),
+         words_absent=int(len(words) - sum(words.present)))
+    print(f"threshold of the image's share: {threshold:.4g} ({calibration_path(weight)})")
+
+
+def read_scores(folder, split):
+    """DataFrame of a split's object words, from the table of the experiment grounding in `folder`:
+    absolute_share, which is image_share, and present, whether the image shows the object."""
+    path = Path(folder, f"grounding_words_{split}.csv")
+    with reading(path, f"run evaluation.py --calibrate --save_path {folder} first"):
+        rows = pd.read_csv(path)
+        table = rows.pivot_table(index=["image", "step"], columns="measure", values="value")
+        return table.reindex(columns=["absolute_share", "present"]).dropna()
 
 
 def calibration_path(weight):
@@ -121,10 +144,13 @@ def load(weight, model, key="threshold"):
         return Calibration(float(content[key]), Objects(content["words"]))
 
 
-def load_for_decoding(weight, model):
-    """The Calibration by which words are banned; InputError if the checkpoint has none."""
+def decoder(weight, model, is_grounded, options):
+    """A function like decoding.decode with these options, for --grounded without the object words
+    below the checkpoint's threshold; InputError if it has none."""
+    if not is_grounded:
+        return partial(decode, **options)
     calibration = load(weight, model, "ban_threshold")
     if calibration is None:
         raise InputError(f"{calibration_path(weight)} is missing: --grounded requires a threshold, "
                          f"run evaluation.py --weight {weight} --dataset NAME --calibrate first")
-    return calibration
+    return partial(decode_grounded, calibration=calibration, **options)

@@ -50,15 +50,6 @@ def gather_each(item):
     return items
 
 
-def gather_to_first(item):
-    """In the first process the list of the processes' items, one each; in the others []."""
-    if count() == 1:
-        return [item]
-    items = [] if rank() else [None] * count()
-    distributed.gather_object(item, None if rank() else items)
-    return items
-
-
 def from_first(function, *args):
     """The result of function(*args), which the first process calls alone, in every process."""
     result = [None if rank() else function(*args)]

@@ -3,10 +3,8 @@
 Each metric takes one caption and a list of reference captions per image and returns the score of
 all captions, {"bleu_1": …}, and the scores of each caption, {"bleu_1": […]}. Captions are tokenised
 by the PTB tokeniser: its Java version for METEOR and SPICE, which run on Java themselves, and
-captioning.metrics.ptb_tokeniser for the other metrics.
-"""
+captioning.metrics.ptb_tokeniser for the other metrics."""
 import importlib
-from functools import lru_cache
 
 from captioning.errors import InputError
 from captioning.metrics.ptb_tokeniser import ptb_tokens
@@ -82,11 +80,6 @@ def _tokenised(captions, references):
 
 
 def _tokenised_by_java(captions, references):
-    return _tokenise_once(tuple(captions), tuple(map(tuple, references)))
-
-
-@lru_cache(maxsize=1)       # METEOR and SPICE use the same tokens
-def _tokenise_once(captions, references):
     from pycocoevalcap import java
     lines = java.tokenise([*captions, *(text for texts in references for text in texts)])
     rest = iter(lines[len(captions):])

@@ -1,8 +1,7 @@
 """The Java runtime, and the Java programs of the installed package pycocoevalcap: METEOR and the
 PTB tokeniser.
 
-A runtime that is missing, exits early or hangs raises InputError; every call has a time limit.
-"""
+A runtime that is missing, exits early or hangs raises InputError; every call has a time limit."""
 import contextlib
 import importlib.util
 import os
@@ -10,12 +9,9 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 from captioning.errors import InputError
 
@@ -38,7 +34,7 @@ def runtime():
     for path in _candidates():
         with contextlib.suppress(OSError, InputError):
             command = [path, "-XshowSettings:properties", "-version"]
-            _, properties = _communicate(command, "", START_SECONDS)
+            _, properties = communicate(command, "", START_SECONDS)
             home = re.search(r"^\s*java\.home = (.+?)\s*$", properties, re.MULTILINE)
             version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", properties,
                                 re.MULTILINE)
@@ -79,7 +75,7 @@ def tokenise(captions):
     # it reads one caption per line, and has more line separators than Python
     text = "".join(f"{' '.join(caption.split())}\n" for caption in captions)
     seconds = LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)
-    output, errors = _communicate(command, text, seconds)
+    output, errors = communicate(command, text, seconds)
     lines = output.split("\n")[:-1]
     if len(lines) != len(captions):
         raise InputError(f"the PTB tokeniser returned {len(lines)} lines for {len(captions)} "
@@ -94,61 +90,30 @@ def meteor(captions, references):
     jar = package_file("meteor", "meteor-1.5.jar")
     command = [runtime().path, *ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en",
                "-norm"]
-    with _running(command, LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)) as ask:
-        counts = []
-        for caption, texts in zip(tqdm(captions, desc="METEOR", unit="caption"), references,
-                                  strict=True):
-            counts.append(ask(" ||| ".join(["SCORE", *texts, caption])))
-        each = [float(ask(" ||| ".join(["EVAL", *counts])))]
-        each += [float(ask()) for _ in counts[1:]]
-        return float(ask()), each
+    seconds = LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)
+
+    # one answer per line: first the matches of each caption, then the scores of these matches
+    questions = [" ||| ".join(["SCORE", *texts, caption])
+                 for caption, texts in zip(captions, references, strict=True)]
+    matches, _ = communicate(command, "\n".join(questions) + "\n", seconds)
+    question = " ||| ".join(["EVAL", *matches.splitlines()])
+    scores, _ = communicate(command, f"{question}\n", seconds)
+    try:
+        *each, total = map(float, scores.splitlines())
+        if len(each) != len(captions):
+            raise ValueError("scores are missing")
+    except ValueError as error:
+        raise InputError("METEOR's Java ended early: provide 2 GB of memory, or select another "
+                         "Java with JAVA_HOME") from error
+    return total, each
 
 
-@contextlib.contextmanager
-def _running(command, seconds):
-    """Runs a program that answers line by line. Yields ask(line), which sends a line and returns
-    the next answer; without a line, it only reads.
-
-    The program is killed if an answer takes longer than `seconds`.
-    """
-    with _start(command, stderr=subprocess.DEVNULL) as process:
-        is_late = threading.Event()
-
-        def stop():
-            is_late.set()
-            kill(process)
-
-        def ask(line=None):
-            watchdog = threading.Timer(seconds, stop)
-            watchdog.start()
-            try:
-                if line is not None:
-                    process.stdin.write(f"{line}\n")
-                    process.stdin.flush()
-                answer = process.stdout.readline()
-            finally:
-                watchdog.cancel()
-            if not answer:
-                raise BrokenPipeError
-            return answer.strip()
-
-        try:
-            yield ask
-        except (OSError, ValueError) as error:
-            reason = "ended early"
-            if is_late.is_set():
-                reason = f"did not answer within {seconds:.0f} seconds"
-            raise InputError(f"METEOR's Java {reason}: provide 2 GB of memory, or select another "
-                             "Java with JAVA_HOME") from error
-        finally:
-            kill(process)
-            with contextlib.suppress(OSError):      # unsent input of a killed process
-                process.stdin.close()
-
-
-def _communicate(command, text, seconds):
+def communicate(command, text, seconds, stderr=subprocess.PIPE):
     """(standard output, standard error) of a program given `text`, with a time limit."""
-    with _start(command, stderr=subprocess.PIPE) as process:
+    # in a session of its own, so that `kill` ends its child processes, too
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                          text=True, encoding="utf-8", errors="replace",
+                          start_new_session=True) as process:
         try:
             return process.communicate(text, timeout=seconds)
         except subprocess.TimeoutExpired as error:
@@ -156,12 +121,6 @@ def _communicate(command, text, seconds):
                              "another Java with JAVA_HOME") from error
         finally:
             kill(process)
-
-
-def _start(command, stderr):
-    """Starts a program in a session of its own, so that `kill` ends its child processes, too."""
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-                            text=True, encoding="utf-8", errors="replace", start_new_session=True)
 
 
 def kill(process):

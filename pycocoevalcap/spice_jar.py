@@ -2,11 +2,9 @@
 
 The main program of the jar writes its scores with Java's JavaScript engine, which Java 15 removed.
 Its classes are therefore called from Python, in a separate process: `python spice_jar.py REQUEST`
-reads a JSON file and writes scores.
-"""
+reads a JSON file and writes scores."""
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -61,8 +59,7 @@ def spice(captions, references, corenlp):
     """SPICE of each of the tokenised captions, from lists of tokenised references.
 
     corenlp: folder of Stanford CoreNLP 3.6.0, downloaded if missing. Parsed captions are cached
-    there.
-    """
+    there."""
     from captioning.errors import InputError
     from pycocoevalcap import java
     if not find_corenlp(corenlp):
@@ -76,26 +73,16 @@ def spice(captions, references, corenlp):
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder, "request.json")
         result = Path(folder, "scores.json")
-        messages = Path(folder, "messages.txt")
         request.write_text(json.dumps({
             "captions": captions, "references": references, "result": str(result),
             "jvm": str(java_library(runtime.home)), "options": java_options(runtime.version),
             "jars": list(map(str, jars)), "cache": str(cache)}))
-        command = [sys.executable, "-X", "utf8", __file__, str(request)]
-        with (open(messages, "w") as log,
-              subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                               start_new_session=True) as process):
-            try:
-                process.wait(LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * count)
-            except subprocess.TimeoutExpired as error:
-                raise InputError("SPICE's Java did not answer in time: select another Java with "
-                                 "JAVA_HOME") from error
-            finally:
-                java.kill(process)
-        if process.returncode or not result.exists():
-            reason = java.last_line(messages.read_text("utf-8", "replace"))
-            raise InputError(f"SPICE failed{reason}: it requires pip install JPype1, 8 GB of "
-                             "memory and undamaged jars of CoreNLP 3.6.0")
+        # its standard error, a progress bar, is shown
+        messages, _ = java.communicate([sys.executable, "-X", "utf8", __file__, str(request)], "",
+                                       LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * count, stderr=None)
+        if not result.exists():
+            raise InputError(f"SPICE failed{java.last_line(messages)}: it requires pip install "
+                             "JPype1, 8 GB of memory and undamaged jars of CoreNLP 3.6.0")
         return json.loads(result.read_text())
 
 

@@ -1,12 +1,13 @@
 """Compares the metrics of several runs: python studies/compare.py output/demo output/demo_finetuned
 
 Prints the metrics_<split>.json that evaluation.py wrote to the folders of the runs as one table,
-and draws them in compare_<split>.png.
-"""
+and draws them in compare_<split>.png."""
 import math
 import os
 import sys
 from pathlib import Path
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captioning.cli import Parser
@@ -29,22 +30,19 @@ def get_args_parser():
 def draw(path, runs):
     """Draws one panel per metric, with its own scale and one bar per run."""
     from matplotlib.figure import Figure
-    names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
-    columns = min(5, len(names))
-    rows = math.ceil(len(names) / columns)
+    table = pd.DataFrame(runs)          # one row per metric, one column per run
+    columns = min(5, len(table))
+    rows = math.ceil(len(table) / columns)
     size = 2.4 * columns + 1, 2.1 * rows + 0.3 * len(runs) + 0.3
     figure = Figure(figsize=size, layout="constrained")
-    for number, name in enumerate(names, start=1):
+    for number, (name, values) in enumerate(table.iterrows(), start=1):
         axis = figure.add_subplot(rows, columns, number)
-        for k, (run, metrics) in enumerate(runs.items()):
-            bar = axis.bar(k, metrics.get(name, math.nan), color=f"C{k}", label=run)
-            label = f"{metrics[name]:.3g}" if name in metrics else "none"
-            axis.bar_label(bar, [label], fontsize=7)
+        bars = axis.bar(range(len(runs)), values, color=[f"C{k}" for k in range(len(runs))])
+        axis.bar_label(bars, values.map("{:.3g}".format), fontsize=7)
         axis.set_title(name, fontsize=10)
         axis.set(xticks=[], xlim=(-0.6, len(runs) - 0.4))
         axis.margins(y=0.15)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=9)
+    figure.legend(bars.patches, runs, loc="outside lower center", fontsize=9)
     save(figure, path)
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -130,12 +131,13 @@ def test_sampled_captions_depend_on_the_seed_but_not_on_the_number_of_processes(
     model, vocabulary = checkpoint.load(weights / "gridtd.pth")
     data = CaptionDataset(demo_data, "demo", "test", image_size=112)
     flags = ["--decoding", "sample", "--top_k", "5", "--max_len", "6"]
-    options = evaluation.decoding_options(evaluation.get_args_parser().parse_args(flags))
+    options = evaluation.cli.decoding_options(evaluation.get_args_parser().parse_args(flags))
 
     def sample(seed, part=slice(None)):
         with monkeypatch.context() as patch:
             patch.setattr(evaluation.processes, "shard", lambda batches: batches[part])
-            return evaluation.caption_split(model, vocabulary, data, options, seed, 2, 0,
+            return evaluation.caption_split(model, vocabulary, data,
+                                            partial(decoding.decode, **options), seed, 2, 0,
                                             torch.device("cpu"))
     captions = sample(1)
     torch.rand(3)

@@ -108,7 +108,8 @@ def test_a_calibration_belongs_to_its_weights(tmp_path):
     model, weight = make(AOAModel), tmp_path / "best.pth"
     assert grounding.load(weight, model) is None
     grounding.save(weight, model, 0.25, 0.125, OBJECTS, words_correct=3)
-    assert grounding.load_for_decoding(weight, model).threshold == 0.125
+    decoder = grounding.decoder(weight, model, True, {})
+    assert decoder.keywords["calibration"].threshold == 0.125
     calibration = grounding.load(weight, model)
     assert calibration.threshold == 0.25 and calibration.objects.words == OBJECTS.words
     with pytest.raises(InputError, match="other weights"):

@@ -20,9 +20,8 @@ OLD_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features
 
 def store(path, records, source, regions=36):
     """Stores the bottom-up features of the records' images in the HDF5 file `path`, with `boxes`
-    (N, regions, 4) float32 (x0, y0, x1, y1 in pixels) and `counts` (N,) of regions; the rest is
-    zero. Of more than `regions` regions, the highest-scoring ones are kept where the source has
-    scores, otherwise the first.
+    (N, regions, 4) float32 (x0, y0, x1, y1 in pixels) and `counts` (N,) of regions. Of more than
+    `regions` regions, the highest-scoring ones are kept, or the first if there are no scores.
 
     source: a tsv file of bottom-up-attention or py-bottom-up-attention, or a folder of such files.
     If it lacks images, these are listed in <path>.missing.txt."""

@@ -80,8 +80,7 @@ class CaptionDataset(Dataset):
     features: path of stored features; by default images are read. image_size: side S in pixels to
     which images are resized. augment: colour jitter and horizontal flips that depend on (seed,
     epoch, index) alone; "left" and "right" are swapped in the captions of a flipped image.
-    captions_per_epoch: number of captions sampled per image per epoch (default: all).
-    """
+    captions_per_epoch: number of captions sampled per image per epoch (default: all)."""
 
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False,
                  seed=1, captions_per_epoch=None):

@@ -58,11 +58,10 @@ def prepare(batch):
 def best_regions(detector, batch, regions):
     """The highest-scoring regions of each image after non-maximum suppression of the proposals.
 
-    A region's score is the probability of its most probable object class; its features are the
-    output of the detector's box head for the pooled feature maps, as in Anderson et al. (2018).
-
-    batch: B images, float32 (3, H, W) in [0, 1]. Returns features (B, regions, C) and boxes
-    (B, regions, 4) in pixels of the image, both zero-padded, and counts (B,) of regions."""
+    As in Anderson et al. (2018), a region's score is the probability of its most probable class,
+    and its features are the output of the detector's box head. batch: B images, float32 (3, H, W)
+    in [0, 1]. Returns features (B, regions, C) and boxes (B, regions, 4) in pixels of the image,
+    both zero-padded, and counts (B,) of regions."""
     heads = detector.roi_heads
     resized, _ = detector.transform(batch)
     maps = detector.backbone(resized.tensors)

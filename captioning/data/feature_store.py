@@ -1,24 +1,26 @@
-"""Stored image features: the HDF5 file that cnn_features, bottom_up and detector write, and opening
-it for a model.
+"""Stored image features: of a CNN, which are computed here, or of regions, which bottom_up and
+detector write; and opening them for a model.
 
 While it is written, the file is called <name>.partial. Its datasets have their final size from the
 start, so that it can be opened after the process was killed at any moment; `done` then marks the
-images whose features are complete.
-"""
+images whose features are complete."""
 import contextlib
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from captioning import processes
+from captioning.data import images
 from captioning.data.arrays import open_hdf5
 from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.images import ImageBatches
 from captioning.data.loader import make_loader
+from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
 from captioning.files import fingerprint, shortened
 
@@ -72,6 +74,32 @@ def check_features(data, model):
                          "the same --encoder_weights as to preparedataset.py, or run that again")
 
 
+def store_cnn(path, records, image_folder, encoder, name, size, batch_size, workers, device,
+              amp=False):
+    """Stores the features (N, K, C) of the records' images in the HDF5 file `path`, row by row.
+
+    encoder: module from images (B, 3, size, size) to features (B, C, h, w), K = h·w. amp: compute
+    in mixed precision, where the device supports it."""
+    encoder = encoder.to(device, memory_format=torch.channels_last).eval()
+    precision = amp_dtype(device) if amp and supports_amp(device) else torch.float32
+    attributes = {"encoder": name, "weights": weights_fingerprint(encoder), "size": size,
+                  "precision": str(precision)}
+
+    @torch.inference_mode()
+    def encode(pixels):
+        with autocast(device, amp):
+            features = encoder(pixels.to(device)).flatten(2).transpose(1, 2)           # (B, K, C)
+        return {"features": features.half().cpu().numpy()}
+
+    shape = encode(torch.zeros(1, 3, size, size))["features"].shape[1:]
+    store_of_images(path, records, image_folder, shape, attributes, encode,
+                    partial(_resized, size=size), batch_size, workers, device)
+
+
+def _resized(batch, size):
+    return images.normalise(torch.stack([images.resize(image, size) for image in batch]))
+
+
 def store_of_images(path, records, image_folder, shape, attributes, encode, prepare, batch_size,
                     workers, device, with_boxes=False):
     """Stores encode(prepare(images)), {name: array}, of the records' images; resumes an
@@ -79,23 +107,22 @@ def store_of_images(path, records, image_folder, shape, attributes, encode, prep
     # an image's mark changes with its size in bytes, so that a replaced image is noticed
     files = [Path(image_folder, record.path) for record in records]
     marks = [1 + (os.path.getsize(file) if os.path.exists(file) else 0) for file in files]
-    images = ImageBatches(image_folder, [record.path for record in records], prepare)
+    data = images.ImageBatches(image_folder, [record.path for record in records], prepare)
     attributes = attributes | {"names": fingerprint([record.name for record in records])}
     with Store(path, marks, shape, attributes, with_boxes) as store:
-        store.fill(encode, images, batch_size, workers, device)
+        store.fill(encode, data, batch_size, workers, device)
 
 
 class Store:
     """Context manager that writes stored features to `path`, and resumes an interrupted run.
 
     The file contains `features` (N, *shape) float16 and `done` (N,) uint64; it is complete when
-    `done` equals `marks`. After entering, `missing` is the set of incomplete images. On success
-    the partial file is renamed to `path`. Under torchrun the first process alone opens it.
+    `done` equals `marks`. After entering, `missing` is the set of incomplete images. Under torchrun
+    the first process alone opens it.
 
     marks: (N,) positive integers that change when an image is replaced. shape: (K, C), regions and
-    channels. attributes: of the HDF5 file; a file with other attributes is discarded. with_boxes:
-    also store `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions.
-    """
+    channels. attributes: of the HDF5 file; a file with others is discarded. with_boxes: also
+    `boxes` (N, K, 4) float32 and `counts` (N,) int32, the number of regions."""
 
     def __init__(self, path, marks, shape, attributes, with_boxes=False):
         self.path = Path(path)
@@ -177,9 +204,10 @@ class Store:
         with tqdm(desc=self.path.name, total=len(batches), unit="batch",
                   disable=processes.rank() > 0) as bar:
             for i in range(0, len(batches), processes.count()):
-                results = processes.gather_to_first(next(encoded, None))
+                results = processes.gather_each(next(encoded, None))
                 for batch, arrays in zip(batches[i:], results, strict=False):
-                    self.write(batch[0], **arrays)
+                    if not processes.rank():
+                        self.write(batch[0], **arrays)
                     bar.update()
 
     def write(self, start, features, **others):

@@ -18,10 +18,9 @@ LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt",
 def read_flickr8k(annotation_folder, karpathy_json=None, seed=1):
     """The Records of Flickr8k (Hodosh, Young and Hockenmaier 2013).
 
-    Captions are those of Flickr8k.token.txt or, if that is missing, of Kaggle's captions.txt.
-    Splits are those of karpathy_json, if given, else of the folder's three lists of images; if
-    it has none of them, an eighth of the images each, chosen with `seed`, forms the validation
-    and the test split. Images that belong to no split are omitted and their number is printed."""
+    Captions are those of Flickr8k.token.txt, else of Kaggle's captions.txt. Splits are those of
+    karpathy_json, else of the folder's three lists of images, else random: an eighth of the images
+    each for validation and test. Images of no split are omitted and their number is printed."""
     folder = Path(annotation_folder)
     source = folder / TOKENS if (folder / TOKENS).is_file() else folder / KAGGLE
     if not source.is_file():
@@ -38,7 +37,12 @@ def read_flickr8k(annotation_folder, karpathy_json=None, seed=1):
         splits = _read_lists(folder)
     else:
         origin = f"random ({'/'.join(SPLITS)} 6:1:1, --seed {seed}), as {folder} has no lists"
-        splits = _random_splits(sorted(captions), seed)
+        shuffled = sorted(captions)
+        random.Random(seed).shuffle(shuffled)
+        eighth = len(shuffled) // 8
+        splits = dict.fromkeys(sorted(captions), "train")
+        splits |= dict.fromkeys(shuffled[:eighth], "val")
+        splits |= dict.fromkeys(shuffled[eighth:2 * eighth], "test")
 
     missing = [name for name in splits if name not in captions]
     if missing:
@@ -88,15 +92,4 @@ def _read_lists(folder):
                                             f"{LISTS.get(splits.get(image))}")
                 if image:
                     splits[image] = split
-    return splits
-
-
-def _random_splits(names, seed):
-    """{image: split}, in the proportions of the official splits."""
-    shuffled = names.copy()
-    random.Random(seed).shuffle(shuffled)
-    eighth = len(names) // 8
-    splits = dict.fromkeys(names, "train")
-    splits.update(dict.fromkeys(shuffled[:eighth], "val"))
-    splits.update(dict.fromkeys(shuffled[eighth:2 * eighth], "test"))
     return splits

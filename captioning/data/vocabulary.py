@@ -15,8 +15,8 @@ def tokenise(text):
 
 
 class Vocabulary:
-    """A word map {word: id}, the list `words` by id, and pad, unk, start, end, the ids of its
-    special tokens. source: names the word map in the message of an InputError."""
+    """A word map {word: id}, the list `words` by id, and pad, unk, start, end, together `special`,
+    the ids of its special tokens. source: names the word map in the message of an InputError."""
 
     def __init__(self, wordmap, source="the word map"):
         is_valid = isinstance(wordmap, dict) and all(
@@ -28,7 +28,8 @@ class Vocabulary:
                              f"contain {UNK}, {START} and {END}: create it with preparedataset.py")
         self.wordmap = wordmap
         self.words = sorted(wordmap, key=wordmap.get)
-        self.pad, self.unk, self.start, self.end = map(wordmap.get, (PAD, UNK, START, END))
+        self.special = list(map(wordmap.get, (PAD, UNK, START, END)))
+        self.pad, self.unk, self.start, self.end = self.special
 
     def __len__(self):
         return len(self.wordmap)

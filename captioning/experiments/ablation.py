@@ -25,8 +25,7 @@ def word_ablation(batch, rows, steps, deleted=3):
 
     The `deleted` most relevant words, never <start>, are deleted, and the model is teacher-forced
     on the remaining ones. Methods without relevance of words are skipped. Measures: stop_word_drop
-    and object_word_drop, NaN for words of the other kind.
-    """
+    and object_word_drop, NaN for words of the other kind."""
     values = {}
     captions = batch.captions[rows]                                                    # (n, T+1)
     position = torch.arange(captions.shape[1] - 1, device=rows.device)
@@ -55,8 +54,7 @@ def patch_ablation(batch, rows, steps, patches=20):
 
     The `patches` most relevant patches of 8×8 pixels are set to the mean colour and the image is
     captioned again. Measures: disappears, 0 or 1, and, where the word remains, patch_drop, the drop
-    of its probability at its first position in the new caption.
-    """
+    of its probability at its first position in the new caption."""
     model = batch.study.model
     values = {}
     images = batch.images[rows]

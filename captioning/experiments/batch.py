@@ -29,32 +29,30 @@ class Study:
     calibration: object = None  # captioning.grounding.Calibration, if the checkpoint has one
 
 
+@dataclass(eq=False)
 class Batch:
     """B images with one caption each.
 
-    indices: of the images in their split; names: file names; images (B, 3, H, W) or region
-    features (B, K, C); words: captions as lists of words; references: lists of reference captions.
-
     Step t predicts words[b][t]; T counts <end>. Masks of words are (B, T) bool; the words to
-    explain are given as (rows, steps), both (n,).
-    """
+    explain are given as (rows, steps), both (n,)."""
+    study: Study
+    indices: list               # of the images in their split
+    names: list                 # file names
+    images: torch.Tensor        # (B, 3, H, W), or region features (B, K, C)
+    words: list                 # captions as lists of words
+    references: list            # lists of reference captions
 
-    def __init__(self, study, indices, names, images, words, references):
-        self.study = study
-        self.indices = indices
-        self.names = names
-        self.images = images
-        self.words = words
-        self.references = references
-        self.on_regions = images.dim() == 3     # region features instead of images
-        ids = [torch.tensor(study.vocabulary.encode(caption, len(caption))) for caption in words]
-        self.captions = pad_sequence(ids, batch_first=True).to(images.device)          # (B, T+1)
+    def __post_init__(self):
+        study = self.study
+        self.on_regions = self.images.dim() == 3
+        ids = [torch.tensor(study.vocabulary.encode(words, len(words))) for words in self.words]
+        self.captions = pad_sequence(ids, batch_first=True).to(self.images.device)     # (B, T+1)
         # of each image {step: category} of the object words in its caption
         if study.objects.words:
-            self.categories = [dict(study.objects.named(caption)) for caption in words]
+            self.categories = [dict(study.objects.named(caption)) for caption in self.words]
         else:
             self.categories = [{t: word for t, word in enumerate(caption) if word in study.frequent}
-                               for caption in words]
+                               for caption in self.words]
         self._explanations = {}
         self._pixel_maps = {}
 
@@ -135,9 +133,25 @@ class Batch:
 
         With region features (n, K)."""
         if self.on_regions:
-            return self._region_maps(method)[rows, steps]
-        _, position = self._map_steps
-        return self._maps_of_pixels(method)[rows, position[rows, steps]]
+            if method == RANDOM:
+                is_region = (self.images != 0).any(-1).to(self.images.dtype)
+                return (self._noise[1] * is_region[:, None])[rows, steps]
+            return region_relevance(self.explanation(method), method)[rows, steps]
+
+        # maps of pixels need much memory: only object words and frequent words have one
+        has_map = self.object_words | self.frequent_words
+        if method not in self._pixel_maps:
+            count = max(1, int(has_map.sum(1).max()))
+            with_map = has_map.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            if method == RANDOM:
+                maps = self._noise[1][torch.arange(len(with_map))[:, None], with_map]
+            else:
+                explanation = METHODS[method].explain(
+                    self.study.model, self.images, self.captions, steps=with_map)
+                maps = pixel_maps(explanation, method, tuple(self.images.shape[-2:]))
+            self._pixel_maps[method] = maps                                        # (B, S, H, W)
+        position = has_map.cumsum(1) - 1        # of each step among those with a map
+        return self._pixel_maps[method][rows, position[rows, steps]]
 
     def relevance(self, method, rows, steps):
         """(n, T): the relevance of the word read at each step i ≤ t."""
@@ -156,39 +170,6 @@ class Batch:
                 explanation = replace(explanation, features=sums)
             self._explanations[method] = explanation
         return self._explanations[method]
-
-    @cached_property
-    def region_is_present(self):
-        """(B, K): 1 for regions and 0 for padding."""
-        return (self.images != 0).any(-1).to(self.images.dtype)
-
-    def _region_maps(self, method):
-        """(B, T, K)"""
-        if method == RANDOM:
-            return self._noise[1] * self.region_is_present[:, None]
-        return region_relevance(self.explanation(method), method)
-
-    @cached_property
-    def _map_steps(self):
-        """(B, S): the steps of object words and frequent words, the only ones with a map of pixels;
-        and (B, T): the position of each step among them."""
-        has_map = self.object_words | self.frequent_words
-        S = max(1, int(has_map.sum(1).max()))
-        steps = has_map.int().argsort(dim=1, descending=True, stable=True)[:, :S]
-        return steps, has_map.cumsum(1) - 1
-
-    def _maps_of_pixels(self, method):
-        """(B, S, H, W)"""
-        if method not in self._pixel_maps:
-            steps, _ = self._map_steps
-            if method == RANDOM:
-                maps = self._noise[1][torch.arange(len(steps))[:, None], steps]
-            else:
-                explanation = METHODS[method].explain(
-                    self.study.model, self.images, self.captions, steps=steps)
-                maps = pixel_maps(explanation, method, tuple(self.images.shape[-2:]))
-            self._pixel_maps[method] = maps
-        return self._pixel_maps[method]
 
     @cached_property
     def _noise(self):
@@ -230,8 +211,7 @@ def encode_images(model, images):
 def word_log_p(model, features, captions, steps):
     """(n,): log-probability of the word captions[i, steps[i] + 1] after captions[i, :steps[i] + 1].
 
-    features (n, K, C), captions (n, T+1).
-    """
+    features (n, K, C), captions (n, T+1)."""
     captions = captions[:, :int(steps.max()) + 2]
     hidden = model.teacher_force(features, captions[:, None]).hidden           # (n, 1, T, d)
     n = torch.arange(len(captions), device=captions.device)

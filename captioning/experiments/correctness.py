@@ -14,13 +14,13 @@ def correctness(batch, rows, steps):
     Positive relevance is divided by its maximum, values ≤ τ are set to 0, and the best box of the
     category counts. With region features, the relevance of a region is weighted by the share of its
     area inside the box. Baselines: method box, the largest box's share of the image; with region
-    features also method even, equal relevance of all regions. Measures: τ = 0.0, 0.1 … 0.9.
-    """
+    features also method even, equal relevance of all regions. Measures: τ = 0.0, 0.1 … 0.9."""
     boxes = batch.boxes(rows, steps)
     values = {}
     if batch.on_regions:
         overlap = overlaps(batch.region_boxes(rows), boxes)
-        even = share_of_regions(batch.region_is_present[rows], overlap)
+        is_region = (batch.images != 0).any(-1).to(batch.images.dtype)
+        even = share_of_regions(is_region[rows], overlap)
         values["even", "0.0"] = even[:, 0]
     for method in batch.study.methods:
         maps = batch.maps(method, rows, steps)
@@ -31,34 +31,30 @@ def correctness(batch, rows, steps):
 
 
 def share_inside(maps, boxes):
-    """maps (n, H, W) of relevance, boxes (n, m, 4) -> the share of positive relevance inside the
-    best box for every threshold, (n, thresholds).
+    """Maps (n, H, W) and boxes (n, m, 4) -> the share of positive relevance inside the best box for
+    every threshold, (n, thresholds).
 
-    Boxes are x0, y0, x1, y1 as fractions of the image's width and height, padded with NaN.
-    """
-    maps = positive_shares(maps)
+    Boxes are x0, y0, x1, y1 as fractions of the image's width and height, padded with NaN."""
     in_rows, in_columns = rows_and_columns(boxes, *maps.shape[1:])
     in_rows = in_rows.to(maps.dtype)
     in_columns = in_columns.to(maps.dtype)
-    shares = []
-    for tau in THRESHOLDS:
-        above = torch.where(maps > tau, maps, 0)
-        inside = torch.einsum("nmh,nhw,nmw->nm", in_rows, above, in_columns)
-        total = above.sum((1, 2)).clamp(min=torch.finfo(maps.dtype).tiny)
-        shares.append((inside / total[:, None]).amax(1))
-    return torch.stack(shares, 1)
+    return _shares(maps, lambda above: torch.einsum("nmh,nhw,nmw->nm", in_rows, above, in_columns))
 
 
 def share_of_regions(relevance, overlap):
     """`share_inside` of region features: relevance (n, K), and the `overlaps` (n, m, K) of the
     regions with the boxes."""
+    return _shares(relevance, lambda above: torch.einsum("nmk,nk->nm", overlap, above))
+
+
+def _shares(relevance, inside):
+    """relevance (n, …), inside(relevance) -> (n, m): its sums in each box."""
     relevance = positive_shares(relevance)
     shares = []
     for tau in THRESHOLDS:
         above = torch.where(relevance > tau, relevance, 0)
-        inside = torch.einsum("nmk,nk->nm", overlap, above)
-        total = above.sum(1).clamp(min=torch.finfo(relevance.dtype).tiny)
-        shares.append(inside.amax(1) / total)
+        total = above.sum(tuple(range(1, above.dim()))).clamp(min=torch.finfo(above.dtype).tiny)
+        shares.append(inside(above).amax(1) / total)
     return torch.stack(shares, 1)
 
 
@@ -71,8 +67,7 @@ def overlaps(regions, boxes):
     """The share (n, m, K) of the area of each region (n, K, 4) that lies inside each box (n, m, 4).
 
     Both are fractions of the image. The share is 0 for boxes of NaN (padding) and for regions
-    without area.
-    """
+    without area."""
     regions = regions[:, None]                      # (n, 1, K, 4)
     boxes = boxes.clamp(0, 1)[:, :, None]           # (n, m, 1, 4)
     low = torch.maximum(regions[..., :2], boxes[..., :2])
@@ -93,9 +88,12 @@ def rows_and_columns(boxes, H, W):
 
 def draw(path, table, values):
     """Share of relevance inside the box over τ, and the box's share of the image."""
-    shares = {method: [table.loc[(method, str(tau)), "mean"] for tau in THRESHOLDS]
-              for method in of_measure(table, "0.9").index}
-    plots.draw_correctness(path, THRESHOLDS, shares, table.loc[("box", "0.0"), "mean"])
+    taus = [str(tau) for tau in THRESHOLDS]
+    methods = of_measure(table, taus[-1]).index      # not the baselines
+    curves = {method: table.loc[method].loc[taus] for method in methods}
+    plots.draw_curves(path, {"correct object words": curves}, THRESHOLDS, "threshold τ",
+                      "share of relevance inside the box",
+                      {"the box's share\nof the image": table.loc[("box", "0.0"), "mean"]})
 
 
 CORRECTNESS = Experiment(

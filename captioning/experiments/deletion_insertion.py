@@ -12,13 +12,10 @@ FRACTIONS = [i / 10 for i in range(11)]
 def deletion_insertion(batch, rows, steps):
     """Areas under the curves of a word's log-probability as patches are removed or added.
 
-    Deletion sets patches of 8×8 pixels to the mean colour in descending order of relevance;
-    insertion restores them in this order in an image of the mean colour. The word is teacher-forced
-    on its own caption. The area under the curve over the fraction of patches, from 0 to 1, is the
-    mean log-probability: a faithful explanation has a low area of deletion and a high area of
-    insertion. Measures: deletion and insertion, the areas, and the curves' values deletion_0.0,
-    deletion_0.1, …, insertion_1.0.
-    """
+    Deletion sets patches of 8×8 pixels to the mean colour, the most relevant first; insertion
+    restores them in this order in an image of the mean colour. A faithful explanation has a low
+    area of deletion and a high area of insertion. Measures: the areas deletion and insertion, and
+    the curves' values deletion_0.0, deletion_0.1, …, insertion_1.0."""
     model = batch.study.model
     values = {}
     images = batch.images[rows]

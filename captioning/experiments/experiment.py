@@ -2,8 +2,7 @@
 
 Two pandas tables occur in all experiments. `values` has one row per number, with the columns image,
 step, method, measure and value; `table` has one row per method and measure, with the columns mean,
-standard_error and count, the number of words.
-"""
+standard_error and count, the number of words."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,8 +50,7 @@ class Part:
     """A function that measures words of one kind.
 
     A part of an experiment that measures explanations at steps (rows, steps), both (n,), returns
-    {(method, measure): numbers (n,)}, NaN where a measure is not defined.
-    """
+    {(method, measure): numbers (n,)}, NaN where a measure is not defined."""
     words: Callable                 # batch -> the words that are measured, (B, T) bool
     measure: Callable               # (batch, rows, steps) -> numbers of these words
     needs_pixels: bool = True       # it measures maps of pixels, which region features do not have

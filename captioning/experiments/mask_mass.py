@@ -15,8 +15,7 @@ class Masks:
 
     The file contains `<split>/masks` (N, H, W), at each pixel the number of its object or 0, and
     `<split>/things` (N, objects), the category of each object, numbered from 1 in the order of the
-    file's attribute `categories`. images: the number of images N.
-    """
+    file's attribute `categories`. images: the number of images N."""
 
     def __init__(self, path, split, images):
         if not Path(path).exists():
@@ -53,8 +52,7 @@ def mask_mass(batch, rows, steps):
     """The share of a word's positive relevance on the pixels of its object (measure inside).
 
     All objects of the category count together. Baseline, as method mask: the share of the image
-    that they cover.
-    """
+    that they cover."""
     values = {}
     size = batch.images.shape[-2:]
     masks = [batch.study.masks.mask(batch.indices[b], batch.categories[b][t], size)

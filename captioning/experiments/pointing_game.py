@@ -8,8 +8,7 @@ def pointing_game(batch, rows, steps):
     """Whether the most relevant pixel lies in a box of the word's object, 0 or 1 (measure hit).
 
     A map without positive relevance counts as a miss. Baseline, as method box: the share of the
-    image that the object's boxes cover.
-    """
+    image that the object's boxes cover."""
     values = {}
     in_rows, in_columns = rows_and_columns(batch.boxes(rows, steps), *batch.images.shape[-2:])
     inside = (in_rows[..., None] & in_columns[..., None, :]).any(1)                    # (n, H, W)

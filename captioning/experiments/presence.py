@@ -1,8 +1,7 @@
 """Presence (docs/method.md, section 12): does the image's share in a word tell whether the image
 shows the object that the word names?
 
-Only the decoder is explained; no relevance passes through the CNN.
-"""
+Only the decoder is explained; no relevance passes through the CNN."""
 from itertools import combinations
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from captioning import grounding
 from captioning.experiments.batch import word_log_p
 from captioning.experiments.experiment import Experiment, Part, by_word, table_of
-from captioning.experiments.tpfp import auc
+from captioning.experiments.tpfp import are_one_class, auc
 from captioning.report import plots
 
 FOLDS = 5
@@ -25,8 +24,7 @@ def presence(batch, rows, steps):
     (captioning.grounding.image_share). Method model: log_p, the word's log-probability, log_p_gain,
     the same less its log-probability without the image, and 1-beta of Ada-LSTM. Method reference:
     present, biased (the object is the second of a biased pair), category (its number in the
-    alphabetical order), image (its index) and, if the study has a calibration, flagged.
-    """
+    alphabetical order), image (its index) and, if the study has a calibration, flagged."""
     study = batch.study
     entries = [study.boxes.get(name) for name in batch.names]
     present = [study.objects.present(entry, references)
@@ -78,8 +76,7 @@ def cross_validated(x, y, fold):
     """Logits of y (n,), 0 or 1, from x (n, m): a logistic regression fitted to the other folds.
 
     fold (n,): the number of each word's fold; the words of one image belong to one fold. None if
-    the words outside of some fold are all of one class.
-    """
+    the words outside of some fold are all of one class."""
     from sklearn.linear_model import LogisticRegression  # slow to import
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
     if any(y[fold != number].nunique() < 2 for number in fold.unique()):
@@ -123,10 +120,7 @@ def draw(path, table, values):
     """ROC curves of the single scores and of the best pair; none if only one class occurs."""
     scores, reference = scores_and_reference(values)
     present = reference["present"] > 0
-    if present.nunique() < 2:
-        label = "present" if present.all() else "absent"
-        print(f"grounding: all {len(present)} objects are {label}, so there is no ROC curve to "
-              "plot")
+    if are_one_class(present, "grounding", "objects", ("absent", "present")):
         return
     single = [name for name in scores if "+" not in name]
     pairs = sorted(set(scores) - set(single), key=lambda name: table["mean"][name, "all objects"])

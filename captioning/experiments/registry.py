@@ -24,17 +24,13 @@ EXPERIMENTS = {
 def experiments_for_regions(names, weight):
     """Those of the experiments that region features permit; names the omitted ones in one sentence.
 
-    weight: path of the checkpoint, for the message.
-    """
-    applicable = []
-    omitted = []
-    for name in names:
-        needs_pixels = [part.needs_pixels for part in EXPERIMENTS[name].parts]
-        omitted += [part.measure.__name__ for part in EXPERIMENTS[name].parts if part.needs_pixels]
-        applicable += [] if all(needs_pixels) else [name]
+    weight: path of the checkpoint, for the message."""
+    parts = [(name, part) for name in names for part in EXPERIMENTS[name].parts]
+    omitted = [part.measure.__name__ for _, part in parts if part.needs_pixels]
     if omitted:
         report_omitted(omitted, weight)
-    return applicable
+    applicable = {name for name, part in parts if not part.needs_pixels}
+    return [name for name in names if name in applicable]
 
 
 def metrics_of(tables):

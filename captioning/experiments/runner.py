@@ -1,10 +1,8 @@
 """The loop over a split that runs the experiments and writes their tables and plots.
 
-The unit of work is a batch of images. For each experiment its rows are written to a file of their
-own, completely or not at all, and existing files are not computed again, so that an interrupted run
-resumes. The batches do not depend on the number of processes, so that results are reproducible to
-the last digit.
-"""
+The rows of each experiment and batch of images are written to a file of their own, and existing
+files are not computed again, so that an interrupted run resumes. The batches do not depend on the
+number of processes, so that results are reproducible to the last digit."""
 import math
 import shutil
 from pathlib import Path
@@ -16,12 +14,11 @@ from tqdm import tqdm
 from captioning import processes
 from captioning.data.feature_store import weights_fingerprint
 from captioning.data.loader import make_loader
-from captioning.errors import InputError
 from captioning.experiments.batch import Batch
 from captioning.experiments.experiment import KEY
 from captioning.experiments.registry import EXPERIMENTS
 from captioning.explanation.methods import METHODS
-from captioning.files import fingerprint, make_folder, remove_leftovers, write_text
+from captioning.files import fingerprint, make_folder, reading, remove_leftovers, write_text
 
 WORD = ["image", "step", "word"]
 COLUMNS = [*WORD, *KEY, "value"]
@@ -29,17 +26,15 @@ COLUMNS = [*WORD, *KEY, "value"]
 
 def run_experiments(study, data, captions, names, limit, batch_size, workers, device, folder,
                     flags):
-    """Runs the experiments `names` on the captions of a split.
+    """Runs the experiments `names` on the captions of a split, one text per image.
 
-    data: CaptionDataset of images or region features; captions: one text per image; limit: the
-    number of images, the first of those with a word that any experiment can measure (None: all);
-    workers: processes that read images; flags: the split's name, and all other settings on which
-    captions of modified images depend.
+    limit: the number of images, the first of those with a word that any experiment can measure
+    (None: all); flags: the split's name, and all other settings on which captions of modified
+    images depend.
 
-    Writes <experiment>_words_<split>.csv, <experiment>_<split>.csv and .png in `folder`. Returns
-    {experiment: table} in the first process and {} in the others. Meanwhile <folder>/parts_<hash>/
-    contains the rows of each batch; it is removed when all tables and plots are written.
-    """
+    Writes <experiment>_words_<split>.csv, <experiment>_<split>.csv and .png in `folder`, and
+    meanwhile the rows of each batch in <folder>/parts_<hash>/. Returns {experiment: table} in the
+    first process and {} in the others."""
     def make_batch(indices, images):
         return Batch(study, indices, [data.names[i] for i in indices], images,
                      [captions[i].split() for i in indices], [data.references[i] for i in indices])
@@ -107,13 +102,10 @@ def as_csv(table, float_format, **options):
 
 def read_rows(path, **options):
     """The rows (COLUMNS) of a file that an experiment wrote."""
-    try:
+    with reading(path, "remove it and run the same command again"):
         rows = pd.read_csv(path, dtype=dict.fromkeys(("image", "word", *KEY), str),
                            keep_default_na=False, **options)
         return rows.astype({"value": float})
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it and run the same command again"
-                         ) from error
 
 
 def conclude(name, parts, folder, split):

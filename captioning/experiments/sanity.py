@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from captioning.experiments.batch import Batch
 from captioning.experiments.experiment import Experiment, Part, of_measure
 from captioning.report import plots
 
@@ -15,10 +14,8 @@ def sanity(batch, rows, steps):
     """Rank correlation of a word's map with its map after randomisation of the model's layers.
 
     Layers are randomised one after the other, from the output to the encoder's first convolution,
-    and remain so (cascading randomisation). The correlation of a method that depends on the model
-    decreases to 0; a method whose correlation remains 1 does not depend on the weights. Measures:
-    the layers' names, numbered in this order.
-    """
+    and remain so: the correlation of a method that depends on the weights decreases to 0. Measures:
+    the layers' names, numbered in this order."""
     study = batch.study
     model = copy.deepcopy(study.model)
     values = {}
@@ -26,8 +23,7 @@ def sanity(batch, rows, steps):
     generator = torch.Generator().manual_seed(study.seed)
     for number, (name, layer) in enumerate(layers_from_the_top(model), start=1):
         randomise(layer, generator)
-        randomised = Batch(replace(study, model=model), batch.indices, batch.names, batch.images,
-                           batch.words, batch.references)
+        randomised = replace(batch, study=replace(study, model=model))
         for method in study.methods:
             maps = randomised.maps(method, rows, steps)
             values[method, f"{number:02d}_{name}"] = rank_correlation(original[method], maps)

@@ -11,9 +11,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def tpfp(batch, rows, steps):
     """Statistics of a predicted word's map as scores for "a reference contains the word".
 
-    Maps are summed over channels and not normalised. Measures: the `statistics` of each method,
-    and 1-beta of Ada-LSTM as method sentinel; right of method reference is 1 for correct words.
-    """
+    Maps are summed over channels and not normalised. Measures: the `statistics` of each method, and
+    1-beta of Ada-LSTM as method sentinel; right of method reference is 1 for correct words."""
     reference_words = [set().union(*map(tokenise, texts)) for texts in batch.references]
     is_right = [batch.words[b][t] in reference_words[b]
                 for b, t in zip(rows.tolist(), steps.tolist(), strict=True)]
@@ -39,8 +38,7 @@ def statistics(maps):
 def auc(scores, is_positive):
     """Area under the ROC curve of scores (n,), its standard error and n; NaN for a single class.
 
-    The error is that of Hanley and McNeil (1982).
-    """
+    The error is that of Hanley and McNeil (1982)."""
     from sklearn.metrics import roc_auc_score  # slow to import
     n = int(is_positive.sum())
     m = len(is_positive) - n
@@ -65,12 +63,19 @@ def area_table(values):
     return table_of({key: auc(scores, is_correct) for key, scores in words.items()})
 
 
+def are_one_class(is_positive, experiment, what, labels):
+    """Whether all words are of one class, which is printed: there is no ROC curve to plot."""
+    if is_positive.nunique() < 2:
+        label = labels[int(is_positive.all())]
+        print(f"{experiment}: all {len(is_positive)} {what} are {label}, so there is no ROC curve "
+              "to plot")
+    return is_positive.nunique() < 2
+
+
 def draw(path, table, values):
     """ROC curves of four statistics of the maps; none if all words are correct or incorrect."""
     words, is_correct = scores_and_labels(values)
-    if is_correct.nunique() < 2:
-        label = "correct" if is_correct.all() else "incorrect"
-        print(f"tpfp: all {len(is_correct)} words are {label}, so there is no ROC curve to plot")
+    if are_one_class(is_correct, "tpfp", "words", ("incorrect", "correct")):
         return
     panels = {}
     for statistic in ("mean", "positive_mean", "absolute_mean", "maximum"):

@@ -39,8 +39,7 @@ def colour_maps(maps, signed, shared_scale=False):
 
     The strongest colour is that of the 99.5th percentile of a map's absolute values, which outliers
     do not change; if nearly all values are zero, that of the maximum. shared_scale: the largest
-    such value of all maps, for each of them.
-    """
+    such value of all maps, for each of them."""
     maps = np.asarray(maps, np.float32)
     if signed:
         maps = smooth(maps)

@@ -17,7 +17,7 @@ from captioning.files import make_folder, sync_to_disk, temporary_path, write_te
 from captioning.report import heatmaps
 from captioning.report.colours import colour_maps
 from captioning.report.explanations import ARRAYS, caption_of, read_explanation
-from captioning.report.page import page_entry, page_of, write_entry
+from captioning.report.page import as_json, page_entry, page_of, write_entry
 
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
@@ -39,8 +39,7 @@ class ExplainedImage:
 
     Its repr is a table of the words; in a notebook it is the interactive page. Methods take a word
     as text, of which the first occurrence counts, or as its position among `words`; and one of the
-    explanation methods that were computed, by default the first.
-    """
+    explanation methods that were computed, by default the first."""
     words: list                             # the T words that are explained, up to <end>
     logits: np.ndarray                      # (T,); with a contrast, the difference to that word's
     probabilities: np.ndarray               # (T,)
@@ -151,21 +150,20 @@ class ExplainedImage:
         return f"{self.name}: {self.caption}\n{self.table()}"
 
     def _repr_html_(self):
-        page = html.escape(page_of(page_entry(self)))
+        page = html.escape(page_of(as_json(page_entry(self))))
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 46rem; border: 0"></iframe>'
 
     def to_html(self, path):
         """Writes the interactive page of this image, one self-contained file."""
-        write_text(path, page_of(page_entry(self)))
+        write_text(path, page_of(as_json(page_entry(self))))
 
     # -- files -----------------------------------------------------------------------------------
 
     def save(self, folder, with_page=True):
         """Writes a PNG per method, explanation.npz, and the image's share of a page.
 
-        They replace those of an earlier explanation; other files in the folder are kept. A new
-        folder appears only once it is complete. with_page: also index.html, the page of this image
-        alone. InputError if writing fails."""
+        Other files in the folder are kept; a new folder appears only once it is complete.
+        with_page: also index.html, the page of this image alone. InputError if writing fails."""
         folder = Path(folder).absolute()
         temporary = temporary_path(folder)
         try:
@@ -176,7 +174,7 @@ class ExplainedImage:
             entry = page_entry(self)
             write_entry(temporary, entry, self.image)
             if with_page:
-                write_text(temporary / "index.html", page_of(entry))
+                write_text(temporary / "index.html", page_of(as_json(entry)))
             for path in (*temporary.iterdir(), temporary):
                 sync_to_disk(path)
 

@@ -76,21 +76,17 @@ def is_explained(folder, identity):
     except InputError:
         return False
     plots = [folder / f"{method}.png" for method in arrays["methods"].tolist()]
-    return (str(arrays["identity"]) == identity and all(map(_is_complete_png, plots))
-            and has_entry(folder))
-
-
-def _is_complete_png(path):
-    """Whether the file ends with the last chunk of a PNG."""
-    return path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
+    return (str(arrays["identity"]) == identity and has_entry(folder)
+            # the last chunk of a PNG
+            and all(path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
+                    for path in plots))
 
 
 def write_index(save_path, first):
     """Writes index.html with every explanation in `save_path`.
 
     Those in the folders `first` come first, then the others by name. Explanations that cannot be
-    shown are omitted and named in one printed sentence.
-    """
+    shown are omitted and named in one printed sentence."""
     captions = {}
     omitted = []
     for folder in dict.fromkeys([*first, *stored_folders(save_path)]):

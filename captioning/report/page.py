@@ -2,10 +2,8 @@
 
 Each image's folder contains what the page shows of it, entry.html, and a thumbnail. Up to EMBEDDED
 images the page contains all of them and is one file. Above that it loads an image's entry.html when
-the image is chosen, in a frame, which browsers allow for local files too; neither Python nor the
-browser holds more than a few images at a time. (Chromium keeps the source of every script that it
-has loaded, so the data must not be one.)
-"""
+the image is chosen, in a frame, which browsers allow for local files too (Chromium keeps the source
+of every script that it has loaded, so the data must not be one)."""
 import base64
 import io
 import json
@@ -112,7 +110,7 @@ def _data_uri(image, kind):
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _json(value):
+def as_json(value):
     """JSON that may stand within an HTML script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
@@ -120,7 +118,7 @@ def _json(value):
 
 def write_entry(folder, entry, image):
     """Writes the `page_entry` of an image and a thumbnail of it (PIL)."""
-    Path(folder, ENTRY).write_text(FRAME % _json(entry), encoding="utf-8")
+    Path(folder, ENTRY).write_text(FRAME % as_json(entry), encoding="utf-8")
     thumbnail(image, THUMBNAIL_SIDE).save(Path(folder, THUMBNAIL), quality=70)
 
 
@@ -146,17 +144,12 @@ def write_page(path, captions):
         if len(captions) <= EMBEDDED:
             entries.append(read_entry(folder))
         else:       # what the list of images shows
-            entries.append(_json({"name": folder.name, "caption": caption}))
-    write_text(path, _page(entries))
+            entries.append(as_json({"name": folder.name, "caption": caption}))
+    write_text(path, page_of(*entries))
 
 
-def page_of(entry):
-    """The page of one `page_entry`, as a string."""
-    return _page([_json(entry)])
-
-
-def _page(entries):
-    """The page of entries in JSON, with its style and its script."""
+def page_of(*entries):
+    """The page of entries in JSON, with its style and its script, as a string."""
     html, css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8")
                          for name in ("page.html", "page.css", "page.js"))
     html = html.replace("@CSS@", css).replace("@SCRIPT@", script)

@@ -10,22 +10,6 @@ COLOURS = {
     "1-beta": "C8"}
 
 
-def draw_correctness(path, thresholds, shares, box_share):
-    """Draws the share of relevance inside the object's box over thresholds τ.
-
-    shares: {method: its share at each threshold}. box_share: the box's share of the image area, the
-    dashed line.
-    """
-    figure, (axis,) = new_figure(7, 3.8, 1)
-    for method, values in shares.items():
-        axis.plot(thresholds, values, marker="o", markersize=4, label=method, color=colour(method))
-    axis.axhline(box_share, color="0.5", linestyle="--", label="the box's share\nof the image")
-    axis.set(xlabel="threshold τ", ylabel="share of relevance inside the box", ylim=(0, 1),
-             title="correct object words")
-    add_legend(figure)
-    save(figure, path)
-
-
 def draw_bars(path, panels):
     """Draws means with standard errors as horizontal bars.
 
@@ -41,11 +25,11 @@ def draw_bars(path, panels):
     save(figure, path)
 
 
-def draw_curves(path, panels, x, xlabel, ylabel):
+def draw_curves(path, panels, x, xlabel, ylabel, lines=None):
     """Draws means with bands of one standard error.
 
     panels: {title: {method: table with one row per x, and the columns mean and standard_error}};
-    x: numbers or names."""
+    x: numbers or names. lines: {label: y} of horizontal lines."""
     are_names = isinstance(x[0], str)
     width = 7 if are_names else 4.4
     figure, axes = new_figure(width * len(panels) + 1.4, 3.8, len(panels))
@@ -56,6 +40,8 @@ def draw_curves(path, panels, x, xlabel, ylabel):
             axis.plot(x, mean, marker="o", markersize=3, label=method, color=colour(method))
             axis.fill_between(x, mean - error, mean + error, alpha=0.2, color=colour(method),
                               linewidth=0)
+        for label, y in (lines or {}).items():
+            axis.axhline(y, color="0.5", linestyle="--", label=label)
         axis.set(title=title, xlabel=xlabel)
         if are_names:
             axis.set_xticks(range(len(x)), x, rotation=45, ha="right")

@@ -1,8 +1,7 @@
 """Evidence erasure (docs/method.md, section 7): words are unlearned where their evidence is erased.
 
 Sizes: B images with N captions of T + 1 ids each, from <start> on; K regions; S object words of one
-caption.
-"""
+caption."""
 from typing import NamedTuple
 
 import torch
@@ -39,19 +38,18 @@ class ErasureLoss(CrossEntropy):
     categories (V,): see `Objects.category_ids`. weight, keep_weight: μ and κ. share: at most this
     share of the regions, or one region, is erased. every: the terms of erased images are computed
     in every N-th step only, with N times the weight (lazy regularisation, Karras et al. 2020).
-    Controls: evidence, the relevance of a region, one of EVIDENCE; own, False if also what is more
-    relevant for another word is erased; fill, what replaces regions, one of FILL.
-    """
+    Controls: evidence, the relevance of a region, one of EVIDENCE; own_evidence, False if also what
+    is more relevant for another word is erased; fill, what replaces regions, one of FILL."""
 
-    def __init__(self, vocabulary, categories, weight, keep_weight, share, evidence="lrp", own=True,
-                 fill="background", every=1):
+    def __init__(self, vocabulary, categories, weight, keep_weight, share, evidence="lrp",
+                 own_evidence=True, fill="background", every=1):
         super().__init__(vocabulary)
         self.categories = categories
         self.weight = weight
         self.keep_weight = keep_weight
         self.share = share
         self.evidence = evidence
-        self.own = own
+        self.own_evidence = own_evidence
         self.fill = fill
         self.every = every
         self.is_determiner = torch.tensor([word in DETERMINERS for word in vocabulary.words],
@@ -96,7 +94,7 @@ class ErasureLoss(CrossEntropy):
         # one region at least remains; in float32, 0.53 · 100 is just below 53
         regions = is_region.sum(1, keepdim=True)
         count = (self.share * regions + 1e-4).long().clamp(min=1).clamp(max=regions - 1)
-        categories = choice.categories if self.own else choice.categories[:, :1]
+        categories = choice.categories if self.own_evidence else choice.categories[:, :1]
         amount = own_evidence(relevance, categories, count)                            # (B, K)
         filling = self.filling(features, relevance, choice, is_region & (amount == 0))
         return torch.lerp(features, filling.to(features), amount[..., None].to(features))
@@ -203,8 +201,7 @@ def without_noun_phrase(captions, position, named, is_determiner):
     [with a chair] by a lake". If not, the words up to the next object's noun phrase are removed
     instead: "there is [a cat with] a chair". A noun phrase begins with the last determiner before
     its object word; without one, the first begins with the caption, and another with its object
-    word. named, is_determiner (B, L): whether a word names an object, is a determiner.
-    """
+    word. named, is_determiner (B, L): whether a word names an object, is a determiner."""
     L = captions.shape[1]
     index = torch.arange(L, device=captions.device).expand_as(captions)
     previous = index.masked_fill(~named | (index >= position), -1).amax(1, keepdim=True)

@@ -1,16 +1,16 @@
 """The log of a training run: log.csv and curves.png."""
-import csv
-import io
 import math
 from pathlib import Path
+
+import pandas as pd
 
 from captioning.files import atomic_path, write_text
 
 
 def columns(measure="accuracy"):
     """The columns of log.csv; measure: "accuracy", or "reward" for self-critical training."""
-    return ("epoch", "step", "train_loss", f"train_{measure}", "cider", "bleu_4", "decoder_lr",
-            "seconds", "val_loss")
+    return ["epoch", "step", "train_loss", f"train_{measure}", "cider", "bleu_4", "decoder_lr",
+            "seconds", "val_loss"]
 
 
 def write_log(folder, rows, measure="accuracy", region_epochs=0):
@@ -19,50 +19,46 @@ def write_log(folder, rows, measure="accuracy", region_epochs=0):
     rows: one list per epoch, the values of `columns`, of earlier versions without the last."""
     names = columns(measure)
     rows = [[*row, *[math.nan] * (len(names) - len(row))] for row in rows]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    table = pd.DataFrame(rows, columns=names)
+    text = table.to_csv(index=False, na_rep="nan", lineterminator="\n")
     path = Path(folder) / "log.csv"
     curves = Path(folder) / "curves.png"
-    is_written = path.is_file() and path.read_bytes() == text.getvalue().encode()
+    is_written = path.is_file() and path.read_bytes() == text.encode()
     if not (is_written and curves.is_file()):
-        draw_training_curves(curves, rows, measure, region_epochs)
-        write_text(path, text.getvalue())   # last, as it tells that the curves are those of rows
+        draw_training_curves(curves, table.set_index("epoch"), measure, region_epochs)
+        write_text(path, text)      # last, as it tells that the curves are those of rows
 
 
-def draw_training_curves(path, rows, measure="accuracy", region_epochs=0):
+def draw_training_curves(path, table, measure, region_epochs):
     """Plots the losses (left), and CIDEr and BLEU-4 of the validation captions (right).
 
     The first `region_epochs` epochs, on the region loss alone, are a shaded phase with a line of
-    their own. The loss of self-critical training (measure "reward") is another quantity than the
-    validation loss, so that it has an axis of its own. The epoch of checkpoint_best.pth is marked.
-    """
+    their own. The epoch of checkpoint_best.pth is marked."""
     from matplotlib.figure import Figure
-    epochs, _, loss, _, cider, bleu, _, _, val_loss = zip(*rows, strict=True)
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     style = {"marker": "o", "markersize": 3}
 
-    with_regions = sum(epoch <= region_epochs for epoch in epochs)
-    if with_regions:
-        left.plot(epochs[:with_regions], loss[:with_regions], color="C2",
-                  label="region loss, training", **style)
-    if with_regions < len(epochs):
-        axis, label = left, "training"
-        if measure == "reward":
-            axis, label = left.twinx(), "self-critical loss, training"
-        axis.plot(epochs[with_regions:], loss[with_regions:], color="C0", label=label, **style)
-    left.plot(epochs, val_loss, color="C1", label="validation", **style)
+    # the loss of self-critical training is another quantity than the validation loss
+    is_reward = measure == "reward"
+    label = "self-critical loss, training" if is_reward else "training"
+    phases = ((left, "C2", "region loss, training", table.loc[:region_epochs]),
+              (left.twinx() if is_reward else left, "C0", label, table.loc[region_epochs + 1:]))
+    for axes, colour, name, epochs in phases:
+        if len(epochs):
+            axes.plot(epochs["train_loss"], color=colour, label=name, **style)
+    left.plot(table["val_loss"], color="C1", label="validation", **style)
     left.set(title="loss per word", xlabel="epoch")
 
-    right.plot(epochs, cider, label="CIDEr", **style)
-    right.plot(epochs, bleu, label="BLEU-4", **style)
-    best = epochs[cider.index(max(cider))]
+    right.plot(table["cider"], label="CIDEr", **style)
+    right.plot(table["bleu_4"], label="BLEU-4", **style)
+    best = table["cider"].idxmax()
     right.axvline(best, color="0.5", linestyle=":", label=f"best: epoch {best}")
     right.set(title="validation captions", xlabel="epoch", ylim=(0, None))
 
     for axes in (left, right):
-        if with_regions:
-            axes.axvspan(epochs[0] - 0.5, region_epochs + 0.5, color="0.9", zorder=0,
+        if len(table.loc[:region_epochs]):
+            axes.axvspan(table.index[0] - 0.5, region_epochs + 0.5, color="0.9", zorder=0,
                          label="phase of the region loss")
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)

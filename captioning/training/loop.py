@@ -4,8 +4,7 @@ Each of several processes has its own images: an equal part of every batch, in o
 Every pass returns its share of the mean loss of the whole batch, so that neither the number of
 processes nor --accumulate changes what is computed. All random numbers are functions of --seed,
 epoch and image, or, for dropout, of --seed, epoch, step and pass: a run that was interrupted and
-resumed ends with the same weights as one that was not.
-"""
+resumed ends with the same weights as one that was not."""
 import math
 import time
 
@@ -28,8 +27,7 @@ def fit(settings, model, vocabulary, train_data, val_data, loss, device):
     """Trains for --epochs epochs, or until --patience epochs bring no better validation CIDEr.
 
     settings: a namespace of the flags of train.py. loss: see captioning/training/losses.py. Returns
-    the best validation CIDEr.
-    """
+    the best validation CIDEr."""
     if settings.amp and not supports_amp(device):
         print("--amp has no effect: this CPU has no bfloat16 instructions, so that training uses "
               "float32", flush=True)
@@ -51,9 +49,9 @@ def fit(settings, model, vocabulary, train_data, val_data, loss, device):
     with catch_stop_requests() as stop_requests:
         saver = Saver(settings, model, vocabulary, optimizer, scaler, state, stop_requests)
         while state["epoch"] < settings.epochs and state["bad_epochs"] < settings.patience:
-            train_epoch(settings, model, loss, train_data, device, optimizer, scaler, state, saver)
+            train_epoch(saver, loss, train_data, device)
             metrics = validate(settings, model, vocabulary, val_data, device, saver)
-            end_epoch(settings, loss.measure, metrics, optimizer, state, saver)
+            end_epoch(saver, loss.measure, metrics)
     print(f"best validation CIDEr {state['best']:.3f}: {settings.save_path}/checkpoint_best.pth",
           flush=True)
     return state["best"]
@@ -61,11 +59,10 @@ def fit(settings, model, vocabulary, train_data, val_data, loss, device):
 
 def make_optimizer(model, device, decoder_lr, encoder_lr=None, weight_decay=0.0):
     """Adam over the decoder's parameters and the encoder's, unless encoder_lr is None."""
-    encoder = list(model.encoder.parameters()) if model.encoder is not None else []
-    encoder_ids = set(map(id, encoder))
+    decoder = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    encoder = [p for name, p in model.named_parameters() if name.startswith("encoder.")]
     for parameter in encoder:
         parameter.requires_grad_(encoder_lr is not None)
-    decoder = [p for p in model.parameters() if id(p) not in encoder_ids]
     groups = [{"params": decoder, "lr": decoder_lr}]
     if encoder and encoder_lr is not None:
         groups.append({"params": encoder, "lr": encoder_lr})
@@ -73,8 +70,11 @@ def make_optimizer(model, device, decoder_lr, encoder_lr=None, weight_decay=0.0)
     return torch.optim.Adam(groups, weight_decay=weight_decay, fused=fused)
 
 
-def train_epoch(settings, model, loss, data, device, optimizer, scaler, state, saver):
-    """Trains from step state["step"] to the end of epoch state["epoch"]."""
+def train_epoch(saver, loss, data, device):
+    """Trains from step state["step"] to the end of epoch state["epoch"]. saver: the run's."""
+    settings = saver.settings
+    model = saver.model
+    state = saver.state
     epoch = state["epoch"]
     model.train()
     if model.encoder is not None and not settings.finetune_encoder:
@@ -105,10 +105,10 @@ def train_epoch(settings, model, loss, data, device, optimizer, scaler, state, s
             progress = min(1, (epoch + state["step"] / len(steps)) / settings.epochs)
             factor = 0.5 * (1 + math.cos(math.pi * progress))
             rates = settings.decoder_lr, settings.encoder_lr
-            for group, lr in zip(optimizer.param_groups, rates, strict=False):
+            for group, lr in zip(saver.optimizer.param_groups, rates, strict=False):
                 group["lr"] = lr * factor
         seed = step_seed(settings.seed, epoch, state["step"])
-        results.append(train_step(model, loss, batches, optimizer, scaler, device,
+        results.append(train_step(model, loss, batches, saver.optimizer, saver.scaler, device,
                                   settings.grad_clip, settings.amp, seed))
         state["step"] += 1
 
@@ -116,7 +116,7 @@ def train_epoch(settings, model, loss, data, device, optimizer, scaler, state, s
         save = saver.is_due()
         now = time.monotonic()
         if save or state["step"] % STEPS_PER_TRANSFER == 0 or state["step"] == len(steps):
-            add_results(settings, state, results, scaler.is_enabled())
+            add_results(settings, state, results, saver.scaler.is_enabled())
             results.clear()
             total, correct, words = state["sums"]
             bar.set_postfix({"loss": f"{total / max(words, 1):.3f}",
@@ -133,8 +133,7 @@ def train_step(model, loss, batches, optimizer, scaler, device, grad_clip, amp=F
     """One update of the parameters by this process's passes over a batch.
 
     batches: of each pass, the dictionary that losses.py describes, with "images". Returns a tensor
-    (4,) on the device: loss, correct words and words of this process, and the gradient's norm.
-    """
+    (4,) on the device: loss, correct words and words of this process, and the gradient's norm."""
     optimizer.zero_grad(set_to_none=True)
 
     # the words of the whole batch, by which every pass of every process divides its sums
@@ -210,12 +209,15 @@ def validate(settings, model, vocabulary, data, device, saver):
     return scores(captions, data.references, ("cider", "bleu")) | {"loss": loss / words}
 
 
-def end_epoch(settings, measure, metrics, optimizer, state, saver):
+def end_epoch(saver, measure, metrics):
     """Logs the epoch, lowers the learning rate on a plateau of CIDEr, and saves checkpoints."""
+    settings = saver.settings
+    state = saver.state
+    groups = saver.optimizer.param_groups
     loss, correct, words = state["sums"]
     cider = metrics["cider"]
     state["log"].append([state["epoch"] + 1, state["step"], loss / words, correct / words, cider,
-                         metrics["bleu_4"], optimizer.param_groups[0]["lr"],
+                         metrics["bleu_4"], groups[0]["lr"],
                          round(state["seconds"], 1), metrics["loss"]])
     print(f"epoch {state['epoch'] + 1}: loss {loss / words:.3f}, {measure} {correct / words:.3f}, "
           f"validation loss {metrics['loss']:.3f}, CIDEr {cider:.3f}, BLEU-4 "
@@ -230,7 +232,7 @@ def end_epoch(settings, measure, metrics, optimizer, state, saver):
         state["bad_epochs"] += 1
     is_plateau = state["bad_epochs"] > 0 and state["bad_epochs"] % 2 == 0
     if settings.lr_schedule == "plateau" and is_plateau:
-        for group in optimizer.param_groups:
+        for group in groups:
             group["lr"] *= 0.8
 
     state.update(epoch=state["epoch"] + 1, step=0, sums=[0.0, 0.0, 0.0], seconds=0.0)

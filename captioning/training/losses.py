@@ -77,8 +77,7 @@ class CrossEntropy:
     """CE(p, y) with teacher forcing, optionally with scheduled sampling and the region loss.
 
     ss_prob: probability of scheduled sampling. region_weight: weight of the region loss.
-    region_epochs: number of first epochs that train on the region loss alone.
-    """
+    region_epochs: number of first epochs that train on the region loss alone."""
     measure = "accuracy"
 
     def __init__(self, vocabulary, ss_prob=0.0, region_weight=0.0, region_epochs=0,
@@ -132,7 +131,7 @@ def present_words(captions, vocabulary):
     """(B, V) 1 for the words of an image's captions (B, N, L), without special tokens; else 0."""
     present = torch.zeros(len(captions), len(vocabulary), device=captions.device)
     present.scatter_(1, captions.flatten(1), 1)
-    present[:, [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]] = 0
+    present[:, vocabulary.special] = 0
     return present
 
 
@@ -140,27 +139,24 @@ def region_loss(model, features, captions, vocabulary):
     """Multiple-instance loss of the words that single regions predict, after Fang et al. (2015).
 
     Every word in an image's captions (B, N, L) should be predicted from at least one region of
-    features (B, K, C) alone, and all other words from none: the maximum over regions replaces
-    their noisy-OR. Special tokens do not count. Returns the summed binary cross-entropy, predicted
-    words, and distinct words of the images.
-    """
+    features (B, K, C) alone, and all other words from none: the maximum over regions replaces their
+    noisy-OR. Special tokens do not count. Returns the summed binary cross-entropy, predicted words,
+    and distinct words of the images."""
     logits = model.region_logits(features).float()                                     # (B, K, V)
     if model.encoder is None:       # regions that are all zero are padding
         logits = logits.masked_fill((features == 0).all(-1, keepdim=True), -100.0)
     highest = logits.amax(1)                                                           # (B, V)
     words = present_words(captions, vocabulary)
     losses = F.binary_cross_entropy_with_logits(highest, words, reduction="none")
-    special = [vocabulary.pad, vocabulary.unk, vocabulary.start, vocabulary.end]
-    losses = losses.index_fill(1, torch.tensor(special, device=losses.device), 0)
+    losses = losses.index_fill(1, torch.tensor(vocabulary.special, device=losses.device), 0)
     return losses.sum(), ((highest > 0) * words).sum(), words.sum()
 
 
 def mix_in_predictions(model, features, captions, probability, vocabulary, seeds):
     """Scheduled sampling (Bengio et al. 2015) of all steps at once (Mihaylova and Martins 2019).
 
-    Returns captions (B, N, T+1) in which each word between <start> and <end> is replaced, with
-    this probability, by a word drawn from the model's prediction at that step with teacher forcing.
-    """
+    Returns captions (B, N, T+1) in which each word between <start> and <end> is replaced, with this
+    probability, by a word drawn from the model's prediction at that step with teacher forcing."""
     N, T = captions.shape[1], captions.shape[2] - 1
     # the steps come first, so that their number does not change the numbers of each
     numbers = uniform(seeds, (T, N, 2), captions.device).transpose(1, 2)            # (B, N, T, 2)

@@ -17,8 +17,7 @@ class SCST:
     samples: sampled captions per image. baseline: "greedy", the reward of the greedy caption,
     decoded from p; or "mean", the mean reward of the image's other samples (Luo 2020), which needs
     two samples or more. stop: bool (V,), words whose LRP-inference weights stay 1: captions are
-    sampled from p̃ and p̃ is trained; None: p is.
-    """
+    sampled from p̃ and p̃ is trained; None: p is."""
     measure = "reward"
     PATIENCE = 50       # steps with a constant reward before training is stopped
 

@@ -3,12 +3,14 @@ import contextlib
 import math
 import signal
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from captioning import checkpoint, processes
 from captioning.errors import InputError
+from captioning.files import expect, reading
 from captioning.training.log import columns, write_log
 
 # flags that must not change when a run is resumed; control: of a study of fine-tuning
@@ -33,27 +35,23 @@ def new_state():
 
     epoch: number of completed epochs. Of the current epoch: step, the number of completed steps;
     sums of loss, correct words and words; seconds of training. best: highest validation CIDEr;
-    bad_epochs: epochs since then. log: rows of log.csv.
-    """
+    bad_epochs: epochs since then. log: rows of log.csv."""
     return {"epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0], "best": -1.0, "bad_epochs": 0,
             "seconds": 0.0, "log": []}
 
 
+@dataclass
 class Saver:
-    """Writes checkpoints of a training run; of several processes the first one writes.
-
-    stop_requests: a list that is empty until the user asks the run to stop.
-    """
-
-    def __init__(self, settings, model, vocabulary, optimizer, scaler, state, stop_requests):
-        self.settings = settings
-        self.model = model
-        self.vocabulary = vocabulary
-        self.optimizer = optimizer
-        self.scaler = scaler
-        self.state = state
-        self.stop_requests = stop_requests
-        self.saved_at = time.monotonic()
+    """A training run, and how its checkpoints are written; of several processes the first one
+    writes."""
+    settings: object
+    model: object
+    vocabulary: object
+    optimizer: object
+    scaler: object
+    state: dict             # see new_state
+    stop_requests: list     # empty until the user asks the run to stop
+    saved_at: float = field(default_factory=time.monotonic)
 
     def save(self, name="checkpoint_last.pth"):
         """Writes a checkpoint to the run's folder."""
@@ -109,8 +107,7 @@ def resume(settings, model, vocabulary, optimizer, scaler, measure, batches):
     """Loads the checkpoint that --resume selects and returns its training state, or None.
 
     It is checked before anything is loaded or written: InputError if it belongs to a run with other
-    settings, another model or vocabulary, or is damaged. batches: number of batches of an epoch.
-    """
+    settings, another model or vocabulary, or is damaged. batches: number of batches of an epoch."""
     last = Path(settings.save_path) / "checkpoint_last.pth"
     best = Path(settings.save_path) / "checkpoint_best.pth"
     if settings.resume == "never" or (settings.resume == "auto" and not last.exists()):
@@ -126,9 +123,9 @@ def resume(settings, model, vocabulary, optimizer, scaler, measure, batches):
     new_run = "choose another --save_path, or add --resume never to overwrite it"
     if content["config"] != model.config or content["wordmap"] != vocabulary.wordmap:
         raise InputError(f"{path} contains a model of other sizes or another vocabulary: {new_run}")
-    if not is_intact(training, optimizer, batches):
-        raise InputError(f"{path} is damaged (its training state is not valid): give another "
-                         "checkpoint with --resume FILE, or start again with --resume never")
+    with reading(path, "give another checkpoint with --resume FILE, or start again with --resume "
+                       "never"):
+        check_progress(training, optimizer, batches)
     encoder = {name: value for name, value in model.state_dict().items()
                if name.startswith("encoder.") and not settings.finetune_encoder}
     if not all(torch.equal(content["state_dict"][name].to(value), value)
@@ -154,35 +151,32 @@ def resume(settings, model, vocabulary, optimizer, scaler, measure, batches):
     return state
 
 
-def is_intact(training, optimizer, batches):
-    """Whether the training state of a checkpoint is one that `Saver.save` writes.
+def check_progress(training, optimizer, batches):
+    """ValueError, or another exception, unless the training state is one that `Saver.save` writes.
 
     Above all, moments must have the shapes of their parameters: PyTorch does not check this, and
     its fused kernels would write beyond them."""
-    try:
-        state = training["state"]
-        # rows of earlier versions lack the last column
-        rows = [row + [0.0] * (len(row) == len(columns()) - 1) for row in state["log"]]
-        first_moments = training["optimizer"]["state"]
-        groups = training["optimizer"]["param_groups"]
-        own_groups = optimizer.state_dict()["param_groups"]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        moments = {i: {"step": torch.zeros(()), "exp_avg": parameters[i],
-                       "exp_avg_sq": parameters[i]} for i in first_moments}
-        return (is_like(state | {"log": []}, new_state())
-                and is_like(rows, [[0.0] * len(columns())] * len(rows))
-                and min(state["epoch"], state["bad_epochs"], state["seconds"]) >= 0
-                and 0 <= state["step"] <= batches and (not state["step"] or state["sums"][2] > 0)
-                and is_like(first_moments, moments)
-                and all(moment["step"] >= 0 and moment["exp_avg_sq"].min() >= 0
-                        for moment in first_moments.values())
-                and [group["params"] for group in groups] == [g["params"] for g in own_groups]
-                and is_like([group["lr"] for group in groups], [0.0] * len(groups))
-                and is_like(training["scaler"], dict.fromkeys(training["scaler"], 0.0))
-                and all(isinstance(flag, str) and isinstance(value, bool | int | float | str | None)
-                        for flag, value in training["flags"].items()))
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return False
+    state = training["state"]
+    # rows of earlier versions lack the last column
+    rows = [row + [0.0] * (len(row) == len(columns()) - 1) for row in state["log"]]
+    expect(is_like(state | {"log": []}, new_state())
+           and is_like(rows, [[0.0] * len(columns())] * len(rows)), "its progress")
+    expect(min(state["epoch"], state["bad_epochs"], state["seconds"]) >= 0
+           and 0 <= state["step"] <= batches and (not state["step"] or state["sums"][2] > 0),
+           "its progress")
+
+    moments = training["optimizer"]["state"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = {i: {"step": torch.zeros(()), "exp_avg": parameters[i], "exp_avg_sq": parameters[i]}
+                for i in moments}
+    expect(is_like(moments, expected)
+           and all(moment["exp_avg_sq"].min() >= 0 for moment in moments.values()), "its moments")
+    groups = training["optimizer"]["param_groups"]
+    expect([group["params"] for group in groups]
+           == [group["params"] for group in optimizer.state_dict()["param_groups"]]
+           and is_like([group["lr"] for group in groups], [0.0] * len(groups))
+           and is_like(training["scaler"], dict.fromkeys(training["scaler"], 0.0)),
+           "its optimizer")
 
 
 def is_like(value, example):

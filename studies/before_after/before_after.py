@@ -3,8 +3,7 @@
 Both folders contain checkpoint_best.pth and predictions_test.json. Prints how many hallucinated
 companions fine-tuning removed and added, and writes AFTER/before_after.png: test images without a
 planted companion in which fine-tuning removed or added it; both captions; and LRP of the companion
-if the caption names it, which is a hallucination, else of the object that it accompanies.
-"""
+if the caption names it, which is a hallucination, else of the object that it accompanies."""
 import sys
 import textwrap
 from pathlib import Path
@@ -19,9 +18,11 @@ from captioning.data.dataset import CaptionDataset
 from captioning.data.images import preprocess, read_image
 from captioning.data.predictions import read_predictions
 from captioning.errors import InputError, run_script
-from captioning.files import atomic_path
 from captioning.metrics.object_words import load_objects
 from captioning.report.colours import colour_maps
+from captioning.report.explained_image import as_pil
+from captioning.report.heatmaps import overlay
+from captioning.report.plots import save
 
 
 def get_args_parser():
@@ -55,8 +56,7 @@ def select(cases, captions, objects, count):
 
     cases: as from images_without_companion; captions: those of all images, before and after. First
     come cases in which the companion was removed and added, in turn, then those in which both
-    captions name it. Each case gets a fourth entry, whether (before, after) it is hallucinated.
-    """
+    captions name it. Each case gets a fourth entry, whether (before, after) it is hallucinated."""
     kinds = {(True, False): [], (False, True): [], (True, True): [], (False, False): []}
     for i, first, companion in cases:
         hallucinated = tuple(companion in named(texts[i], objects) for texts in captions)
@@ -83,15 +83,11 @@ def draw(path, rows, title):
     figure.suptitle(title, fontsize=12)
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for axes, (image, results) in zip(panels, rows, strict=True):
-        image = image.permute(1, 2, 0).numpy()
-        extent = (0, image.shape[1], image.shape[0], 0)
+        image = as_pil(image)
         axes[0].imshow(image)
         for axis, when, result in zip(axes[1:], ("before", "after"), results, strict=True):
             caption, word, heat, is_hallucinated = result
-            grey = image.mean(2) / 255 * 0.6 + 0.35
-            axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
-            axis.imshow(colour_maps(heat[None], signed=True)[0][0], extent=extent,
-                        interpolation="bilinear")
+            axis.imshow(overlay(image, colour_maps(heat[None], signed=True)[0][0]))
             axis.set_title(textwrap.fill(f"{when}: {caption}", 38), fontsize=9)
             label = f"“{word}”" + (" (hallucinated)" if is_hallucinated else "")
             axis.set_xlabel(label, fontsize=9, fontweight="bold",
@@ -99,8 +95,7 @@ def draw(path, rows, title):
         for axis in axes:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+    save(figure, path)
 
 
 def main(args):

@@ -3,8 +3,7 @@
 Reads <folder>/<model>_<seed>/<mode>/{metrics,predictions}_test.json. Prints, in percent, means over
 random seeds and paired differences to the control; then the number of object words in the captions
 and of those that no reference names, and the difference of CHAIR_i with its 95 % interval over the
-test images.
-"""
+test images."""
 import sys
 from pathlib import Path
 

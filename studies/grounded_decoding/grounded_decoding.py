@@ -2,13 +2,12 @@
 
 SCORES is a folder that evaluation.py --weight MODEL --calibrate --save_path SCORES wrote. Prints
 hallucination and CIDEr of grounded decoding for thresholds that keep different shares of the
-correct words, and of banning as many random object words.
-"""
+correct words, and of banning as many random object words."""
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -18,8 +17,7 @@ from captioning.cli import Parser, positive_int
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.decoding import decode
-from captioning.errors import InputError, run_script
-from captioning.files import check_file
+from captioning.errors import run_script
 from captioning.metrics.object_metrics import chair_scores
 from captioning.metrics.object_words import load_objects
 from pycocoevalcap.caption_metrics import SCORERS
@@ -38,18 +36,6 @@ def get_args_parser():
     return parser
 
 
-def read_scores(folder, split):
-    """DataFrame of the object words of a split: absolute_share, the image's share, and present."""
-    path = Path(folder, f"grounding_words_{split}.csv")
-    remedy = f"run evaluation.py --calibrate --save_path {folder} first"
-    check_file(path, remedy)
-    table = pd.read_csv(path)
-    table = table.pivot_table(index=["image", "step"], columns="measure", values="value")
-    if not {"absolute_share", "present"} <= set(table.columns):
-        raise InputError(f"{path} lacks values of the object words: {remedy}")
-    return table
-
-
 def random_flags(rate):
     """A function like grounding.flags that flags each object word with probability `rate`."""
     generator = torch.Generator().manual_seed(1)
@@ -61,8 +47,8 @@ def random_flags(rate):
 
 
 def main(args):
-    val = read_scores(args.scores, "val")
-    test = read_scores(args.scores, "test")
+    val = grounding.read_scores(args.scores, "val")
+    test = grounding.read_scores(args.scores, "test")
     torch.set_num_threads(1)
     model, vocabulary = checkpoint.load(args.weight, "cpu")
     boxes = load_boxes(Path(args.data_folder, "demo", "boxes_demo.json"))
@@ -90,13 +76,13 @@ def main(args):
     print("| | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
     report("beam search", partial(decode, model))
     for kept in KEPT:
-        threshold = grounding.fit_threshold(val.absolute_share.tolist(), val.present.tolist(), kept)
+        threshold = grounding.fit_threshold(val.absolute_share, val.present, kept)
         rate = (test.absolute_share < threshold).mean()
         grounded = partial(grounding.decode_grounded, model,
                            calibration=grounding.Calibration(threshold, objects))
         report(f"grounded, {kept:.0%} kept", grounded)
-        report(f"random, {rate:.0%} of object words",
-               partial(grounded, flag=random_flags(rate)))
+        with mock.patch.object(grounding, "flags", random_flags(rate)):
+            report(f"random, {rate:.0%} of object words", grounded)
 
 
 if __name__ == "__main__":

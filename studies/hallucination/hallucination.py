@@ -2,8 +2,7 @@
 
 Reads OUT/<model>_<seed>/<mode>/metrics_test.json. Writes OUT/table.md with means over random seeds
 and paired differences to the control, and OUT/trade_off.png, mean differences of hallucination and
-CIDEr.
-"""
+CIDEr."""
 import re
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from captioning.cli import Parser
 from captioning.errors import InputError, run_script
-from captioning.files import atomic_path, read_json, write_text
+from captioning.files import read_json, write_text
+from captioning.report.plots import save
 
 MODES = ("base", "ce", "erase", "lrp", "cider", "lrp_cider")
 CONTROL = "ce"
@@ -98,8 +98,7 @@ def markdown(head, rows):
 def format_table(model, modes, metrics, form=".3f", scale=1):
     """Means and standard errors of one model's modes, then paired differences to the control.
 
-    metrics: {name in metrics_test.json: title}; form, scale: how numbers are written.
-    """
+    metrics: {name in metrics_test.json: title}; form, scale: how numbers are written."""
     def label(mode):
         seeds = modes[mode].index
         is_complete = seeds.equals(modes[CONTROL].index)
@@ -145,8 +144,7 @@ def draw_trade_off(path, runs):
         axes.plot([], [], " ", label=f"{number}  {mode}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8,
                   handlelength=0, title="+  control", title_fontsize=8, alignment="left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save(figure, path)
 
 
 def main(args):

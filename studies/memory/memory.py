@@ -1,8 +1,7 @@
 """Memory and open files of long runs: python studies/memory/memory.py
 
 Generates images, trains a small model for 10,000 steps with 8 workers, and captions and explains
-5,000 images. Linux only. A run whose samples are in --save_path is not repeated.
-"""
+5,000 images. Linux only. A run whose samples are in --save_path is not repeated."""
 import re
 import subprocess
 import sys
@@ -36,8 +35,7 @@ def commands(folder):
     return [f"train.py {data} --encoder small {sizes} --epochs {EPOCHS} --patience {EPOCHS} "
             f"--workers 8 --save_path {folder}/model",
             f"evaluation.py {data} {decoding} --metrics cider --save_path {folder}/evaluation",
-            f"explain.py {data} {decoding} --methods lrp --quiet "
-            f"--save_path {folder}/explanations"]
+            f"explain.py {data} {decoding} --methods lrp --quiet --save_path {folder}/explanations"]
 
 
 def use(session):

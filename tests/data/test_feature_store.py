@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from captioning.data import bottom_up, cnn_features, dataset, feature_store, images, vocabulary
+from captioning.data import bottom_up, dataset, feature_store, images, vocabulary
 from captioning.data.annotations import Record
 from captioning.data.feature_store import Store
 from captioning.errors import InputError
@@ -56,8 +56,8 @@ def records(tmp_path):
 
 
 def store_stub(folder, records, encoder=None, name="out.hdf5", size=SIZE, workers=0, **options):
-    cnn_features.store(folder / name, records, folder, encoder or Stub(), "stub", size, 2, workers,
-                       CPU, **options)
+    feature_store.store_cnn(folder / name, records, folder, encoder or Stub(), "stub", size, 2,
+                            workers, CPU, **options)
     return folder / name
 
 
@@ -103,7 +103,7 @@ def test_complete_file_is_kept(tmp_path, records, capsys):
 
 def test_features_in_mixed_precision(tmp_path, records, monkeypatch):
     """Values are close to those in float32, and a file in another precision is regenerated."""
-    for module in ("device", "data.cnn_features"):
+    for module in ("device", "data.feature_store"):
         monkeypatch.setattr(f"captioning.{module}.supports_amp", lambda device: True)
     single = read_file(store_stub(tmp_path, records))
     mixed = read_file(store_stub(tmp_path, records, amp=True))
@@ -350,7 +350,7 @@ def region_model(feature_dim=7):
 
 def store_grid(folder, records, model):
     path = dataset.features_path(folder, "x", "train", "small")
-    cnn_features.store(path, records, folder, model.encoder, "small", 112, 4, 0, CPU)
+    feature_store.store_cnn(path, records, folder, model.encoder, "small", 112, 4, 0, CPU)
     return path
 
 

@@ -79,7 +79,7 @@ def test_a_failure_in_java_is_reported_in_one_sentence(corenlp):
 
 def test_time_limit(corenlp, monkeypatch):
     monkeypatch.setattr(spice_jar, "LIMIT_SECONDS", (0.05, 0))
-    with pytest.raises(InputError, match="not answer in time"):
+    with pytest.raises(InputError, match="not answer within"):
         spice_jar.spice(["a dog"], [["a dog"]], corenlp)
 
 

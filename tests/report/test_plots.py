@@ -17,11 +17,10 @@ def draw(folder, function, *arguments):
 
 
 def test_plots_show_every_method(tmp_path):
-    taus = [i / 10 for i in range(10)]
-    shares = {"lrp": [0.5] * 10, "attention": [0.2] * 10}
-    two = draw(tmp_path, plots.draw_correctness, taus, shares, 0.3)
-    one = draw(tmp_path, plots.draw_correctness, taus, {"lrp": [0.5] * 10}, 0.3)
-    assert two.std() > 5 and (two != one).any()
+    one = {"inside": {"lrp": table([0, 1], (0.5, 0.1), (0.4, 0.1))}}
+    with_line, without = (draw(tmp_path, plots.draw_curves, one, [0, 1], "x", "y", lines)
+                          for lines in ({"the box": 0.3}, None))
+    assert with_line.std() > 5 and with_line.shape != without.shape or (with_line != without).any()
 
     one = table(["lrp"], (0.7, 0.1))
     two = table(["lrp", "random"], (0.7, 0.1), (0.2, math.nan))

@@ -264,7 +264,7 @@ def test_evidence_of_controls(evidence, monkeypatch):
     monkeypatch.setattr(erasure, "own_evidence", lambda *arguments: (
         got.append(arguments) or arguments[0][:, 0] > 1e9))
     for own in (True, False):
-        value(erasure_loss(1.0, 1.0, 0.3, evidence=evidence, own=own), model, features)
+        value(erasure_loss(1.0, 1.0, 0.3, evidence=evidence, own_evidence=own), model, features)
     for (relevance, categories, _), S in zip(got, (2, 1), strict=True):
         assert relevance.shape == (2, 2, features.shape[1])
         assert torch.equal(categories, choice.categories[[0, 2], :S])

@@ -1,8 +1,7 @@
 """Draws demo scenes: a landscape with recoloured emoji in front of it.
 
 The objects are Twemoji graphics (https://github.com/jdecked/twemoji, licensed CC-BY 4.0, copyright
-Twitter, Inc and other contributors), here scaled, rotated and recoloured.
-"""
+Twitter, Inc and other contributors), here scaled, rotated and recoloured."""
 from functools import cache
 from pathlib import Path
 
@@ -107,117 +106,95 @@ def _background(kind, size, rng):
     strength = np.where(y < horizon, 4, 20)[..., None]
     pixels += strength * (coarse / 255 - 0.5) + rng.normal(0, 3, (size, size, 1))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    _DETAILS[kind](ImageDraw.Draw(image, "RGBA"), size, round(horizon * size), rng)
+    _draw_details(kind, ImageDraw.Draw(image, "RGBA"), size, round(horizon * size), rng)
     return image.filter(ImageFilter.GaussianBlur(size / 250))
 
 
-def _point(rng, size, top, bottom):
-    return rng.uniform(0, size), rng.uniform(top, bottom)
+def _draw_details(kind, draw, s, horizon, rng):
+    """Draws what belongs to a kind of scene; s: side of the image."""
+    def point(top, bottom):
+        return rng.uniform(0, s), rng.uniform(top, bottom)
 
+    def disc(x, y, r, fill):
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
 
-def _clouds(draw, s, horizon, rng):
-    for _ in range(rng.integers(1, 4)):
-        x, y = _point(rng, s, 0, horizon * 0.6)
-        w = rng.uniform(0.1, 0.22) * s
-        for middle in (x - 0.5 * w, x, x + 0.5 * w):
-            draw.ellipse([middle - w / 2, y - w / 5, middle + w / 2, y + w / 4],
-                         fill=(255, 255, 255, 120))
+    def hills(colour):
+        for _ in range(3):
+            x = rng.uniform(0, s)
+            w = rng.uniform(0.3, 0.6) * s
+            h = rng.uniform(0.05, 0.16) * s
+            draw.pieslice([x - w, horizon - h, x + w, horizon + h], 180, 360, fill=colour)
 
+    # clouds
+    if kind in ("field", "beach", "lake"):
+        for _ in range(rng.integers(1, 4)):
+            x, y = point(0, horizon * 0.6)
+            w = rng.uniform(0.1, 0.22) * s
+            for middle in (x - 0.5 * w, x, x + 0.5 * w):
+                draw.ellipse([middle - w / 2, y - w / 5, middle + w / 2, y + w / 4],
+                             fill=(255, 255, 255, 120))
 
-def _hills(draw, s, horizon, rng, colour):
-    for _ in range(3):
-        x = rng.uniform(0, s)
-        w = rng.uniform(0.3, 0.6) * s
-        h = rng.uniform(0.05, 0.16) * s
-        draw.pieslice([x - w, horizon - h, x + w, horizon + h], 180, 360, fill=colour)
-
-
-def _disc(draw, x, y, r, fill):
-    draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
-
-
-def _field(draw, s, horizon, rng):
-    _clouds(draw, s, horizon, rng)
-    _hills(draw, s, horizon, rng, (110, 160, 90, 200))
-    for _ in range(70):
-        x, y = _point(rng, s, horizon, s)
-        draw.line([x, y, x + rng.uniform(-2, 2), y - 0.03 * s], fill=(60, 120, 40, 130))
-
-
-def _beach(draw, s, horizon, rng):
-    _clouds(draw, s, horizon, rng)
-    shore = horizon + rng.uniform(0.08, 0.16) * s
-    draw.rectangle([0, horizon, s, shore], fill=(40, 130, 185, 255))
-    for k in range(5):
-        y = horizon + (shore - horizon) * (k + rng.random()) / 5
-        draw.line([0, y, s, y + rng.uniform(-1, 1)], fill=(235, 250, 255, 110))
-
-
-def _street(draw, s, horizon, rng):
-    x = -rng.uniform(0, 0.1) * s
-    while x < s:
-        w = rng.uniform(0.12, 0.25) * s
-        h = rng.uniform(0.15, 0.36) * s
-        grey = int(rng.integers(90, 170))
-        colour = (grey, grey - 8, grey + int(rng.integers(-15, 15)), 255)
-        draw.rectangle([x, horizon - h, x + w, horizon], fill=colour)
-        for left in np.arange(x + 3, x + w - 4, 7):
-            for top in np.arange(horizon - h + 4, horizon - 5, 8):
-                draw.rectangle([left, top, left + 3, top + 4], fill=(245, 235, 180, 150))
-        x += w + rng.uniform(0, 0.03) * s
-    middle = (horizon + s) / 2 + rng.uniform(-4, 4)
-    for x in np.arange(rng.uniform(-10, 0), s, s / 6):
-        draw.rectangle([x, middle, x + s / 11, middle + 2], fill=(245, 245, 235, 220))
-
-
-def _snow(draw, s, horizon, rng):
-    _hills(draw, s, horizon, rng, (236, 243, 250, 255))
-    for _ in range(60):
-        x, y = _point(rng, s, 0, s)
-        _disc(draw, x, y, rng.uniform(0.5, 1.4), (255, 255, 255, 210))
-
-
-def _room(draw, s, horizon, rng):
-    stripe = tuple(int(v) for v in rng.integers(150, 215, 3))
-    for x in np.arange(0, s, s / rng.integers(6, 11)):
-        draw.rectangle([x, 0, x + s / 24, horizon], fill=(*stripe, 110))
-    x = rng.uniform(0.05, 0.6) * s
-    w = rng.uniform(0.2, 0.3) * s
-    draw.rectangle([x, 0.06 * s, x + w, 0.06 * s + w * 0.9], fill=(170, 215, 245, 255),
-                   outline=(250, 250, 250, 255), width=2)
-    draw.rectangle([0, horizon - 2, s, horizon + 1], fill=(245, 240, 230, 255))
-    for y in np.arange(horizon, s, s / 12):
-        draw.line([0, y, s, y], fill=(90, 55, 30, 90))
-
-
-def _night(draw, s, horizon, rng):
-    for _ in range(40):
-        x, y = _point(rng, s, 0, horizon)
-        _disc(draw, x, y, rng.uniform(0.3, 0.9), (255, 250, 220, 230))
-    _disc(draw, rng.uniform(0.1, 0.9) * s, 0.12 * s, 0.06 * s, (250, 245, 205, 255))
-    _hills(draw, s, horizon, rng, (30, 45, 50, 255))
-
-
-def _desert(draw, s, horizon, rng):
-    _disc(draw, rng.uniform(0.1, 0.9) * s, 0.15 * s, 0.07 * s, (255, 240, 190, 230))
-    _hills(draw, s, horizon, rng, (214, 150, 84, 255))
-    for _ in range(8):
-        x, y = _point(rng, s, horizon, s)
-        draw.arc([x - 0.3 * s, y, x + 0.3 * s, y + 0.1 * s], 200, 340, fill=(165, 105, 55, 120))
-
-
-def _lake(draw, s, horizon, rng):
-    _clouds(draw, s, horizon, rng)
-    _hills(draw, s, horizon, rng, (90, 135, 100, 255))
-    shore = (horizon + s) / 2 + rng.uniform(-0.05, 0.1) * s
-    for _ in range(14):
-        x, y = _point(rng, s, horizon, shore)
-        draw.line([x, y, x + rng.uniform(0.05, 0.2) * s, y], fill=(225, 240, 250, 120))
-    draw.rectangle([0, shore, s, s], fill=(110, 160, 85, 255))
-    for x in np.arange(0, s, 3):
-        draw.line([x, shore + 2, x + rng.uniform(-2, 2), shore - rng.uniform(0, 0.05) * s],
-                  fill=(70, 120, 55, 190))
-
-
-_DETAILS = {"field": _field, "beach": _beach, "street": _street, "snow": _snow, "room": _room,
-            "night": _night, "desert": _desert, "lake": _lake}
+    match kind:
+        case "field":
+            hills((110, 160, 90, 200))
+            for _ in range(70):
+                x, y = point(horizon, s)
+                draw.line([x, y, x + rng.uniform(-2, 2), y - 0.03 * s], fill=(60, 120, 40, 130))
+        case "beach":
+            shore = horizon + rng.uniform(0.08, 0.16) * s
+            draw.rectangle([0, horizon, s, shore], fill=(40, 130, 185, 255))
+            for k in range(5):
+                y = horizon + (shore - horizon) * (k + rng.random()) / 5
+                draw.line([0, y, s, y + rng.uniform(-1, 1)], fill=(235, 250, 255, 110))
+        case "street":
+            x = -rng.uniform(0, 0.1) * s
+            while x < s:
+                w = rng.uniform(0.12, 0.25) * s
+                h = rng.uniform(0.15, 0.36) * s
+                grey = int(rng.integers(90, 170))
+                colour = (grey, grey - 8, grey + int(rng.integers(-15, 15)), 255)
+                draw.rectangle([x, horizon - h, x + w, horizon], fill=colour)
+                for left in np.arange(x + 3, x + w - 4, 7):
+                    for top in np.arange(horizon - h + 4, horizon - 5, 8):
+                        draw.rectangle([left, top, left + 3, top + 4], fill=(245, 235, 180, 150))
+                x += w + rng.uniform(0, 0.03) * s
+            middle = (horizon + s) / 2 + rng.uniform(-4, 4)
+            for x in np.arange(rng.uniform(-10, 0), s, s / 6):
+                draw.rectangle([x, middle, x + s / 11, middle + 2], fill=(245, 245, 235, 220))
+        case "snow":
+            hills((236, 243, 250, 255))
+            for _ in range(60):
+                disc(*point(0, s), rng.uniform(0.5, 1.4), (255, 255, 255, 210))
+        case "room":
+            stripe = tuple(int(v) for v in rng.integers(150, 215, 3))
+            for x in np.arange(0, s, s / rng.integers(6, 11)):
+                draw.rectangle([x, 0, x + s / 24, horizon], fill=(*stripe, 110))
+            x = rng.uniform(0.05, 0.6) * s
+            w = rng.uniform(0.2, 0.3) * s
+            draw.rectangle([x, 0.06 * s, x + w, 0.06 * s + w * 0.9], fill=(170, 215, 245, 255),
+                           outline=(250, 250, 250, 255), width=2)
+            draw.rectangle([0, horizon - 2, s, horizon + 1], fill=(245, 240, 230, 255))
+            for y in np.arange(horizon, s, s / 12):
+                draw.line([0, y, s, y], fill=(90, 55, 30, 90))
+        case "night":
+            for _ in range(40):
+                disc(*point(0, horizon), rng.uniform(0.3, 0.9), (255, 250, 220, 230))
+            disc(rng.uniform(0.1, 0.9) * s, 0.12 * s, 0.06 * s, (250, 245, 205, 255))
+            hills((30, 45, 50, 255))
+        case "desert":
+            disc(rng.uniform(0.1, 0.9) * s, 0.15 * s, 0.07 * s, (255, 240, 190, 230))
+            hills((214, 150, 84, 255))
+            for _ in range(8):
+                x, y = point(horizon, s)
+                draw.arc([x - 0.3 * s, y, x + 0.3 * s, y + 0.1 * s], 200, 340,
+                         fill=(165, 105, 55, 120))
+        case "lake":
+            hills((90, 135, 100, 255))
+            shore = (horizon + s) / 2 + rng.uniform(-0.05, 0.1) * s
+            for _ in range(14):
+                x, y = point(horizon, shore)
+                draw.line([x, y, x + rng.uniform(0.05, 0.2) * s, y], fill=(225, 240, 250, 120))
+            draw.rectangle([0, shore, s, s], fill=(110, 160, 85, 255))
+            for x in np.arange(0, s, 3):
+                draw.line([x, shore + 2, x + rng.uniform(-2, 2),
+                           shore - rng.uniform(0, 0.05) * s], fill=(70, 120, 55, 190))

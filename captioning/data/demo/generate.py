@@ -1,7 +1,6 @@
 """Writes the demo data set: images, masks, boxes and object words.
 
-An image depends only on (seed, split, number), not on the number of images or workers.
-"""
+An image depends only on (seed, split, number), not on the number of images or workers."""
 import io
 import multiprocessing
 import signal

@@ -2,8 +2,7 @@
 
 A scene consists of a background and up to four objects. Some categories form pairs, such as dog and
 ball, in which the second object comes with the first with a given probability: the planted bias.
-Captions mention only what the scene contains.
-"""
+Captions mention only what the scene contains."""
 from dataclasses import dataclass
 
 # category: (code of the emoji, nouns, plurals, hue that can be changed or None); the first noun is
