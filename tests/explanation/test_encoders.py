@@ -48,6 +48,26 @@ def residual():
                          block([conv(4, 4, 1, 2, 0)], 2), nn.ReLU(), block([], 1), nn.ReLU())
 
 
+def mobile(width=4):
+    """Blocks as in EfficientNet-Lite and MobileNetV2, the last of them with a shortcut"""
+    def block(channels_in, channels, kernel, stride):
+        inside = 2 * channels_in
+        body = nn.Sequential(
+            conv(channels_in, inside, 1, padding=0), nn.ReLU6(),
+            nn.ZeroPad2d(((kernel - stride) // 2, (kernel - stride + 1) // 2) * 2),
+            conv(inside, inside, kernel, stride, 0, groups=inside), nn.ReLU6(),
+            conv(inside, channels, 1, padding=0))
+        return Residual(body, nn.Sequential()) if channels == channels_in else body
+    return nn.Sequential(conv(3, width - 1, 3, 2), nn.ReLU6(), block(width - 1, width, 3, 2),
+                         block(width, width, 3, 1),
+                         nn.Sequential(conv(width, 6, 1, padding=0), nn.ReLU6()))
+
+
+def wide_mobile():
+    """So many channels that each output of a block has positive contributions"""
+    return mobile(32)
+
+
 def make(architecture, seed=0, biased=True):
     torch.manual_seed(seed)
     encoder = architecture().double()
@@ -102,9 +122,13 @@ def test_zennit_agrees(architecture, seed):
     assert_close(to_pixels(encoder, images, relevance), expected, 1e-12 * max(1, largest))
 
 
+@pytest.mark.parametrize(("architecture", "scale"), [
+    (residual, 1), (signed_groups, 1), (mobile, 1), (mobile, 4)])
 @pytest.mark.parametrize("eps", [0.01, 0.1])
-def test_residual_blocks_follow_the_sum_rule(eps):
-    encoder = make(residual, seed=2)
+def test_literal_loops_agree(architecture, scale, eps):
+    """Shortcuts, convolutions of groups and with signed input, ReLU6 that saturates, margins"""
+    encoder = make(architecture, seed=2)
+    encoder[0].weight.data *= scale
     images, features, relevance = inputs(encoder, side=8)
     actual = to_pixels(encoder, images, relevance, eps)
     for b in range(2):
@@ -117,7 +141,7 @@ def test_residual_blocks_follow_the_sum_rule(eps):
 
 @pytest.mark.parametrize(("architecture", "biased"), [
     (vgg_like, False), (strided, False), (average_pooled, False), (residual, False),
-    (vgg_like, True), (average_pooled, True)])
+    (wide_mobile, False), (vgg_like, True), (average_pooled, True)])
 @pytest.mark.parametrize(("eps", "tolerance"), [(0, 1e-9), (1e-9, 1e-4)])
 def test_relevance_is_conserved_without_eps(architecture, biased, eps, tolerance):
     """Biases take nothing in the z⁺ rule, unless z = 0 (as in the others' few channels)"""
