@@ -81,9 +81,9 @@ def get_args_parser():
         help="experiments on the explanations")
     add("--methods", nargs="+", choices=[*METHODS, RANDOM], default=["lrp", "attention"],
         help="explanation methods to measure (default: lrp attention)")
-    add("--calibrate", action="store_true", help="fit the threshold below which an object word is "
-        "flagged as coming from language to the validation split, store it beside --weight, and "
-        "measure the flags (--explanations grounding)")
+    add("--calibrate", action="store_true", help="fit, to the validation split, estimates of "
+        "whether the object that a word names is in the image, store them beside --weight, and "
+        "measure them (--explanations grounding)")
     add("--max_images", type=cli.positive_int, help="explain only the first images that have a "
         "word to measure (default: all images)")
     add = parser.add_argument_group("output").add_argument
@@ -168,7 +168,10 @@ def evaluate_model(args, device):
     # a threshold of flags for the captions of the validation split
     options = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
-    study = Study(model, vocabulary, tuple(methods), objects, boxes, frequent, stop_words(), masks,
+    # estimates are made for more words than CHAIR counts
+    named = load_objects(args.data_folder, args.dataset, boxes, args.synonyms,
+                         visible="grounding" in experiments)
+    study = Study(model, vocabulary, tuple(methods), named, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
     if args.calibrate:
         validation = open_data(args, "val", model, from_features)
@@ -177,7 +180,8 @@ def evaluate_model(args, device):
         run_experiments(replace(study, read_boxes=validation.read_boxes), validation, captions,
                         ["grounding"], None, *batches, args.save_path, ["val"])
         if processes.rank() == 0:
-            grounding.calibrate(args.weight, model, objects, args.save_path)
+            grounding.calibrate(args.weight, model, study.objects, args.save_path,
+                                validation.references)
         processes.wait()
 
     # the captions of the split; the first process scores them

@@ -86,7 +86,8 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
 
     inputs: (B, 3, S, S) normalised, or region features (B, K, C) whose regions without padding have
     the `boxes`, B arrays (n, 4). contrast: a word. calibration: a captioning.grounding.Calibration,
-    by which LRP without contrast flags object words. progress: called with B after each method."""
+    by which LRP without contrast estimates whether named objects are there. progress: called with B
+    after each method."""
     options = {"chunk": chunk, "shared": {}}
     if contrast is not None:
         ids = encode_caption(contrast, vocabulary, "--contrast")
@@ -117,7 +118,11 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
         if method == "lrp":
             split = {part: getattr(explanation, part) for part in SPLIT}
             if calibration and contrast is None:
-                arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)
+                with torch.no_grad():
+                    features = model.encode(inputs)
+                arrays["presence"] = grounding.presence(model, features, explanation, captions,
+                                                        vocabulary, calibration)
+                arrays["flags"] = arrays["presence"] < calibration.threshold
         progress(len(captions))
 
     # what every method's explanation contains

@@ -22,7 +22,7 @@ from captioning.report.page import as_json, page_entry, page_of, write_entry
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity", "flags", "contrast_probabilities", "boxes", "window")
+           "identity", "presence", "flags", "contrast_probabilities", "boxes", "window")
 
 
 @dataclass
@@ -48,7 +48,8 @@ class ExplainedImage:
     attention: np.ndarray                   # (T, K), or (T, M, K) with M heads
     methods: dict                           # {name of the method: Relevance}
     split: dict | None = None               # {"image", "start", "previous", "rest": (T,)}, by LRP
-    flags: np.ndarray | None = None         # (T,) bool, object words that come from language
+    presence: np.ndarray | None = None      # (T,) estimate that the named object is there, or NaN
+    flags: np.ndarray | None = None         # (T,) bool, whether this estimate is low
     contrast: str = ""                      # explained is why the model prefers a word to this one
     contrast_probabilities: np.ndarray | None = None    # (T,) of that word
     boxes: np.ndarray | None = None         # (K, 4) in pixels, the regions of bottom-up features
@@ -153,7 +154,8 @@ class ExplainedImage:
     # -- text and page ---------------------------------------------------------------------------
 
     def table(self):
-        """One line per word: its probability and, by LRP, the split of its logit and its flag."""
+        """One line per word: its probability and, by LRP, the split of its logit and the estimated
+        probability that the object that it names is in the image."""
         width = max(map(len, self.words)) + 2
         lines = [f"  {'word':{width}}probability"]
         if self.split:
@@ -163,8 +165,9 @@ class ExplainedImage:
             if self.split:
                 for part in ("image", "previous", "start", "rest"):
                     line += f"{self.split[part][t]:+10.2f}"
-            if self.flags is not None and self.flags[t]:
-                line += "   from language"
+            if self.presence is not None and np.isfinite(self.presence[t]):
+                line += f"   in the image: {self.presence[t]:.0%}"
+                line += " (doubtful)" if self.flags[t] else ""
             lines.append(line)
         return "\n".join(lines)
 
