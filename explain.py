@@ -3,7 +3,6 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import contextlib
-import hashlib
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,12 +19,14 @@ from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
 from captioning.data.images import SUFFIXES, read_image
 from captioning.data.predictions import read_captions_of
+from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.methods import METHODS, check_methods, methods_for_regions
-from captioning.files import check_file, fingerprint, read_json, reading
+from captioning.files import check_file, content_hash, fingerprint, read_json
 from captioning.report.explained_image import as_pil
 from captioning.report.explanations import choose_folders, is_explained, write_index
+from captioning.report.page import check_page
 from captioning.runs import record_run
 
 
@@ -142,15 +143,13 @@ def identify(targets, args, model, vocabulary, regions):
         common.append(args.seed)
     calibration = grounding.calibration_path(args.weight)
     common.append(read_json(calibration) if calibration.exists() else None)
-    if regions:
-        state = os.stat(regions.features)
-        common += [state.st_mtime_ns, state.st_size]
     common = fingerprint(common)
     for target in targets:
         # reading the image later reports why it cannot be read
-        with contextlib.suppress(InputError), reading(target.path):
-            content = hashlib.sha256(target.path.read_bytes()).hexdigest()
-            own = [content, target.caption, list(target.references), target.boxes]
+        with contextlib.suppress(InputError):
+            own = [content_hash(target.path), target.caption, list(target.references), target.boxes]
+            if regions:
+                own.append(regions.content_hash(target.index))
             target.identity = fingerprint([common, *own])
 
 
@@ -174,6 +173,8 @@ def explain_all(args, model, vocabulary, targets, regions):
     regions: the data set with region features, or None. Returns {path: InputError} of the images
     and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
+    # words outside the vocabulary; models of transformers have pieces of all words
+    as_unknown = args.captions is not None and not checkpoint.is_pretrained(args.weight)
     decode = grounding.decoder(args.weight, model, args.grounded, cli.decoding_options(args))
     eps = args.eps
     if eps is None:
@@ -188,21 +189,23 @@ def explain_all(args, model, vocabulary, targets, regions):
                or not is_explained(target.folder, target.identity)]
     if len(pending) < len(targets):
         print(f"{len(targets) - len(pending)} of {len(targets)} images are already explained")
-    pending = processes.shard(pending)
+    # whole batches, since the last digits depend on what else is in a batch
+    batches = [targets[i:i + args.batch_size] for i in range(0, len(targets), args.batch_size)]
+    batches = processes.shard([batch for batch in batches if any(t in pending for t in batch)])
     broken = {}
     steps = len(args.methods) + 1       # for each image: every method, then drawing
-    bar = tqdm(total=len(pending) * steps, desc=f"explaining {len(pending)} images", unit="step",
-               disable=processes.rank() > 0)
+    bar = tqdm(total=sum(map(len, batches)) * steps, desc=f"explaining {len(pending)} images",
+               unit="step", disable=processes.rank() > 0)
 
-    for start in range(0, len(pending), args.batch_size):
+    for selected in batches:
         # read the images
         batch = []
         images = []
-        for target in pending[start:start + args.batch_size]:
+        for target in selected:
             try:
                 if target.caption is not None:
                     encode_caption(target.caption, vocabulary,
-                                   f"the caption of {target.path.name}")
+                                   f"the caption of {target.path.name}", as_unknown)
                 images.append(read_image(target.path, upright=bool(args.images)))
                 batch.append(target)
             except InputError as error:
@@ -221,10 +224,22 @@ def explain_all(args, model, vocabulary, targets, regions):
         # caption them, and explain the captions
         texts = None if batch[0].caption is None else [target.caption for target in batch]
         seeds = decoding.image_seeds([target.identity for target in batch], args.seed)
-        captions = captions_of(model, vocabulary, inputs, texts, partial(decode, seeds=seeds))
+        captions = captions_of(model, vocabulary, inputs, texts, partial(decode, seeds=seeds),
+                               as_unknown)
         results = explain_batch(model, vocabulary, inputs, captions, args.methods, args.contrast,
                                 eps, args.chunk, calibration, boxes, bar.update)
         for target, image, explained in zip(batch, images, results, strict=True):
+            if target not in pending:
+                bar.update()
+                continue
+            if as_unknown:      # by its own words
+                for t, word in enumerate(tokenise(target.caption)):
+                    if explained.words[t] == vocabulary.words[vocabulary.unk]:
+                        explained.words[t] = f"{word}[unk]"
+                unknown = [word for word in explained.words if word.endswith("[unk]")]
+                if unknown:
+                    bar.write(f"{target.path.name}: explained as <unk>, since the model does not "
+                              f"know them: {', '.join(unknown)}")
             if target.boxes:
                 explained.objects, corners = named_boxes(target.boxes, *image.shape[:0:-1])
                 explained.object_boxes = np.array(corners, np.float32).reshape(-1, 4)
@@ -277,6 +292,7 @@ def main(args):
                          "with --image_folder to explain its images")
 
     targets = find_targets(args, data)
+    check_page(args.save_path)
     record_run(args.save_path, args, "explain.py")
     processes.wait()        # the targets' folders depend on those that exist
     broken = explain_all(args, model, vocabulary, targets, regions)
@@ -284,8 +300,8 @@ def main(args):
         return
     explained = [target.folder for target in targets if target.path not in broken]
     if not explained:
-        raise InputError("none of the images can be read, so that there is nothing to explain: "
-                         "check --images")
+        raise InputError("none of the images can be explained; the first: "
+                         f"{next(iter(broken.values()))}")
     write_index(args.save_path, explained)
     print(f"explanations: {args.save_path}/index.html")
     if broken and not args.skip_broken:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from captioning.explanation.methods import METHODS
-from captioning.files import atomic_path
+from captioning.files import atomic_path, shortened
 from captioning.report import colours
 from captioning.report.colours import PARTS
 
@@ -70,7 +70,8 @@ def draw_heatmaps(path, explained, method):
     row_height = 22 + height + (12 if explained.split else 0) + 16 + GAP
     sheet_width = max(columns * (CELL + GAP) + GAP, 620)
     contrast = f" rather than “{explained.contrast}”" if explained.contrast else ""
-    title = textwrap.wrap(f"{explained.caption}{contrast}   [{method}]", sheet_width // 9)
+    caption = shortened(explained.caption, 1000)
+    title = textwrap.wrap(f"{caption}{contrast}   [{method}]", sheet_width // 9)
     top_margin = 20 * len(title) + 12
     rows = -(-(len(cells) + 1) // columns)
     legend = top_margin + rows * row_height + 4
@@ -88,7 +89,7 @@ def draw_heatmaps(path, explained, method):
             draw.text((left, y + 2), "image", GREY, font(13))
             continue
         t = position - 1
-        word = explained.words[t]
+        word = shortened(explained.words[t], 40)
         face = font(14, bold=True)
         while len(word) > 4 and face.getlength(word) > CELL:
             word = word[:-2] + "…"

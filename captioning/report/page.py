@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from captioning.errors import InputError
 from captioning.explanation.methods import METHODS
 from captioning.files import write_text
 from captioning.metrics.object_words import stop_words
 from captioning.report.colours import colour_maps, legend, normalise_words, scale_regions
 from captioning.report.heatmaps import thumbnail
 
+PAGE = "index.html"
 ENTRY = "entry.html"            # in each image's folder
 THUMBNAIL = "thumbnail.webp"
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title>
@@ -125,8 +127,9 @@ def write_entry(folder, entry, image):
 
 
 def read_entry(folder):
-    """The JSON text of the entry in the folder's entry.html."""
-    return Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[2]
+    """The JSON text of the entry in the folder's entry.html, encoded again: whoever changed that
+    file must not reach the page."""
+    return as_json(json.loads(Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[2]))
 
 
 def has_entry(folder):
@@ -137,6 +140,15 @@ def has_entry(folder):
         return are_files and json.loads(read_entry(folder))["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+def check_page(folder):
+    """InputError if the folder has an index.html that is not a page of explanations."""
+    path = Path(folder, PAGE)
+    start = "<title>Explanations</title>"
+    if path.exists() and not (path.is_file() and start.encode() in path.read_bytes()[:1000]):
+        raise InputError(f"{path} is not a page of explanations, and would be replaced: choose "
+                         "another --save_path")
 
 
 def write_page(path, captions):
