@@ -22,7 +22,8 @@ from captioning.report.page import as_json, page_entry, page_of, write_entry
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity", "flags", "contrast_probabilities", "boxes", "window")
+          "identity", "flags", "contrast_probabilities", "boxes", "window",
+          "model")
 
 
 @dataclass
@@ -62,6 +63,7 @@ class ExplainedImage:
     objects: list = ()                      # names of n annotated objects
     object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
+    model: str = ""                         # its name, if several are compared
     shared_scale: bool = False              # whether all maps have one colour scale
     settings: dict = field(default_factory=dict)        # shown on the page
     identity: str = ""                      # hash of all that the explanation depends on
