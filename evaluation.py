@@ -3,6 +3,7 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import open_features
 from captioning.data.loader import make_loader
-from captioning.data.predictions import image_ids, read_predictions, read_references
+from captioning.data.predictions import ImageNames, read_predictions, read_references
 from captioning.decoding import caption_batch, decode, image_seeds
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
@@ -80,9 +81,9 @@ def get_args_parser():
         help="experiments on the explanations")
     add("--methods", nargs="+", choices=[*METHODS, RANDOM], default=["lrp", "attention"],
         help="explanation methods to measure (default: lrp attention)")
-    add("--calibrate", action="store_true", help="fit the threshold below which an object word is "
-        "flagged as coming from language to the validation split, store it beside --weight, and "
-        "measure the flags (--explanations grounding)")
+    add("--calibrate", action="store_true", help="fit, to the validation split, estimates of "
+        "whether the object that a word names is in the image, store them beside --weight, and "
+        "measure them (--explanations grounding)")
     add("--max_images", type=cli.positive_int, help="explain only the first images that have a "
         "word to measure (default: all images)")
     add = parser.add_argument_group("output").add_argument
@@ -94,7 +95,7 @@ def get_args_parser():
 
 def main(args):
     processes.start()
-    complete(args)
+    args = complete(args)
     cli.print_settings(args)
     device = pick_device(args.device)
     if args.explanations:
@@ -108,7 +109,8 @@ def main(args):
 
 
 def complete(args):
-    """Sets the defaults that depend on other flags; InputError if flags contradict each other."""
+    """The flags with the defaults that depend on others; InputError if flags contradict."""
+    args = Namespace(**vars(args))
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give exactly one of --weight CHECKPOINT and --predictions FILE")
     for flag in ("explanations", "calibrate", "grounded"):
@@ -117,6 +119,7 @@ def complete(args):
                              "explained")
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
     args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
+    return args
 
 
 def evaluate_predictions(args, device):
@@ -124,12 +127,12 @@ def evaluate_predictions(args, device):
     boxes = open_boxes(args)
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     if args.references:
-        references, ids = read_references(args.references)
+        references, images = read_references(args.references)
     else:
         data = CaptionDataset(args.data_folder, args.dataset, args.split)
         references = dict(zip(data.names, data.references, strict=True))
-        ids = image_ids(references)
-    captions = read_predictions(args.predictions, list(references), ids, args.partial)
+        images = ImageNames(references)
+    captions = read_predictions(args.predictions, list(references), images, args.partial)
     references = [references[name] for name in captions]
     record_run(args.save_path, args, "evaluation.py")
     return score_captions(args, captions, references, boxes, objects, device)
@@ -165,7 +168,10 @@ def evaluate_model(args, device):
     # a threshold of flags for the captions of the validation split
     options = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
-    study = Study(model, vocabulary, tuple(methods), objects, boxes, frequent, stop_words(), masks,
+    # estimates are made for more words than CHAIR counts
+    named = load_objects(args.data_folder, args.dataset, boxes, args.synonyms,
+                         visible="grounding" in experiments)
+    study = Study(model, vocabulary, tuple(methods), named, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
     if args.calibrate:
         validation = open_data(args, "val", model, from_features)
@@ -174,7 +180,8 @@ def evaluate_model(args, device):
         run_experiments(replace(study, read_boxes=validation.read_boxes), validation, captions,
                         ["grounding"], None, *batches, args.save_path, ["val"])
         if processes.rank() == 0:
-            grounding.calibrate(args.weight, model, objects, args.save_path)
+            grounding.calibrate(args.weight, model, study.objects, args.save_path,
+                                validation.references)
         processes.wait()
 
     # the captions of the split; the first process scores them
@@ -227,13 +234,14 @@ def match_references(captions, path, partial):
     `path`, and these references.
 
     Unless `partial` is set, all captions must have references."""
-    references, _ = read_references(path)
-    missing = [name for name in captions if name not in references]
+    references, images = read_references(path)
+    references = {name: references.get(images.find(name)) for name in captions}
+    missing = [name for name in captions if not references[name]]
     if len(missing) == len(captions) or (missing and not partial):
         raise InputError(f"{path} has no captions for {len(missing)} of the {len(captions)} images "
                          f"of the split, {missing[0]} first: give the captions file of this split, "
                          "or score the other images with --partial")
-    captions = {name: caption for name, caption in captions.items() if name in references}
+    captions = {name: caption for name, caption in captions.items() if references[name]}
     return captions, [references[name] for name in captions]
 
 

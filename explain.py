@@ -20,7 +20,7 @@ from captioning.api import captions_of, encode_caption, explain_batch
 from captioning.data.boxes import load_boxes, named_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
-from captioning.data.images import read_image
+from captioning.data.images import SUFFIXES, read_image
 from captioning.data.predictions import read_captions_of
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
@@ -29,8 +29,6 @@ from captioning.files import check_file, fingerprint, read_json, reading
 from captioning.report.explained_image import as_pil
 from captioning.report.explanations import choose_folders, is_explained, write_index
 from captioning.runs import record_run
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def get_args_parser():

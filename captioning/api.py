@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.nn.utils.rnn import pad_sequence
 
 from captioning import checkpoint, decoding, grounding
@@ -22,11 +21,11 @@ def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), c
             device="auto", prompt=None):
     """Captions an image and explains every word -> ExplainedImage.
 
-    image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model
-    that reads pixels, or folder of a model of transformers, to which `prompt` is given. caption: a
-    text to explain instead of the model's own caption (beam search). methods: names of METHODS.
-    contrast: a word; explains why the model prefers each word to it.
-    InputError for files that cannot be read and for words outside the model's vocabulary."""
+    image: a path, a PIL image, or an array (H, W, 3), uint8, uint16 or float in [0, 1]. weight:
+    path of a checkpoint of a model that reads pixels, or folder of a model of transformers, to
+    which `prompt` is given. caption: a text to explain instead of the model's own caption (beam
+    search). methods: names of METHODS. contrast: a word; explains why the model prefers each word
+    to it. InputError for files that cannot be read and for words outside the model's vocabulary."""
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
@@ -37,24 +36,16 @@ def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), c
     if model.encoder is None:
         raise InputError(f"{weight} uses region features, not pixels: run explain.py --dataset")
 
-    name = "image"
-    source = ""
-    if isinstance(image, str | os.PathLike):
-        name = Path(image).name
-        source = os.path.abspath(image)
-        picture = as_pil(read_image(image, upright=True))
-    else:
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(np.ascontiguousarray(image))
-        picture = ImageOps.exif_transpose(image).convert("RGB")
-
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    pixels = read_image(image, upright=True)
+    is_file = isinstance(image, str | os.PathLike)
+    name = Path(image).name if is_file else "image"
+    source = os.path.abspath(image) if is_file else ""
     inputs = model.prepare(pixels)[None].to(model.device)
     captions = captions_of(model, vocabulary, inputs, None if caption is None else [caption])
     explained, = explain_batch(model, vocabulary, inputs, captions, methods, contrast,
                                calibration=grounding.load(weight, model))
-    return replace(explained, name=name, image=picture, source=source,
-                   window=model.window(*picture.size))
+    return replace(explained, name=name, image=as_pil(pixels), source=source,
+                   window=model.window(*pixels.shape[:0:-1]))
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,7 +86,8 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
 
     inputs: (B, 3, S, S) normalised, or region features (B, K, C) whose regions without padding have
     the `boxes`, B arrays (n, 4). contrast: a word. calibration: a captioning.grounding.Calibration,
-    by which LRP without contrast flags object words. progress: called with B after each method."""
+    by which LRP without contrast estimates whether named objects are there. progress: called with B
+    after each method."""
     options = {"chunk": chunk, "shared": {}}
     if contrast is not None:
         ids = encode_caption(contrast, vocabulary, "--contrast")
@@ -126,7 +118,11 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
         if method == "lrp":
             split = {part: getattr(explanation, part) for part in SPLIT}
             if calibration and contrast is None:
-                arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)
+                with torch.no_grad():
+                    features = model.encode(inputs)
+                arrays["presence"] = grounding.presence(model, features, explanation, captions,
+                                                        vocabulary, calibration)
+                arrays["flags"] = arrays["presence"] < calibration.threshold
         progress(len(captions))
 
     # what every method's explanation contains

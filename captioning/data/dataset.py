@@ -35,24 +35,30 @@ def wordmap_path(data_folder, dataset):
 
 
 def pick_captions(captions, count, generator):
-    """`count` of an image's captions: all and randomly repeated ones, or a random subset."""
+    """An image's captions, the first `count` of which are for training: all and randomly repeated
+    ones, or a random subset, which the others follow."""
     if len(captions) > count:
-        return generator.sample(captions, count)
+        picked = generator.sample(range(len(captions)), count)
+        others = [i for i in range(len(captions)) if i not in picked]
+        return [captions[i] for i in picked + others]
     return captions + [generator.choice(captions) for _ in range(count - len(captions))]
 
 
 def write_split(path, records, words, captions_per_image, max_len, seed, image_folder):
-    """Writes the records of one split to the HDF5 file `path` and returns its captions.
+    """Writes the records of one split to the HDF5 file `path` and returns all their captions (N, R,
+    max_len + 2).
 
     The file contains `captions` (N, captions_per_image, max_len + 2) int32, ids from <start> to
-    <end>, zero-padded; `names` and `paths` (N,) of the images; `references` (N,), all captions of
-    each image as a JSON list; and the attributes `image_folder` and `wordmap`, a hash."""
-    captions = np.zeros((len(records), captions_per_image, max_len + 2), dtype=np.int32)
+    <end>, zero-padded; `more_captions`, the others of images that have more; `names` and `paths`
+    (N,) of the images; `references` (N,), all captions of each image as a JSON list; and the
+    attributes `image_folder` and `wordmap`, a hash."""
+    width = max([captions_per_image, *(len(record.tokens) for record in records)])
+    captions = np.zeros((len(records), width, max_len + 2), dtype=np.int32)
     for row, record in zip(captions, records, strict=True):
         # seeded by the image's name, so that omitting one image does not change the others
         generator = random.Random(f"{seed} {record.name}")
-        picked = pick_captions(record.tokens, captions_per_image, generator)
-        for line, tokens in zip(row, picked, strict=True):
+        ordered = pick_captions(record.tokens, captions_per_image, generator)
+        for line, tokens in zip(row, ordered, strict=False):
             ids = words.encode(tokens, max_len)
             line[:len(ids)] = ids
 
@@ -61,7 +67,11 @@ def write_split(path, records, words, captions_per_image, max_len, seed, image_f
              "references": [json.dumps(record.raw, ensure_ascii=False) for record in records]}
     buffer = io.BytesIO()       # in memory first, since HDF5 may crash on a full disk
     with h5py.File(buffer, "w") as file:
-        file.create_dataset("captions", data=captions, compression="gzip", shuffle=True)
+        parts = {"captions": captions[:, :captions_per_image],
+                 "more_captions": captions[:, captions_per_image:]}
+        for name, part in parts.items():
+            if part.size:
+                file.create_dataset(name, data=part, compression="gzip", shuffle=True)
         for name, values in texts.items():
             file.create_dataset(name, data=values, dtype=h5py.string_dtype())
         folder = str(Path(image_folder).resolve()) if image_folder else ""
@@ -127,7 +137,10 @@ class CaptionDataset(Dataset):
         expect(all(isinstance(texts, list) and texts and all(has_type(text, str) for text in texts)
                    for texts in self.references), "its references are no lists of captions")
 
-        # each caption: <start>, words, <end>, and then only padding
+        self._check_captions(captions)
+
+    def _check_captions(self, captions):
+        """ValueError unless each caption is <start>, words, <end>, and then only padding."""
         lengths = (captions != 0).sum(-1, keepdims=True)
         is_word = np.arange(captions.shape[-1]) < lengths
         is_end = np.arange(captions.shape[-1]) == lengths - 1
@@ -149,6 +162,18 @@ class CaptionDataset(Dataset):
             if self.has_regions:
                 checked_dataset(file, "boxes", "f", (len(self), self.regions, 4))
                 checked_dataset(file, "counts", "iu", (len(self),))
+
+    def own_captions(self):
+        """(N, R, L) ids of the captions of each image, all of them and each once, zero-padded."""
+        counts = torch.tensor([len(texts) for texts in self.references])
+        is_own = torch.arange(self.captions.shape[1]) < counts[:, None]        # others: repetitions
+        captions = [self.captions * is_own[..., None]]
+        with open_hdf5(self.path, ()) as file:
+            if "more_captions" in file:     # not written by earlier versions
+                more = read_whole(file, "more_captions", "iu", (len(self), None, None))
+                self._check_captions(more[more.any(-1)][None])
+                captions.append(torch.from_numpy(more.astype(np.int32)))
+        return torch.cat(captions, 1)
 
     def __len__(self):
         return len(self.captions)

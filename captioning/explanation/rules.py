@@ -137,6 +137,11 @@ def guided_relu(rule, function, z, *args, **kwargs):
     return GuidedReLU.apply(z)
 
 
+def guided_relu6(rule, function, z, *args, **kwargs):
+    """The same of y = min(max(z, 0), 6):  r(z) = max(r(y), 0) [0 < z ≤ 6]."""
+    return GuidedReLU.apply(z).clamp(max=6)
+
+
 def attention(rule, function, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
               enable_gqa=False):
     """Scaled dot-product attention softmax(q kᵀ scale + mask) v, each operation with the derivative
@@ -163,7 +168,8 @@ class Gradient(Rule):
 
 class Guided(Gradient):
     """Guided backpropagation (Springenberg et al. 2015)."""
-    table = Gradient.table | {"relu": guided_relu}
+    table = Gradient.table | {"relu": guided_relu, "relu6": guided_relu6,
+                              "hardtanh": guided_relu6}     # nn.ReLU6 calls F.hardtanh
 
 
 # -- layer-wise relevance propagation --------------------------------------------------------------
@@ -287,12 +293,20 @@ def conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilation=1, 
 
 
 def gamma_conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    """γ-rule (Montavon et al. 2019), y = Wx + b and z = (W + γW⁺)x + b:
-    r(x) = (W + γW⁺)ᵀ [r(y) y/(z + ε sign z)]."""
+    """γ-rule (Montavon et al. 2019), for outputs of both signs as Andéol et al. (2021): y = Wx + b,
+    z = W'x + b and r(x) = W'ᵀ [r(y) y/(z + ε sign z)], where W' is W with the weights of those
+    products W_ji x_i that have the sign of y_j times 1 + γ."""
     x, padding = with_margin(x, weight, padding, dilation)
     geometry = stride, padding, dilation, groups
     y = F.conv2d(x.detach(), weight, bias, *geometry)
-    z = F.conv2d(x, weight + rule.gamma * weight.clamp(min=0), bias, *geometry)
+    more = weight + rule.gamma * weight.clamp(min=0)
+    less = weight + rule.gamma * weight.clamp(max=0)
+    plus = F.conv2d(x.clamp(min=0), more, bias, *geometry)
+    minus = F.conv2d(x.clamp(min=0), less, bias, *geometry)
+    if (x < 0).any():
+        plus = plus + F.conv2d(x.clamp(max=0), less, None, *geometry)
+        minus = minus + F.conv2d(x.clamp(max=0), more, None, *geometry)
+    z = torch.where(y >= 0, plus, minus)
     y = Replace.apply(z, y, y / away_from_zero(z.detach(), rule.eps))
     y.convolution = x, weight, bias, *geometry
     return y

@@ -22,8 +22,7 @@ from captioning.report.page import as_json, page_entry, page_of, write_entry
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity", "flags", "contrast_probabilities", "boxes", "window",
-          "model")
+          "identity", "presence", "flags", "contrast_probabilities", "boxes", "window", "model")
 
 
 @dataclass
@@ -49,7 +48,8 @@ class ExplainedImage:
     attention: np.ndarray                   # (T, K), or (T, M, K) with M heads
     methods: dict                           # {name of the method: Relevance}
     split: dict | None = None               # {"image", "start", "previous", "rest": (T,)}, by LRP
-    flags: np.ndarray | None = None         # (T,) bool, object words that come from language
+    presence: np.ndarray | None = None      # (T,) estimate that the named object is there, or NaN
+    flags: np.ndarray | None = None         # (T,) bool, whether this estimate is low
     contrast: str = ""                      # explained is why the model prefers a word to this one
     contrast_probabilities: np.ndarray | None = None    # (T,) of that word
     boxes: np.ndarray | None = None         # (K, 4) in pixels, the regions of bottom-up features
@@ -108,13 +108,20 @@ class ExplainedImage:
         return whole * is_seen[0][:, None] * is_seen[1]
 
     def heatmap(self, word, method=None):
-        """float32 (H, W): the method's map for the word, stretched to the image."""
-        values = self.maps(self._method(method))[self._step(word)].astype(np.float32)
-        stretched = Image.fromarray(values).resize(self.image.size, Image.Resampling.BILINEAR)
-        return np.asarray(stretched)
+        """float32 (H, W): the method's map for the word, on the image's pixels.
+
+        The sum is that of the map, for LRP the image's part of the logit: the value of each of the
+        map's cells is spread evenly over the pixels that it covers."""
+        values = self.maps(self._method(method))[self._step(word)].astype(np.float64)
+        vertical = _overlaps(self.image.height, values.shape[0])
+        horizontal = _overlaps(self.image.width, values.shape[1])
+        return (vertical @ values @ horizontal.T).astype(np.float32)
 
     def overlay(self, word, method=None):
-        """PIL image: the method's map for the word in colours over the grey image."""
+        """PIL image: the method's map for the word in colours over the grey image.
+
+        A view: the map is stretched smoothly, and its colours are clipped at the 99.5th percentile
+        of its absolute values, so that they do not add up as those of `heatmap` do."""
         method = self._method(method)
         t = self._step(word)
         rgba, _ = colour_maps(self.maps(method)[t:t + 1], METHODS[method].signed)
@@ -148,7 +155,8 @@ class ExplainedImage:
     # -- text and page ---------------------------------------------------------------------------
 
     def table(self):
-        """One line per word: its probability and, by LRP, the split of its logit and its flag."""
+        """One line per word: its probability and, by LRP, the split of its logit and the estimated
+        probability that the object that it names is in the image."""
         width = max(map(len, self.words)) + 2
         lines = [f"  {'word':{width}}probability"]
         if self.split:
@@ -158,8 +166,9 @@ class ExplainedImage:
             if self.split:
                 for part in ("image", "previous", "start", "rest"):
                     line += f"{self.split[part][t]:+10.2f}"
-            if self.flags is not None and self.flags[t]:
-                line += "   from language"
+            if self.presence is not None and np.isfinite(self.presence[t]):
+                line += f"   in the image: {self.presence[t]:.0%}"
+                line += " (doubtful)" if self.flags[t] else ""
             lines.append(line)
         return "\n".join(lines)
 
@@ -245,6 +254,12 @@ class ExplainedImage:
 def as_pil(image):
     """uint8 tensor (3, H, W) -> PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _overlaps(pixels, cells):
+    """(pixels, cells): the share of each of the cells of a line that lies on each of its pixels."""
+    edges = np.arange(pixels + 1)[:, None] / pixels * cells - np.arange(cells)
+    return np.diff(edges.clip(0, 1), axis=0)
 
 
 def _on_grid(values):

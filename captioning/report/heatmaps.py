@@ -121,7 +121,7 @@ def draw_heatmaps(path, explained, method):
             x += font(12).getlength(PART_NAMES[part]) + 26
         text = "— the logit's parts (LRP)"
         if explained.flags is not None and any(explained.flags):
-            text += "; underlined: from language, hardly from the image"
+            text += "; underlined: an object that is probably not there"
         draw.text((x, y), text, GREY, font(12))
     with atomic_path(path, sync=False) as temporary:
         sheet.save(temporary, "png", compress_level=4)

@@ -123,16 +123,20 @@ function splitBar(split, t) {
   return `${zero} no-repeat, linear-gradient(90deg, ${stops.join(", ")}, transparent ${100 * x}%)`
 }
 
+function estimate(probability) {
+  return `the estimated probability that it is in the image is ${percent(probability)}`
+}
+
 function showCaption() {
-  const { words, split, flags } = current()
+  const { words, split, flags, presence } = current()
   $("caption").replaceChildren(...words.map((word, i) => {
     const button = make("button", { tabIndex: -1 }, make("span", { className: "word" }, word))
     button.classList.toggle("special", /^<.*>$/.test(word))
     if (i === 0) button.disabled = true     // <start> is read, not predicted
     else if (split) button.append(styled("span", "split", `background: ${splitBar(split, i - 1)}`))
-    if (i && flags[i - 1]) {
-      button.classList.add("flagged")
-      button.title = "comes from language: the image contributes little"
+    if (i) {
+      button.classList.toggle("flagged", Boolean(flags[i - 1]))
+      if (typeof presence[i - 1] === "number") button.title = estimate(presence[i - 1])
     }
     for (const event of ["mouseenter", "focus", "click"])
       button.addEventListener(event, () => openWord(i - 1))
@@ -142,7 +146,7 @@ function showCaption() {
   const squares = Object.entries(PARTS).flatMap(([name, text]) =>
     [make("span", {}, styled("i", "", `background: var(--${name})`), text), " "])
   $("parts").replaceChildren("Parts of each word's logit (LRP):", ...squares, flags.some(Boolean)
-    ? "(wavy underline: the word comes from language, hardly from the image)" : "")
+    ? "(wavy underline: the object that the word names is probably not there)" : "")
 }
 
 // colours the words read before the explained word by their relevance for it, and greys the later
@@ -201,8 +205,8 @@ function detail() {
   if (contrast) heading += `, explained rather than “${contrast.word}”`
   if (contrast?.p.length) heading += ` (probability ${percent(contrast.p[t])})`
   const parts = [make("h2", {}, heading)]
-  if (entry.flags[t])
-    parts.push(make("p", {}, "This word comes from language: the image contributes little to it."))
+  if (typeof entry.presence[t] === "number")
+    parts.push(make("p", {}, `This word names an object: ${estimate(entry.presence[t])}.`))
   if (entry.split) {
     const total = ["", contrast ? "difference of logits" : "logit", withSign(entry.logits[t]), ""]
     parts.push(table([...splitRows(entry.split, t), total]))

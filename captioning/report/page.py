@@ -25,7 +25,7 @@ FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title
 %s
 </script><script>parent.postMessage(document.scripts[0].textContent, "*")</script>
 """
-FORMAT = 2          # of entries; the page shows no others
+FORMAT = 3          # of entries; the page shows no others
 EMBEDDED = 30
 # sides in pixels; heatmaps are stretched
 IMAGE_SIDE = 720
@@ -59,6 +59,8 @@ def page_entry(explained):
             "split": split or None,
             "logits": _rounded(explained.logits), "contrast": contrast,
             "flags": [] if explained.flags is None else np.array(explained.flags).tolist(),
+            "presence": [float(f"{value:.3g}") if np.isfinite(value) else None
+                         for value in ([] if explained.presence is None else explained.presence)],
             "boxes": None if boxes is None else np.round(boxes / sides, 4).tolist(),
             "references": list(explained.references), "objects": objects,
             "settings": explained.settings,
