@@ -26,6 +26,10 @@ class PretrainedCaptioner(Explainer):
     def state_dict(self):
         return self.model.state_dict()
 
+    def eval(self):
+        """The model itself, which is never trained."""
+        return self
+
     def encode(self, images):
         """The images themselves: image encoder and decoder are run together."""
         return images

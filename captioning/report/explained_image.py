@@ -100,7 +100,8 @@ class ExplainedImage:
             return maps
         indices = []
         for low, high, side in ((y0, y1, maps.shape[1]), (x0, x1, maps.shape[2])):
-            places = (np.arange(round(side / (high - low))) + 0.5) / round(side / (high - low))
+            count = max(100, round(side / (high - low)))        # so many that edges stay sharp
+            places = (np.arange(count) + 0.5) / count
             indices.append(np.floor((places - low) / (high - low) * side).astype(int))
         whole = maps[:, indices[0].clip(0, maps.shape[1] - 1)]
         whole = whole[:, :, indices[1].clip(0, maps.shape[2] - 1)]
