@@ -118,7 +118,8 @@ def complete(args):
             raise InputError(f"--{flag} requires --weight: captions without a model cannot be "
                              "explained")
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
-    args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
+    source = Path(args.weight or args.predictions)
+    args.save_path = args.save_path or str(source if source.is_dir() else source.parent)
     return args
 
 

@@ -34,7 +34,7 @@ from captioning.report.page import PAGE, as_json, page_entry, page_of, write_ent
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-           "identity", "presence", "flags", "contrast_probabilities", "boxes", "window")
+          "identity", "presence", "flags", "contrast_probabilities", "boxes", "window", "model")
 
 
 @dataclass
@@ -75,6 +75,7 @@ class ExplainedImage:
     objects: list = ()                      # names of n annotated objects
     object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
+    model: str = ""                         # its name, if several are compared
     shared_scale: bool = False              # whether all maps have one colour scale
     settings: dict = field(default_factory=dict)        # shown on the page
     identity: str = ""                      # hash of all that the explanation depends on
@@ -111,7 +112,8 @@ class ExplainedImage:
             return maps
         indices = []
         for low, high, side in ((y0, y1, maps.shape[1]), (x0, x1, maps.shape[2])):
-            places = (np.arange(round(side / (high - low))) + 0.5) / round(side / (high - low))
+            count = max(100, round(side / (high - low)))        # so many that edges stay sharp
+            places = (np.arange(count) + 0.5) / count
             indices.append(np.floor((places - low) / (high - low) * side).astype(int))
         whole = maps[:, indices[0].clip(0, maps.shape[1] - 1)]
         whole = whole[:, :, indices[1].clip(0, maps.shape[2] - 1)]
