@@ -58,18 +58,12 @@ def scores(model, features, explanation, captions):
     explanation: by LRP, without contrast."""
     # without the image: regions of zeros would count as padding; tiny ones do not and add nothing
     blank = torch.full_like(features, torch.finfo(features.dtype).tiny)
-    following = captions[:, 1:, None]
-    log_p, without = (logits.log_softmax(-1).gather(2, following).squeeze(2)
-                      for logits in (explanation.logits, _logits(model, blank, captions)))
+    with torch.no_grad():
+        log_p = model.log_p(features, captions)
+        without = model.log_p(blank, captions)
     return {"image": explanation.image, "absolute_share": image_share(explanation),
             "log_p": log_p, "log_p_gain": log_p - without,
             "position": torch.arange(log_p.shape[1], device=log_p.device).expand_as(log_p)}
-
-
-def _logits(model, features, captions):
-    """(B, T, V) of a model in evaluation mode."""
-    with torch.no_grad():
-        return model.output(model.teacher_force(features, captions[:, None]).hidden)[:, 0]
 
 
 def presence(model, features, explanation, captions, vocabulary, calibration):
