@@ -45,7 +45,7 @@ def _gamma(model, *args, eps=0.01, **options):
 METHODS = {
     "lrp": Method(
         _own("lrp"),
-        "Layer-wise relevance propagation: the word's logit, divided among pixels and earlier "
+        "Layer-wise relevance propagation: the word's logit, divided among pixels and previous "
         "words.",
         additive=True, labels=("opposes the word", "supports the word")),
     "lrp_specific": Method(
