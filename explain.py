@@ -53,18 +53,21 @@ def get_args_parser():
     group = parser.add_argument_group("explanation")
     add = group.add_argument
     add("--methods", nargs="+", choices=list(METHODS), default=["lrp", "attention"],
-        help="explanation methods")
+        help="explanation methods (default: lrp attention)")
     add("--caption", help="explain this caption instead of the model's own")
-    add("--captions", metavar="FILE", help="explain the captions of another system: a JSON list of "
+    add("--captions", metavar="FILE", help="explain what --weight would have said about the "
+        "captions of another system, not why that system said them: a JSON list of "
         "{\"image\": file name, \"caption\": text}, or COCO results with \"image_id\"")
     add("--contrast", metavar="WORD", help="explain why the model prefers each word to this one: "
         "the difference of their logits")
     add("--eps", type=cli.non_negative,
         help="ε of LRP's ε-rule (default: 0.01, for models of transformers 0)")
-    add("--batch_size", type=cli.positive_int, default=8, help="images per batch")
+    add("--batch_size", type=cli.positive_int, help="images per batch (default: 1 on a CPU, so "
+        "that the first result comes soon, else 8)")
     add("--chunk", type=cli.positive_int, help="words per backward pass through the encoder; fewer "
         "need less memory (default: 1 on a CPU, else all)")
     cli.add_device(group)
+    cli.add_threads(group)
     cli.add_seed(group)
 
     cli.add_decoding(parser)
@@ -271,8 +274,9 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
 
 def main(args):
     processes.start()
-    cli.print_settings(args)
     device = pick_device(args.device)
+    cli.print_settings(args, get_args_parser(), device)
+    args.batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     cli.set_seed(args.seed)
     if bool(args.images) == bool(args.dataset):
         raise InputError("give either --images FILE_OR_FOLDER … or --dataset NAME")
@@ -305,6 +309,7 @@ def explain_with(args, weight, name, device):
     """Explains the images with one model -> its Targets, {path: InputError} of those skipped."""
     args.weight = weight
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, prompt=args.prompt)
+    cli.set_threads(args.threads, model)
     check_methods(model, args.methods, args.weight)
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)

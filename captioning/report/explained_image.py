@@ -173,7 +173,7 @@ class ExplainedImage:
         width = max(map(len, self.words)) + 2
         lines = [f"  {'word':{width}}probability"]
         if self.split:
-            lines[0] += f"{'image':>10}{'words':>10}{'<start>':>10}{'rest':>10}"
+            lines[0] += f"{'image':>10}{'previous':>10}{'<start>':>10}{'rest':>10}"
         for t, word in enumerate(self.words):
             line = f"  {word:{width}}{self.probabilities[t]:11.3f}"
             if self.split:

@@ -17,7 +17,7 @@ from captioning.explanation.methods import METHODS
 from captioning.files import write_text
 from captioning.metrics.object_words import stop_words
 from captioning.report.colours import colour_maps, legend, normalise_words, scale_regions
-from captioning.report.heatmaps import thumbnail
+from captioning.report.heatmaps import labels, thumbnail
 
 PAGE = "index.html"
 ENTRY = "entry.html"            # in each image's folder
@@ -81,9 +81,12 @@ def _method_entry(explained, method):
     # what methods without signed maps assign to words are gradients
     of_words = kind if kind.signed else METHODS["gradient"]
     colours = [f"rgb({r} {g} {b} / {a / 255:.3f})" for r, g, b, a in legend(kind.signed).tolist()]
-    entry = {"help": kind.description, "signed": kind.signed, "labels": kind.labels,
-             "word_labels": of_words.labels, "maps": None, "regions": None, "heads": [],
-             "words": None, "legend": f"linear-gradient(90deg, {', '.join(colours)})"}
+    description = kind.description
+    if explained.boxes is not None:
+        description = description.replace("pixel", "region")
+    entry = {"help": description, "signed": kind.signed, "labels": labels(kind, explained.contrast),
+             "word_labels": labels(of_words, explained.contrast), "maps": None, "regions": None,
+             "heads": [], "words": None, "legend": f"linear-gradient(90deg, {', '.join(colours)})"}
     if explained.boxes is None:
         entry["maps"], tops = _heatmaps(maps, kind.signed, explained.shared_scale)
         entry["heads"] = [_heatmaps(head, kind.signed, explained.shared_scale)[0]
