@@ -146,6 +146,7 @@ def test_default_number_of_epochs_and_recorded_flags(demo_data, tmp_path, monkey
     train.main(args)
     assert vars(args) == before and not args.finetune_encoder
     flags = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["flags"]
+    assert len(flags.pop("data_fingerprint")) == 16
     assert flags == before | {"finetune_encoder": True, "from_pixels": True}
 
 
