@@ -3,6 +3,7 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from captioning.experiments.batch import RANDOM, Study
 from captioning.experiments.mask_mass import Masks
 from captioning.experiments.registry import EXPERIMENTS, experiments_for_regions, metrics_of
 from captioning.experiments.runner import run_experiments
-from captioning.explanation.methods import METHODS, methods_for_regions
+from captioning.explanation.methods import METHODS, check_methods, methods_for_regions
 from captioning.files import write_json
 from captioning.metrics.object_metrics import chair, frequent_word_scores
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
@@ -39,11 +40,13 @@ METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "bert", "map", "chair"
 def get_args_parser():
     parser = cli.Parser(__doc__)
     cli.add_device(parser)
+    cli.add_threads(parser)
     cli.add_seed(parser)
     add = parser.add_argument_group("input", "either --weight or --predictions").add_argument
     add("--weight", metavar="CHECKPOINT", help="caption the split with this model and score its "
         "captions")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
+    add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
     add("--predictions", metavar="FILE", help="score these captions: a JSON list of {\"image\": "
         "file name, \"caption\": text}, or COCO results with \"image_id\"")
     add("--references", metavar="FILE", help="COCO captions file with the reference captions "
@@ -79,9 +82,9 @@ def get_args_parser():
         help="experiments on the explanations")
     add("--methods", nargs="+", choices=[*METHODS, RANDOM], default=["lrp", "attention"],
         help="explanation methods to measure (default: lrp attention)")
-    add("--calibrate", action="store_true", help="fit the threshold below which an object word is "
-        "flagged as coming from language to the validation split, store it beside --weight, and "
-        "measure the flags (--explanations grounding)")
+    add("--calibrate", action="store_true", help="fit, to the validation split, estimates of "
+        "whether the object that a word names is in the image, store them beside --weight, and "
+        "measure them (--explanations grounding)")
     add("--max_images", type=cli.positive_int, help="explain only the first images that have a "
         "word to measure (default: all images)")
     add = parser.add_argument_group("output").add_argument
@@ -93,11 +96,11 @@ def get_args_parser():
 
 def main(args):
     processes.start()
-    complete(args)
-    cli.print_settings(args)
+    args = complete(args)
     device = pick_device(args.device)
+    cli.print_settings(args, get_args_parser(), device)
     if args.explanations:
-        torch.set_num_threads(1)    # results must not depend on the number of cores
+        args.threads = args.threads or 1    # results must not depend on the number of cores
     cli.set_seed(args.seed)
     metrics = evaluate_model(args, device) if args.weight else evaluate_predictions(args, device)
     if processes.rank() == 0:
@@ -107,7 +110,8 @@ def main(args):
 
 
 def complete(args):
-    """Sets the defaults that depend on other flags; InputError if flags contradict each other."""
+    """The flags with the defaults that depend on others; InputError if flags contradict."""
+    args = Namespace(**vars(args))
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give exactly one of --weight CHECKPOINT and --predictions FILE")
     for flag in ("explanations", "calibrate", "grounded"):
@@ -115,7 +119,9 @@ def complete(args):
             raise InputError(f"--{flag} requires --weight: captions without a model cannot be "
                              "explained")
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
-    args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
+    source = Path(args.weight or args.predictions)
+    args.save_path = args.save_path or str(source if source.is_dir() else source.parent)
+    return args
 
 
 def evaluate_predictions(args, device):
@@ -136,10 +142,16 @@ def evaluate_predictions(args, device):
 
 def evaluate_model(args, device):
     """Captions the split with --weight; the scores of the captions and of their explanations."""
-    content = checkpoint.read(args.weight)
-    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content)
+    content = {} if checkpoint.is_pretrained(args.weight) else checkpoint.read(args.weight)
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content,
+                                        prompt=args.prompt)
+    cli.set_threads(args.threads, model)
     from_features = (content.get("training") or {}).get("from_features", False)
     methods = args.methods
+    check_methods(model, methods, args.weight)
+    if not content and "sanity" in args.explanations:
+        raise InputError(f"sanity randomises layers of this project's models, and {args.weight} is "
+                         "one of transformers: omit it from --explanations")
     experiments = list(dict.fromkeys(args.explanations + ["grounding"] * args.calibrate))
     if experiments and model.encoder is None:
         methods = methods_for_regions(methods, args.weight)
@@ -159,7 +171,10 @@ def evaluate_model(args, device):
     # a threshold of flags for the captions of the validation split
     options = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
-    study = Study(model, vocabulary, tuple(methods), objects, boxes, frequent, stop_words(), masks,
+    # estimates are made for more words than CHAIR counts
+    named = load_objects(args.data_folder, args.dataset, boxes, args.synonyms,
+                         visible="grounding" in experiments)
+    study = Study(model, vocabulary, tuple(methods), named, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
     if args.calibrate:
         validation = open_data(args, "val", model, from_features)
@@ -168,7 +183,8 @@ def evaluate_model(args, device):
         run_experiments(replace(study, read_boxes=validation.read_boxes), validation, captions,
                         ["grounding"], None, *batches, args.save_path, ["val"])
         if processes.rank() == 0:
-            grounding.calibrate(args.weight, model, objects, args.save_path)
+            grounding.calibrate(args.weight, model, study.objects, args.save_path,
+                                validation.references)
         processes.wait()
 
     # the captions of the split; the first process scores them
@@ -238,6 +254,8 @@ def match_references(captions, path, partial):
 def open_data(args, split, model, from_features):
     """The split with stored features, if there are some and it should, otherwise with images."""
     place = args.data_folder, args.dataset, split
+    if checkpoint.is_pretrained(args.weight):
+        return CaptionDataset(*place, prepare=model.prepare)
     stored = features_path(*place, model.config["encoder"] or "bottom_up")
     if model.encoder is None or (from_features and stored.exists()):
         return open_features(*place, model)

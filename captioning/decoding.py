@@ -27,6 +27,8 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, seeds=
     `beam_search` or `sample`; diverse beam search has as many groups as hypotheses by default.
     InputError if the model's logits are not finite numbers.
     """
+    if hasattr(model, "caption"):       # a model of transformers has decoding methods of its own
+        return model.caption(features, method, max_len, seeds, **options)
     with torch.no_grad():
         context = model.start(features)
         if method == "greedy":

@@ -37,18 +37,24 @@ def record_run(folder, args, script):
     if log.exists():
         check_file(log, "remove it, or choose another --save_path")
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     flags = {name: value if isinstance(value, JSON_TYPES) else str(value)
              for name, value in vars(args).items()}
     entries[script] = {"started": started, "flags": flags, "git_commit": git_commit(),
-                       "versions": versions}
+                       "versions": versions()}
     write_json(path, entries)
     stream = sys.stdout.stream if isinstance(sys.stdout, Tee) else sys.stdout
     sys.stdout = Tee(stream, log)
     print(f"{script}, {started}")
+
+
+@cache
+def versions():
+    """{name: version} of Python and of the packages on which results depend."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 @cache

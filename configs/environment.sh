@@ -1,6 +1,7 @@
 # Sourced by the other scripts: changes to the repository and activates a Python that has the
-# packages in $REQUIREMENTS. That is the active environment if it has them all, otherwise .venv,
-# created once and updated when the list changes.
+# packages in $REQUIREMENTS. That is the one on the path if it has them all; or the active virtual
+# environment, to which missing packages are added; otherwise .venv, created once and updated when
+# the list changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 requirements=${REQUIREMENTS:-requirements.txt}
@@ -21,8 +22,16 @@ sys.exit(sys.version_info < (3, 10) or not all(is_new))
 PY
 }
 
+# conda's base is always active: it is left as it is
+active=${VIRTUAL_ENV:-}
+[ "${CONDA_DEFAULT_ENV:-base}" = base ] || active=$CONDA_PREFIX
+
 if has_everything python; then
     :
+elif [ -n "$active" ] && python -c 'import pip, sys
+sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    echo "adding the packages in $requirements that $active lacks"
+    python -m pip install --quiet --disable-pip-version-check -r "$requirements"
 elif has_everything .venv/bin/python; then
     PATH="$PWD/.venv/bin:$PATH"
 else

@@ -1,14 +1,10 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share.
+
+Imports of PyTorch are late: the process that only distributes tests needs none."""
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import prepare_flags
-
-import preparedataset
-from captioning.device import pick_device
-from captioning.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -27,6 +23,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--device") == "cpu":
+        return
+    from captioning.device import pick_device
+    from captioning.errors import InputError
     try:
         pick_device(config.getoption("--device"))
     except InputError as error:
@@ -35,12 +35,14 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """The longest tests first, so that no process has to wait for them at the end."""
-    items.sort(key=lambda item: item.path.name != "test_distributed.py")
+    longest = ("test_distributed.py", "test_real_photographs.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session")
 def device(pytestconfig):
     """torch.device of --device."""
+    from captioning.device import pick_device
     return pick_device(pytestconfig.getoption("--device"))
 
 
@@ -48,15 +50,30 @@ def device(pytestconfig):
 def one_thread():
     """Small models gain nothing from more threads, and lose much where other processes compete for
     the cores."""
+    import torch
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
     """A data folder with a small demo data set and stored features of the randomly initialised
-    small encoder."""
+    small encoder, and random region features."""
+    from helpers import prepare_flags, write_region_features
+
+    import preparedataset
     folder = tmp_path_factory.mktemp("data")
     preparedataset.main(preparedataset.get_args_parser().parse_args(prepare_flags(folder)))
+    write_region_features(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(demo_data, tmp_path_factory):
+    """The folder of a model that train.py trained on region features for an epoch; copied where it
+    changes."""
+    from helpers import REGIONS, train_run
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train_run(demo_data, folder, *REGIONS, "--epochs", "1")
     return folder
 
 

@@ -1,39 +1,58 @@
-"""Runs scripts, train.py and finetune.py in float64, one after the other, also under torchrun:
-python tests/distributed.py RUNS
-
-RUNS: a JSON file with a list of [script's name, flags]. In float64, since Adam turns the rounding
-errors of gradients that are exactly zero, such as those of the keys' bias, into steps as large as
-any other.
-"""
-import json
+"""Runs scripts in a group of processes as torchrun makes it, but forked from the tests, as each new
+Python would import PyTorch for seconds."""
+import os
+import socket
 import sys
-from pathlib import Path
+from functools import partial
 
 import torch
+from fuzz import workspace
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT)]
-
-import finetune  # noqa: E402
-import preparedataset  # noqa: E402
-import train  # noqa: E402
-from captioning import checkpoint  # noqa: E402
-from captioning.data.dataset import CaptionDataset  # noqa: E402
-from captioning.training import log  # noqa: E402
+import train
+from captioning import checkpoint
+from captioning.data.dataset import CaptionDataset
+from captioning.training import log
 
 
-def in_double(function, convert):
-    """The function, with its result converted."""
-    return lambda *args, **options: convert(function(*args, **options))
+def run_all(commands, folder, count=1, in_double=False):
+    """Runs [(script's name, flags)] one after the other in a group of `count` processes -> what
+    they print. in_double: train and tune in float64.
+
+    AssertionError if one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def before(rank):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        sys.stdout = open("output.txt", "w")        # noqa: SIM115
+        log.draw_training_curves = lambda *_: None      # slower than the small models' training
+        if in_double:
+            compute_in_double()
+
+    def run():
+        for script, flags in commands:
+            workspace.call([script, *map(str, flags)])
+        sys.stdout.flush()
+
+    folders = [folder / f"process_{count}_{rank}" for rank in range(count)]
+    for own in folders:
+        own.mkdir(parents=True, exist_ok=True)
+    children = [workspace.start(run, own, partial(before, rank))
+                for rank, own in enumerate(folders)]
+    for child, own in zip(children, folders, strict=True):
+        status, errors = workspace.finish(child, own, time_limit=600)
+        assert status == 0, f"{status}: {errors[-3000:]}"
+    return "".join((own / "output.txt").read_text() for own in folders)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    log.draw_training_curves = lambda *_: None      # takes longer than the small models' training
-    CaptionDataset.__getitems__ = in_double(
+def compute_in_double():
+    """Adam turns the rounding errors of gradients that are exactly zero, such as those of the keys'
+    bias, into steps as large as any other; with float64 they are small."""
+    def converted(function, convert):
+        return lambda *args, **options: convert(function(*args, **options))
+    CaptionDataset.__getitems__ = converted(
         CaptionDataset.__getitems__, lambda batch: batch | {"images": batch["images"].double()})
-    train.make_model = in_double(train.make_model, torch.nn.Module.double)
-    checkpoint.load = in_double(checkpoint.load, lambda loaded: (loaded[0].double(), loaded[1]))
-    for script, flags in json.loads(Path(sys.argv[1]).read_text()):
-        module = {"preparedataset": preparedataset, "train": train, "finetune": finetune}[script]
-        module.main(module.get_args_parser().parse_args(flags))
+    train.make_model = converted(train.make_model, torch.nn.Module.double)
+    checkpoint.load = converted(checkpoint.load, lambda loaded: (loaded[0].double(), loaded[1]))

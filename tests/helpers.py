@@ -115,6 +115,10 @@ def train_flags(data, save_path, *extra):
             "--save_path", str(save_path), *extra]
 
 
+# without a CNN: where only the course of the training matters, which is then several times faster
+REGIONS = ("--encoder", "bottom_up")
+
+
 def train_run(data, save_path, *extra, curves=False):
     """`run_training` of train.py."""
     return run_training(train, train_flags(data, save_path, *extra), save_path, curves)

@@ -1,9 +1,6 @@
 """from captioning import explain: what it returns, and the notebook that shows it."""
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +123,7 @@ def test_the_notebook(weight, photograph, tmp_path, capsys):
     assert "a dog" in capsys.readouterr().out and (tmp_path / "out" / "index.html").exists()
 
 
-def test_the_package_contains_what_it_imports(tmp_path):
+def test_the_package_contains_its_data():
     tomllib = pytest.importorskip("tomllib")     # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folder = ROOT / "captioning"
@@ -134,9 +131,3 @@ def test_the_package_contains_what_it_imports(tmp_path):
             if path.is_file() and path.suffix not in (".py", ".pyc")}
     patterns = project["package-data"]["captioning"]
     assert data == {path for pattern in patterns for path in folder.glob(pattern)}
-    # importable from elsewhere, with what an editable installation puts on the path
-    code = "import gridTDmodel, aoamodel; from captioning import explain; print(explain.__name__)"
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True)
-    assert process.stdout == "explain\n", process.stderr

@@ -1,5 +1,4 @@
 """Several processes and several passes per batch: the same weights as one process with one pass."""
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import prepare_flags, train_flags, train_run, write_region_features
+from distributed import run_all
+from helpers import REGIONS, prepare_flags, train_flags, train_run
 
 from aoamodel import AOAModel
 from captioning import checkpoint
@@ -30,8 +30,7 @@ MODES = {"ce": ("--ce_tune", "--region_loss", "0.5", "--ss_prob", "0.3"), "lrp":
 
 @pytest.fixture(scope="module")
 def bases(demo_data, tmp_path_factory):
-    """{model type: checkpoint} of models of bottom-up features, which are written to demo_data."""
-    write_region_features(demo_data)
+    """{model type: checkpoint} of models of region features."""
     vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
     folder = tmp_path_factory.mktemp("bases")
     torch.manual_seed(0)
@@ -41,15 +40,6 @@ def bases(demo_data, tmp_path_factory):
     for name, model in models.items():
         checkpoint.save(folder / f"{name}.pth", model, vocabulary)
     return {name: folder / f"{name}.pth" for name in models}
-
-
-def run_all(runs, tmp_path, launcher=(sys.executable,)):
-    """Runs tests/distributed.py on [(script, flags)]."""
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps([(script, list(map(str, flags))) for script, flags in runs]))
-    result = subprocess.run([*launcher, "tests/distributed.py", str(path)], cwd=ROOT,
-                            capture_output=True, text=True, env=ENVIRONMENT)
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def started_preparation(demo_data, folder):
@@ -72,7 +62,7 @@ def check_preparation(demo_data, folder):
 
 
 def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, bases, tmp_path):
-    """12 steps of 6 images, in 2 processes × 2 passes of different sizes; without dropout."""
+    """4 or 8 steps of 6 images, in 2 processes × 2 passes of different sizes; without dropout."""
     common = ("--data_folder", demo_data, "--batch_size", "7", "--workers", "0", "--device", "cpu",
               "--dropout", "0")
     everything = {f"{model}_{mode}": ("finetune", ("--weight", bases[model], *common, *flags,
@@ -81,17 +71,21 @@ def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, 
     pixels = train_flags(demo_data, "", *common, "--captions_per_epoch", "2")
     everything["pixels"] = ("train", pixels)
 
-    def runs(folder, names, *extra, epochs=3):
-        return [(script, (*flags, *extra, "--epochs", str(epochs), "--save_path",
+    resumed = ("gridtd_cider",)
+    epochs = dict.fromkeys(everything, 1) | dict.fromkeys([*resumed, "pixels"], 2)
+
+    def runs(folder, names, *extra):
+        return [(script, (*flags, "--epochs", epochs[name], *extra, "--save_path",
                           tmp_path / folder / name))
                 for name, (script, flags) in everything.items() if name in names]
-    resumed = ("gridtd_cider",)
     accumulated = ("gridtd_erase", "aoa_lrp_cider", "aoa_ce")
-    run_all(runs("two", everything) + runs("resumed", resumed, epochs=1)
-            + runs("accumulated", accumulated, "--accumulate", "2")
-            + [started_preparation(demo_data, tmp_path / "data")], tmp_path, TORCHRUN)
+    together = (runs("two", everything) + runs("resumed", resumed, "--epochs", "1")
+                + runs("accumulated", accumulated, "--accumulate", "2")
+                + [started_preparation(demo_data, tmp_path / "data")])
+    output = run_all(together, tmp_path, 2, in_double=True)
+    assert output.count("settings: ") == len(together)      # of the first process
     check_preparation(demo_data, tmp_path / "data")
-    run_all(runs("one", everything) + runs("resumed", resumed), tmp_path)
+    run_all(runs("one", everything) + runs("resumed", resumed), tmp_path, in_double=True)
 
     def last(folder, name):
         return checkpoint.read(tmp_path / folder / name / "checkpoint_last.pth")
@@ -102,7 +96,8 @@ def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, 
         for key, value in one["state_dict"].items():
             difference = (other["state_dict"][key] - value).abs().max()
             assert difference <= 1e-6, (folder, name, key)
-        assert other["training"]["state"]["epoch"] == 3
+        assert other["training"]["state"]["epoch"] == epochs[name]
+        assert (other["training"]["flags"]["encoder"] == "bottom_up") == (name != "pixels")
         logs = [np.array(content["training"]["state"]["log"]) for content in (one, other)]
         logs = [np.delete(log, 7, axis=1) for log in logs]          # without the time
         np.testing.assert_allclose(*logs, rtol=1e-5, atol=1e-6)
@@ -112,7 +107,8 @@ def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, 
 
 def start(data, save_path, *extra):
     """train.py on two processes, which writes a checkpoint at every step."""
-    command = [*TORCHRUN, "train.py", *train_flags(data, save_path, "--save_every", "1e-9", *extra)]
+    flags = train_flags(data, save_path, *REGIONS, "--save_every", "1e-9", *extra)
+    command = [*TORCHRUN, "train.py", *flags]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
                             text=True, env=ENVIRONMENT)
 
@@ -143,7 +139,8 @@ def test_interrupt_or_death_of_one_process_stops_all_and_leaves_a_checkpoint(dem
         state = checkpoint.read(last)["training"]["state"]
         assert state["step"] + 6 * state["epoch"] >= number
     steps = state["epoch"]
-    resumed = train_run(demo_data, tmp_path, "--epochs", str(steps + 1))["training"]["state"]
+    content = train_run(demo_data, tmp_path, *REGIONS, "--epochs", str(steps + 1))
+    resumed = content["training"]["state"]
     assert resumed["epoch"] == steps + 1 and len(resumed["log"]) == steps + 1
 
 
@@ -152,14 +149,12 @@ def test_explanations_do_not_depend_on_the_number_of_processes(demo_data, tmp_pa
     torch.manual_seed(0)
     model = GridTDModel(len(vocabulary), 8, 16, 5, encoder="small")
     checkpoint.save(tmp_path / "x.pth", model, vocabulary)
-    flags = ["explain.py", "--weight", str(tmp_path / "x.pth"), "--dataset", "demo",
-             "--data_folder", str(demo_data), "--max_images", "3", "--batch_size", "1",
-             "--decoding", "sample", "--max_len", "3", "--methods", "lrp", "--device", "cpu"]
-    for launcher, name in (([sys.executable], "one"), (TORCHRUN, "two")):
-        result = subprocess.run([*launcher, *flags, "--save_path", str(tmp_path / name)], cwd=ROOT,
-                                capture_output=True, text=True, env=ENVIRONMENT)
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert result.stdout.count("index.html") == 1
+    flags = ["--weight", tmp_path / "x.pth", "--dataset", "demo", "--data_folder", demo_data,
+             "--max_images", "3", "--batch_size", "1", "--decoding", "sample", "--max_len", "3",
+             "--methods", "lrp", "--device", "cpu", "--save_path"]
+    for count, name in ((1, "one"), (2, "two")):
+        output = run_all([("explain", [*flags, tmp_path / name])], tmp_path, count)
+        assert output.count("index.html") == output.count("settings: ") == 1
         assert (tmp_path / name / "index.html").exists()
     one = tmp_path / "one"
     paths = sorted(path.relative_to(one) for path in one.rglob("*.npz"))

@@ -322,7 +322,8 @@ def calibrated(weights, tmp_path):
     """A checkpoint by whose calibration each "dog", the only object word, is flagged."""
     path = tmp_path / "model.pth"
     shutil.copy(weights / "gridtd.pth", path)
-    grounding.save(path, checkpoint.load(path)[0], 2.0, 2.0, Objects({"dog": "dog"}))
+    zeros = dict.fromkeys(("constant", *grounding.SCORES), 0.0)
+    grounding.save(path, checkpoint.load(path)[0], 2.0, 2.0, Objects({"dog": "dog"}), zeros, {})
     return path
 
 
@@ -331,7 +332,8 @@ def test_flags(calibrated, run, image, capsys):
     out = run(calibrated, [image], *flags)
     assert stored(out / "a")["flags"].tolist() == [False, True, False, False]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if "from language" in line] == ["dog"]
+    assert [line.split()[0] for line in lines if "in the image: 50% (doubtful)" in line] == ["dog"]
+    assert np.isnan(stored(out / "a")["presence"]).tolist() == [True, False, True, True]
     run(calibrated, [image], *flags, "--contrast", "fast")
     assert "flags" not in stored(out / "a")
 
@@ -363,7 +365,8 @@ def test_the_identity_covers_all_that_an_explanation_depends_on(image, tmp_path)
         return target.identity
 
     def calibrated(*thresholds, word="dog"):
-        grounding.save(weight, model, *thresholds, Objects({word: "dog"}))
+        zeros = dict.fromkeys(("constant", *grounding.SCORES), 0.0)
+        grounding.save(weight, model, *thresholds, Objects({word: "dog"}), zeros, {})
         return identity()
 
     sampling = ("--decoding", "sample")

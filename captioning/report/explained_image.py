@@ -34,7 +34,7 @@ from captioning.report.page import PAGE, as_json, page_entry, page_of, write_ent
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity", "flags", "contrast_probabilities", "boxes")
+          "identity", "presence", "flags", "contrast_probabilities", "boxes", "window", "model")
 
 
 @dataclass
@@ -60,10 +60,12 @@ class ExplainedImage:
     attention: np.ndarray                   # (T, K), or (T, M, K) with M heads
     methods: dict                           # {name of the method: Relevance}
     split: dict | None = None               # {"image", "start", "previous", "rest": (T,)}, by LRP
-    flags: np.ndarray | None = None         # (T,) bool, object words that come from language
+    presence: np.ndarray | None = None      # (T,) estimate that the named object is there, or NaN
+    flags: np.ndarray | None = None         # (T,) bool, whether this estimate is low
     contrast: str = ""                      # explained is why the model prefers a word to this one
     contrast_probabilities: np.ndarray | None = None    # (T,) of that word
     boxes: np.ndarray | None = None         # (K, 4) in pixels, the regions of bottom-up features
+    window: tuple = (0, 0, 1, 1)            # x0, y0, x1, y1 of what the model sees, as fractions
     # the image and what is known of it
     name: str = ""
     image: Image.Image | None = None        # of H×W pixels
@@ -73,6 +75,7 @@ class ExplainedImage:
     objects: list = ()                      # names of n annotated objects
     object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
+    model: str = ""                         # its name, if several are compared
     shared_scale: bool = False              # whether all maps have one colour scale
     settings: dict = field(default_factory=dict)        # shown on the page
     identity: str = ""                      # hash of all that the explanation depends on
@@ -88,11 +91,11 @@ class ExplainedImage:
         """The method's maps: (T, S, S) of pixels, (T, h, w) of attention, or (T, K) of regions."""
         relevance = self.methods[method]
         if self.boxes is None and relevance.pixels is not None:
-            return relevance.pixels
+            return self._in_photograph(relevance.pixels)
         values = relevance.regions
         if values is None:
             values = self.attention.mean(1) if self.attention.ndim == 3 else self.attention
-        return values if self.boxes is not None else _on_grid(values)
+        return values if self.boxes is not None else self._in_photograph(_on_grid(values))
 
     def heads(self, method):
         """The maps (T, h, w) of each head, if the method's maps are the mean of the attention."""
@@ -100,7 +103,22 @@ class ExplainedImage:
         of_attention = relevance.pixels is None and relevance.regions is None
         if self.attention.ndim == 2 or not of_attention:
             return []
-        return [_on_grid(head) for head in self.attention.swapaxes(0, 1)]
+        return [self._in_photograph(_on_grid(head)) for head in self.attention.swapaxes(0, 1)]
+
+    def _in_photograph(self, maps):
+        """Maps (T, h, w) of what the model sees -> of the whole image, 0 where it sees nothing."""
+        x0, y0, x1, y1 = np.array(self.window, float)
+        if np.abs(np.array(self.window) - (0, 0, 1, 1)).max() < 0.01:
+            return maps
+        indices = []
+        for low, high, side in ((y0, y1, maps.shape[1]), (x0, x1, maps.shape[2])):
+            count = max(100, round(side / (high - low)))        # so many that edges stay sharp
+            places = (np.arange(count) + 0.5) / count
+            indices.append(np.floor((places - low) / (high - low) * side).astype(int))
+        whole = maps[:, indices[0].clip(0, maps.shape[1] - 1)]
+        whole = whole[:, :, indices[1].clip(0, maps.shape[2] - 1)]
+        is_seen = [(i >= 0) & (i < side) for i, side in zip(indices, maps.shape[1:], strict=True)]
+        return whole * is_seen[0][:, None] * is_seen[1]
 
     def heatmap(self, word, method=None):
         """float32 (H, W): the method's map for the word, on the image's pixels.
@@ -150,18 +168,20 @@ class ExplainedImage:
     # -- text and page ---------------------------------------------------------------------------
 
     def table(self):
-        """One line per word: its probability and, by LRP, the split of its logit and its flag."""
+        """One line per word: its probability and, by LRP, the split of its logit and the estimated
+        probability that the object that it names is in the image."""
         width = max(map(len, self.words)) + 2
         lines = [f"  {'word':{width}}probability"]
         if self.split:
-            lines[0] += f"{'image':>10}{'words':>10}{'<start>':>10}{'rest':>10}"
+            lines[0] += f"{'image':>10}{'previous':>10}{'<start>':>10}{'rest':>10}"
         for t, word in enumerate(self.words):
             line = f"  {word:{width}}{self.probabilities[t]:11.3f}"
             if self.split:
                 for part in ("image", "previous", "start", "rest"):
                     line += f"{self.split[part][t]:+10.2f}"
-            if self.flags is not None and self.flags[t]:
-                line += "   from language"
+            if self.presence is not None and np.isfinite(self.presence[t]):
+                line += f"   in the image: {self.presence[t]:.0%}"
+                line += " (doubtful)" if self.flags[t] else ""
             lines.append(line)
         return "\n".join(lines)
 

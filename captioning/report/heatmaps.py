@@ -16,8 +16,7 @@ CELL = 190          # width of a heatmap in pixels
 COLUMNS = 6
 GAP = 10
 GREY = (90, 90, 90)     # of secondary text
-PART_NAMES = {"image": "image", "previous": "earlier words", "start": "<start>",
-              "rest": "biases, ε"}
+PART_NAMES = {"image": "image", "previous": "previous words", "start": "<start>", "rest": "rest"}
 
 
 @functools.cache
@@ -44,6 +43,13 @@ def overlay(image, rgba):
     colours = Image.fromarray(rgba).resize(image.size, Image.Resampling.BILINEAR)
     grey = grey_background(image).convert("RGBA")
     return Image.alpha_composite(grey, colours.convert("RGBA")).convert("RGB")
+
+
+def labels(method, contrast=""):
+    """What the lowest and the highest values of a Method's maps mean, with a contrast to a word."""
+    if contrast and method.labels[1] == "supports the word":
+        return f"supports “{contrast}”", f"supports the word rather than “{contrast}”"
+    return method.labels
 
 
 def draw_heatmaps(path, explained, method):
@@ -98,13 +104,13 @@ def draw_heatmaps(path, explained, method):
             end = left + face.getlength(word)
             draw.line((left, y + 18, end, y + 18), PARTS["previous"], 2)
         if explained.split:
-            _draw_split(draw, (x, below, x + CELL, below + 9), explained.split, t)
+            _draw_split(draw, (x, below, x + CELL, below + 9), explained, t)
             below += 12
         strongest = f"{'±' if signed else ''}{tops[t]:.2g}"
         draw.text((x + CELL, below - 1), strongest, GREY, font(11), anchor="ra")
 
     # the colour scale
-    low, high = METHODS[method].labels
+    low, high = labels(METHODS[method], explained.contrast)
     bar = overlay(Image.new("RGB", (110, 12), (128,) * 3), colours.legend(signed, 110)[None])
     draw.text((GAP, legend), low, GREY, font(12))
     x = GAP + round(font(12).getlength(low)) + 6
@@ -122,30 +128,39 @@ def draw_heatmaps(path, explained, method):
             x += font(12).getlength(PART_NAMES[part]) + 26
         text = "— the logit's parts (LRP)"
         if explained.flags is not None and any(explained.flags):
-            text += "; underlined: from language, hardly from the image"
+            text += "; underlined: an object that is probably not there"
         draw.text((x, y), text, GREY, font(12))
     with atomic_path(path, sync=False) as temporary:
         sheet.save(temporary, "png", compress_level=4)
 
 
-def _draw_split(draw, box, split, t):
+def _draw_split(draw, box, explained, t):
     """A bar of the parts of word t, on one axis for all words.
 
-    Positive parts extend to the right of zero, negative ones to the left."""
+    Positive parts extend to the right of zero, negative ones to the left. <end>, whose parts are
+    often by far the largest, does not count for the scale, and its bar may be cut off."""
     x0, y0, x1, y1 = box
-    values = np.stack([split[part] for part in PARTS])                                 # (4, T)
-    highest = values.clip(min=0).sum(0).max()
-    lowest = values.clip(max=0).sum(0).min()
+    values = np.stack([explained.split[part] for part in PARTS])                       # (4, T)
+    counted = values[:, np.array(explained.words) != "<end>"]
+    highest = counted.clip(min=0).sum(0).max(initial=0)
+    lowest = counted.clip(max=0).sum(0).min(initial=0)
     unit = (x1 - x0) / ((highest - lowest) or 1)
     zero = right = left = x0 - lowest * unit
     for value, colour in zip(values[:, t] * unit, PARTS.values(), strict=True):
         if value > 0:
-            draw.rectangle((right, y0, right + value, y1), colour)
+            _draw_bar(draw, right, right + value, box, colour)
             right += value
         elif value < 0:
-            draw.rectangle((left + value, y0, left, y1), colour)
+            _draw_bar(draw, left + value, left, box, colour)
             left += value
     draw.line((zero, y0 - 1, zero, y1 + 1), "black")
+
+
+def _draw_bar(draw, left, right, box, colour):
+    """A rectangle from left to right, cut off at the box."""
+    x0, y0, x1, y1 = box
+    if left < x1 and right > x0:
+        draw.rectangle((max(left, x0), y0, min(right, x1), y1), colour)
 
 
 def _draw_boxes(image, boxes, values, signed):

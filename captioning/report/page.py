@@ -17,7 +17,7 @@ from captioning.explanation.methods import METHODS
 from captioning.files import write_text
 from captioning.metrics.object_words import stop_words
 from captioning.report.colours import colour_maps, legend, normalise_words, scale_regions
-from captioning.report.heatmaps import thumbnail
+from captioning.report.heatmaps import labels, thumbnail
 
 PAGE = "index.html"
 ENTRY = "entry.html"            # in each image's folder
@@ -27,7 +27,7 @@ FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title
 %s
 </script><script>parent.postMessage(document.scripts[0].textContent, "*")</script>
 """
-FORMAT = 2          # of entries; the page shows no others
+FORMAT = 3          # of entries; the page shows no others
 EMBEDDED = 30
 # sides in pixels; heatmaps are stretched
 IMAGE_SIDE = 720
@@ -61,6 +61,8 @@ def page_entry(explained):
             "split": split or None,
             "logits": _rounded(explained.logits), "contrast": contrast,
             "flags": [] if explained.flags is None else np.array(explained.flags).tolist(),
+            "presence": [float(f"{value:.3g}") if np.isfinite(value) else None
+                         for value in ([] if explained.presence is None else explained.presence)],
             "boxes": None if boxes is None else np.round(boxes / sides, 4).tolist(),
             "references": list(explained.references), "objects": objects,
             "settings": explained.settings,
@@ -79,9 +81,12 @@ def _method_entry(explained, method):
     # what methods without signed maps assign to words are gradients
     of_words = kind if kind.signed else METHODS["gradient"]
     colours = [f"rgb({r} {g} {b} / {a / 255:.3f})" for r, g, b, a in legend(kind.signed).tolist()]
-    entry = {"help": kind.description, "signed": kind.signed, "labels": kind.labels,
-             "word_labels": of_words.labels, "maps": None, "regions": None, "heads": [],
-             "words": None, "legend": f"linear-gradient(90deg, {', '.join(colours)})"}
+    description = kind.description
+    if explained.boxes is not None:
+        description = description.replace("pixel", "region")
+    entry = {"help": description, "signed": kind.signed, "labels": labels(kind, explained.contrast),
+             "word_labels": labels(of_words, explained.contrast), "maps": None, "regions": None,
+             "heads": [], "words": None, "legend": f"linear-gradient(90deg, {', '.join(colours)})"}
     if explained.boxes is None:
         entry["maps"], tops = _heatmaps(maps, kind.signed, explained.shared_scale)
         entry["heads"] = [_heatmaps(head, kind.signed, explained.shared_scale)[0]

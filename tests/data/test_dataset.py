@@ -1,6 +1,7 @@
 """Prepared splits: contents of the files, batches, and randomness that depends only on the seed."""
 import contextlib
 import json
+import pickle
 import random
 import shutil
 import subprocess
@@ -128,13 +129,16 @@ def test_captions_are_trimmed_to_the_longest_in_the_batch(prepared):
     assert data.__getitems__([1])["captions"].shape == (1, 3, 3)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_features_while_the_file_is_open(prepared, method):
+def test_workers_read_features_while_the_file_is_open(prepared):
+    """Forked ones, and spawned ones, which receive a pickled data set."""
     data = opened(prepared, features=stub_path(prepared))
     batches = [[0, 5], [2, 1]]
-    read = read_epoch(data, 1, batches, multiprocessing_context=method)
-    for batch, indices in zip(read, batches, strict=True):
-        assert torch.equal(batch["images"], data.__getitems__(indices)["images"])
+    expected = [data.__getitems__(indices)["images"] for indices in batches]
+    received = pickle.loads(pickle.dumps(data))
+    for read in (read_epoch(data, 1, batches, multiprocessing_context="fork"),
+                 map(received.__getitems__, batches)):
+        for batch, features in zip(read, expected, strict=True):
+            assert torch.equal(batch["images"], features)
 
 
 def test_process_ends_although_a_loader_is_left_behind():

@@ -144,7 +144,10 @@ def test_interrupted_data_preparation_resumes(weights, tmp_path, monkeypatch):
 
 
 def test_weights_of_another_detector_are_rejected(tmp_path, weights):
-    with pytest.raises(InputError, match="do not fit fasterrcnn_resnet50_fpn_v2.*--detector"):
-        build_small(V2, weights)
+    state = torch.load(weights, weights_only=True)
+    state["backbone.of.another"] = torch.zeros(1)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=f"do not fit {NAME}.*--detector"):
+        build_small(NAME, tmp_path / "other.pth")
     with pytest.raises(InputError, match="missing.pth cannot be read"):
         build_small(NAME, tmp_path / "missing.pth")

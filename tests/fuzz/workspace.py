@@ -78,7 +78,10 @@ COMMANDS = {
 
 
 def call(command):
-    """Runs a command, the name of a script and its flags, in this process."""
+    """Runs a command, the name of a script and its flags, or a function in this process."""
+    if callable(command):
+        command()
+        return
     script, *flags = command if isinstance(command, list) else command.split()
     module = SCRIPTS[script]
     run_script(module.main, module.get_args_parser().parse_args(flags))
@@ -235,15 +238,16 @@ def finish(child, folder, time_limit=TIME_LIMIT):
     return status, errors_of(folder).read_text(errors="replace")
 
 
-def kill_once_exists(path, command):
-    """The exit status of a command that is killed once the file `path` exists."""
+def stop_once_exists(path, command, number=signal.SIGKILL):
+    """Stops a command and its workers with this signal once the file `path` exists -> (exit status,
+    standard error)."""
     folder = Path(path).parents[1]
     child = start(command, folder)
     deadline = time.monotonic() + TIME_LIMIT
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    return finish(child, folder)[0]
+    os.killpg(child, number)
+    return finish(child, folder)
 
 
 def run(command, folder, before=lambda: None):

@@ -175,7 +175,7 @@ def test_the_split_is_a_bar_whose_lengths_are_the_parts(tmp_path, texts):
     split = {part: np.array([value]) for part, value in values}
     maps = np.zeros((1, 4, 4))
     with_bar = counts(draw(tmp_path / "x.png", ["dog"], maps, "attention", split=split))
-    assert {"image", "earlier words", "<start>"} <= set(texts)
+    assert {"image", "previous words", "<start>"} <= set(texts)
     assert not any(counts(draw(tmp_path / "y.png", ["dog"], maps, "attention")).values())
     bar = {part: count - 100 for part, count in with_bar.items()}       # less the legend's squares
     assert bar["image"] > 500 and bar["image"] == pytest.approx(2 * bar["previous"], rel=0.1)

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from helpers import train_run
+from helpers import REGIONS, train_run
 
 from captioning import checkpoint, processes
 from captioning.data.dataset import CaptionDataset
@@ -12,7 +12,7 @@ from captioning.errors import InputError
 from captioning.training import loop
 from captioning.training.loop import epoch_batches, own_passes
 
-ONE_IMAGE = ("--batch_size", "1", "--epochs", "1")      # 24 steps per epoch
+ONE_IMAGE = (*REGIONS, "--batch_size", "1", "--epochs", "1")      # 24 steps per epoch
 
 
 def test_every_epoch_uses_every_image_once_in_another_order():
@@ -103,7 +103,7 @@ def test_losses_know_epoch_step_and_seeds(demo_data, tmp_path, monkeypatch):
     batches, train_step = [], loop.train_step
     monkeypatch.setattr(loop, "train_step", lambda model, loss, passes, *args: (
         batches.append(passes), train_step(model, loss, passes, *args))[1])
-    train_run(demo_data, tmp_path, "--batch_size", "8", "--epochs", "2", "--accumulate", "2")
+    train_run(demo_data, tmp_path, *REGIONS, "--batch_size", "8", "--accumulate", "2")
     assert [[batch["step"] for batch in passes] for passes in batches] == [[i, i] for i in range(6)]
     assert [passes[0]["epoch"] for passes in batches] == [0, 0, 0, 1, 1, 1]
     seeds = [batch["seeds"] for passes in batches for batch in passes]
@@ -148,6 +148,6 @@ def test_amp_without_bfloat16_instructions_is_reported_once(demo_data, tmp_path,
                                                             capsys, supported):
     for module in ("captioning.device", "captioning.training.loop"):
         monkeypatch.setattr(f"{module}.supports_amp", lambda device: supported)
-    content = train_run(demo_data, tmp_path, "--epochs", "1", "--amp")
+    content = train_run(demo_data, tmp_path, *REGIONS, "--epochs", "1", "--amp")
     assert capsys.readouterr().out.count("--amp has no effect") == (0 if supported else 1)
     assert content["training"]["flags"]["amp"] is True
