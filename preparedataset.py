@@ -144,35 +144,39 @@ def with_images(records, image_folder, skip_broken, workers):
     return annotations.checked_records(kept, image_folder)
 
 
-def prepare(args, folder):
-    """Writes captions, vocabulary and boxes -> ({split: Records}, folder of the images)."""
+def read(args, folder):
+    """{split: Records}, the Vocabulary of the training captions, the images' boxes, and their
+    folder."""
     records, image_boxes, image_folder = read_annotations(args, folder)
     if reads_images(args):
         records = with_images(records, image_folder, args.skip_broken, args.workers)
     splits = {split: [record for record in records if record.split == split]
               for split in annotations.SPLITS}
 
-    # the vocabulary is that of the training captions
-    min_word_freq, max_len, _ = DEFAULTS[args.dataset]
     captions = [tokens for record in splits["train"] for tokens in record.tokens]
-    words = build(captions, args.min_word_freq or min_word_freq)
+    words = build(captions, args.min_word_freq or DEFAULTS[args.dataset][0])
     if len(words) == 4:
         raise InputError("no word of the training captions is frequent enough: lower "
                          "--min_word_freq")
+    return splits, words, image_boxes, image_folder
+
+
+def write(args, folder, splits, words, image_boxes, image_folder):
+    """Writes captions, vocabulary and boxes."""
     location = args.output_folder, args.dataset
     write_json(dataset.wordmap_path(*location), words.wordmap)
     if image_boxes:
         write_json(folder / f"boxes_{args.dataset}.json", image_boxes)
     for split, of_split in splits.items():
         ids = dataset.write_split(dataset.split_path(*location, split), of_split, words,
-                                  args.captions_per_image, args.max_len or max_len, args.seed,
+                                  args.captions_per_image,
+                                  args.max_len or DEFAULTS[args.dataset][1], args.seed,
                                   image_folder)
         if split == "train":
             reward.write_frequencies(reward.frequencies_path(*location), ids, len(words))
     sizes = ", ".join(f"{len(of_split)} {split}" for split, of_split in splits.items())
-    count = sum(len(record.tokens) for record in records)
+    count = sum(len(record.tokens) for of_split in splits.values() for record in of_split)
     print(f"{folder}: {sizes} images, {count} captions, {len(words)} words")
-    return splits, image_folder
 
 
 def main(args):
@@ -189,7 +193,7 @@ def main(args):
         network = encoders.build(args.encoder, args.encoder_weights)
     elif args.features == "bottom_up" and args.detector:
         network = detector.build(args.detector, args.detector_weights)
-    splits, image_folder = processes.from_first(prepare, args, folder)
+    splits, words, image_boxes, image_folder = processes.from_first(read, args, folder)
 
     # features of each split
     name = args.encoder if args.features == "cnn" else "bottom_up"
@@ -204,6 +208,10 @@ def main(args):
                            *computing)
         elif args.features == "bottom_up" and not processes.rank():
             bottom_up.store(path, records, args.bottom_up, args.regions)
+
+    # last, so that an earlier data set stays usable if the features fail
+    if not processes.rank():
+        write(args, folder, splits, words, image_boxes, image_folder)
     print("files: " + " ".join(sorted(file.name for file in folder.iterdir() if file.is_file())))
 
 

@@ -52,7 +52,7 @@ def run_script(main, args):
         if error.filename is None and error.errno == errno.ENOSPC:
             # else Python would try to write what is left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        what = "a file" if error.filename is None else one_line(str(error.filename))
+        what = "the output" if error.filename is None else one_line(str(error.filename))
         print(f"error: {what} cannot be read or written ({error.strerror or error}): check the "
               "path, its permissions and the free space", file=sys.stderr)
         sys.exit(2)

@@ -37,6 +37,14 @@ def texts(monkeypatch):
     return drawn
 
 
+def test_very_long_words_and_captions_are_cut(tmp_path, texts):
+    """Their whole length would take minutes and gigabytes."""
+    words = ["x" * 10_000] * 3
+    path = draw(tmp_path / "x.png", words, np.ones((3, 8, 8), np.float32))
+    assert Image.open(path).height < 1000
+    assert max(map(len, texts)) < 200
+
+
 # -- colours ---------------------------------------------------------------------------------------
 
 
