@@ -54,7 +54,7 @@ class PretrainedCaptioner(Explainer):
         """uint8 (3, H, W) -> float32 (3, S, S'), as the model reads it."""
         values = self.image_processor(images=[image.numpy()], return_tensors="pt",
                                       input_data_format="channels_first")["pixel_values"]
-        values = values.flatten(0, -4)
+        values = values.flatten(0, -4) if values.dim() > 4 else values
         if values.dim() != 4 or len(values) != 1 or values.shape[1] != 3:
             raise InputError("models that cut images into tiles or patches themselves are not "
                              "supported: use another model")

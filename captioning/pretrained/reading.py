@@ -59,7 +59,7 @@ def load(name, device="cpu", prompt=None):
             ids = prompt_of_images(whole, config.model_type, prompt)
         else:
             starts = (getattr(config, "decoder_start_token_id", None),
-                      tokenizer.cls_token_id, text.bos_token_id)
+                      tokenizer.cls_token_id, getattr(text, "bos_token_id", None))
             start = next(start for start in starts if start is not None)
             if config.model_type == "blip":
                 start = text.bos_token_id
