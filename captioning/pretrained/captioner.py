@@ -123,7 +123,7 @@ class PretrainedCaptioner(Explainer):
         inputs = self.inputs(images) | self.text(ids)
         try:
             generated = self.model.generate(**inputs, **options)
-        except ValueError as error:         # such as a method that the library gave up
+        except (ValueError, OSError) as error:      # such as a method that the library gave up
             raise InputError(f"transformers cannot caption like this ({shortened(error)}): choose "
                              "another --decoding") from error
         rows = []
