@@ -12,7 +12,12 @@ from aoamodel import AOAModel
 from captioning import decoding, grounding
 from captioning.data.vocabulary import build
 from captioning.errors import InputError
-from captioning.metrics.object_words import Objects
+from captioning.metrics.object_words import (
+    VISIBLE_OBJECTS,
+    Objects,
+    load_objects,
+    read_synonyms,
+)
 from gridTDmodel import GridTDModel
 
 MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
@@ -193,3 +198,15 @@ def test_a_calibration_belongs_to_its_weights(tmp_path):
         path.write_text(json.dumps(content | {key: value}))
         with pytest.raises(InputError, match="is damaged or of another kind"):
             grounding.load(weight, model)
+
+
+def test_visible_objects_are_no_categories_of_coco(tmp_path):
+    coco = load_objects(tmp_path, "none", {})
+    visible = load_objects(tmp_path, "none", {}, visible=True)
+    assert coco.words.items() <= visible.words.items()
+    names = [visible.words[word,] for word in ("dress", "dresses", "shirts", "stairs", "waterfall")]
+    assert names == ["dress", "dress", "shirt", "stairs", "river"]
+    assert visible.named(["a", "woman", "in", "a", "dress"]) == [(1, "person"), (4, "dress")]
+    lists = read_synonyms(VISIBLE_OBJECTS)
+    phrases = [phrase for name, others in lists.items() for phrase in (name, *others)]
+    assert len(phrases) == len(set(phrases))

@@ -414,9 +414,9 @@ def test_evaluation_measures_captions_and_explanations(folders, demo_data, tmp_p
     model.save_pretrained(folders["deit_bert"])
     flags = ["--weight", folders["deit_bert"], "--dataset", "demo", "--data_folder", str(demo_data),
              "--max_len", "6", "--device", "cpu", "--workers", "0", "--max_images", "2",
-             "--methods", "lrp", "attention", "random", "--calibrate", "--save_path",
+             "--methods", "lrp", "attention", "random", "--save_path",
              str(tmp_path), "--metrics", "bleu", "cider", "--explanations", "ablation",
-             "correctness", "tpfp", "deletion_insertion", "pointing_game", "mask_mass"]
+             "correctness", "tpfp", "deletion_insertion", "pointing_game", "mask_mass", "grounding"]
     evaluation.main(evaluation.get_args_parser().parse_args(flags))
     metrics = json.loads((tmp_path / "metrics_test.json").read_text(encoding="utf-8"))
     assert {"bleu_4", "cider", "inside_box_lrp", "grounding_auc"} <= metrics.keys()
