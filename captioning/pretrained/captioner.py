@@ -28,6 +28,9 @@ class PretrainedCaptioner(Explainer):
     def state_dict(self):
         return self.model.state_dict()
 
+    def parameters(self):
+        return self.model.parameters()
+
     def eval(self):
         """The model itself, which is never trained."""
         return self
