@@ -173,6 +173,30 @@ def test_lost_relevance_is_named(monkeypatch):
         model.lrp(images(1), ids, pixels=False)
 
 
+# relevance of the words of "the cat." in the tiny LLaVA by LXT 2.1: its functions
+# patches.gated_mlp_forward, rms_norm_forward and wrap_attention_forward (for "lrp"
+# cp_wrap_attention_forward) in place of those of modeling_llama in transformers 5.24, with eager
+# attention, and gradient times embedding, summed over the tokens of each word
+LXT = {
+    "lrp": [[1.2238438, 0, 0, 0], [0.1982945, 0.2386881, 0, 0],
+            [0.1781596, -0.0386429, -0.5661899, 0],
+            [-0.1592775, -0.0021231, -0.0150621, -0.0217894]],
+    "attn_lrp": [[0.2980768, 0, 0, 0], [0.0766103, 0.3228655, 0, 0],
+                 [0.1012488, -0.0047879, -0.6618659, 0],
+                 [0.0382453, 0.0025859, -0.0086105, -0.0613353]]}
+
+
+@pytest.mark.parametrize("method", LXT)
+def test_relevance_equals_that_of_lxt(method):
+    if not tiny.transformers.__version__.startswith("5."):
+        pytest.skip("random weights depend on their order in the model")
+    model = captioner("llava")
+    model.model.set_attn_implementation("eager")
+    words = getattr(model, method)(images(1), captions(model.words, TEXTS[1:]), pixels=False).words
+    torch.testing.assert_close(words[0], torch.tensor(LXT[method], dtype=torch.float64), rtol=0,
+                               atol=2e-7)
+
+
 # -- the oracle: equations in loops ----------------------------------------------------------------
 
 

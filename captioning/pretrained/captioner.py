@@ -28,6 +28,9 @@ class PretrainedCaptioner(Explainer):
     def state_dict(self):
         return self.model.state_dict()
 
+    def parameters(self):
+        return self.model.parameters()
+
     def eval(self):
         """The model itself, which is never trained."""
         return self
@@ -54,7 +57,7 @@ class PretrainedCaptioner(Explainer):
         """uint8 (3, H, W) -> float32 (3, S, S'), as the model reads it."""
         values = self.image_processor(images=[image.numpy()], return_tensors="pt",
                                       input_data_format="channels_first")["pixel_values"]
-        values = values.flatten(0, -4)
+        values = values.flatten(0, -4) if values.dim() > 4 else values
         if values.dim() != 4 or len(values) != 1 or values.shape[1] != 3:
             raise InputError("models that cut images into tiles or patches themselves are not "
                              "supported: use another model")
@@ -123,7 +126,7 @@ class PretrainedCaptioner(Explainer):
         inputs = self.inputs(images) | self.text(ids)
         try:
             generated = self.model.generate(**inputs, **options)
-        except ValueError as error:         # such as a method that the library gave up
+        except (ValueError, OSError) as error:      # such as a method that the library gave up
             raise InputError(f"transformers cannot caption like this ({shortened(error)}): choose "
                              "another --decoding") from error
         rows = []

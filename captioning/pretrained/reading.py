@@ -59,7 +59,7 @@ def load(name, device="cpu", prompt=None):
             ids = prompt_of_images(whole, config.model_type, prompt)
         else:
             starts = (getattr(config, "decoder_start_token_id", None),
-                      tokenizer.cls_token_id, text.bos_token_id)
+                      tokenizer.cls_token_id, getattr(text, "bos_token_id", None))
             start = next(start for start in starts if start is not None)
             if config.model_type == "blip":
                 start = text.bos_token_id
@@ -86,8 +86,8 @@ def check_size(name, config, device):
     """InputError if a folder's weights do not fit into memory; a sentence if they take long."""
     size = sum(path.stat().st_size for kind in ("*.safetensors", "*.bin")
                for path in Path(name).glob(kind))
-    stored = getattr(config, "dtype", None) or torch.float32
-    size *= 4 / stored.itemsize
+    stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    size *= 4 / getattr(torch, stored, torch.float32).itemsize
     check_memory(1.25 * size, f"explaining {name} in float32", "use a smaller model")
     if size > 4e9 and str(device) == "cpu":
         print(f"{name} has {size / 4e9:.1f} billion weights, {size / 1e9:.0f} GB: on a CPU each "
