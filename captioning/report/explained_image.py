@@ -62,6 +62,7 @@ class ExplainedImage:
     object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
     shared_scale: bool = False              # whether all maps have one colour scale
+    map_size: int = heatmaps.MAP_SIZE       # width of a map in the PNGs, in pixels
     settings: dict = field(default_factory=dict)        # shown on the page
     identity: str = ""                      # hash of all that the explanation depends on
 

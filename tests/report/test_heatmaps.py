@@ -174,6 +174,25 @@ def test_the_split_is_a_bar_whose_lengths_are_the_parts(tmp_path, texts):
     assert bar["start"] == pytest.approx(bar["previous"], rel=0.1)
 
 
+def test_end_does_not_set_the_scale_of_the_bars(tmp_path):
+    """However large its parts are: the other words' bars stay as long, and its own is cut off."""
+    lengths = []
+    for of_end in (1.0, 100.0):
+        split = {part: np.zeros(2) for part in PARTS}
+        split["image"] = np.array([2.0, 0.0])
+        split["start"] = np.array([0.0, of_end])
+        lengths.append(counts(draw(tmp_path / "x.png", ["dog", "<end>"], np.zeros((2, 4, 4)),
+                                   split=split)))
+    assert lengths[0]["image"] == lengths[1]["image"] > 1000
+    assert lengths[0]["start"] < lengths[1]["start"] < 1.2 * lengths[1]["image"]
+
+
+def test_maps_have_the_size_that_was_asked_for(tmp_path):
+    shapes = [pixels(draw(tmp_path / "x.png", ["dog"], np.zeros((1, 4, 4)), map_size=size)).shape
+              for size in (190, 380)]
+    assert np.allclose(np.array(shapes[1][:2]) / shapes[0][:2], 2, atol=0.05)
+
+
 def test_flagged_words_are_underlined(tmp_path, texts):
     split = {part: np.zeros(2) for part in PARTS}
     drawn = [counts(draw(tmp_path / "x.png", ["a", "dog"], np.zeros((2, 4, 4)), split=split,
