@@ -17,7 +17,6 @@ from captioning.metrics.score_table import format_table
 from captioning.report.plots import save
 from captioning.runs import record_run
 
-
 # what metrics_<split>.json contains besides scores: it is in the table, not in the figure
 NO_SCORES = ("explained_words", "box_share")
 
