@@ -17,7 +17,7 @@ from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import open_features
 from captioning.data.loader import make_loader
-from captioning.data.predictions import image_ids, read_predictions, read_references
+from captioning.data.predictions import ImageNames, read_predictions, read_references
 from captioning.decoding import caption_batch, decode, image_seeds
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
@@ -25,7 +25,7 @@ from captioning.experiments.batch import RANDOM, Study
 from captioning.experiments.mask_mass import Masks
 from captioning.experiments.registry import EXPERIMENTS, experiments_for_regions, metrics_of
 from captioning.experiments.runner import run_experiments
-from captioning.explanation.methods import METHODS, methods_for_regions
+from captioning.explanation.methods import METHODS, check_methods, methods_for_regions
 from captioning.files import write_json
 from captioning.metrics.object_metrics import chair, frequent_word_scores
 from captioning.metrics.object_words import frequent_words, load_objects, stop_words
@@ -46,6 +46,7 @@ def get_args_parser():
     add("--weight", metavar="CHECKPOINT", help="caption the split with this model and score its "
         "captions")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
+    add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
     add("--predictions", metavar="FILE", help="score these captions: a JSON list of {\"image\": "
         "file name, \"caption\": text}, or COCO results with \"image_id\"")
     add("--references", metavar="FILE", help="COCO captions file with the reference captions "
@@ -81,9 +82,9 @@ def get_args_parser():
         help="experiments on the explanations")
     add("--methods", nargs="+", choices=[*METHODS, RANDOM], default=["lrp", "attention"],
         help="explanation methods to measure (default: lrp attention)")
-    add("--calibrate", action="store_true", help="fit the threshold below which an object word is "
-        "flagged as coming from language to the validation split, store it beside --weight, and "
-        "measure the flags (--explanations grounding)")
+    add("--calibrate", action="store_true", help="fit, to the validation split, estimates of "
+        "whether the object that a word names is in the image, store them beside --weight, and "
+        "measure them (--explanations grounding)")
     add("--max_images", type=cli.positive_int, help="explain only the first images that have a "
         "word to measure (default: all images)")
     add = parser.add_argument_group("output").add_argument
@@ -118,7 +119,8 @@ def complete(args):
             raise InputError(f"--{flag} requires --weight: captions without a model cannot be "
                              "explained")
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
-    args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
+    source = Path(args.weight or args.predictions)
+    args.save_path = args.save_path or str(source if source.is_dir() else source.parent)
     return args
 
 
@@ -127,12 +129,12 @@ def evaluate_predictions(args, device):
     boxes = open_boxes(args)
     objects = load_objects(args.data_folder, args.dataset, boxes, args.synonyms)
     if args.references:
-        references, ids = read_references(args.references)
+        references, images = read_references(args.references)
     else:
         data = CaptionDataset(args.data_folder, args.dataset, args.split)
         references = dict(zip(data.names, data.references, strict=True))
-        ids = image_ids(references)
-    captions = read_predictions(args.predictions, list(references), ids, args.partial)
+        images = ImageNames(references)
+    captions = read_predictions(args.predictions, list(references), images, args.partial)
     references = [references[name] for name in captions]
     record_run(args.save_path, args, "evaluation.py")
     return score_captions(args, captions, references, boxes, objects, device)
@@ -140,11 +142,16 @@ def evaluate_predictions(args, device):
 
 def evaluate_model(args, device):
     """Captions the split with --weight; the scores of the captions and of their explanations."""
-    content = checkpoint.read(args.weight)
-    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content)
+    content = {} if checkpoint.is_pretrained(args.weight) else checkpoint.read(args.weight)
+    model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content,
+                                        prompt=args.prompt)
     cli.set_threads(args.threads, model)
     from_features = (content.get("training") or {}).get("from_features", False)
     methods = args.methods
+    check_methods(model, methods, args.weight)
+    if not content and "sanity" in args.explanations:
+        raise InputError(f"sanity randomises layers of this project's models, and {args.weight} is "
+                         "one of transformers: omit it from --explanations")
     experiments = list(dict.fromkeys(args.explanations + ["grounding"] * args.calibrate))
     if experiments and model.encoder is None:
         methods = methods_for_regions(methods, args.weight)
@@ -164,7 +171,10 @@ def evaluate_model(args, device):
     # a threshold of flags for the captions of the validation split
     options = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
-    study = Study(model, vocabulary, tuple(methods), objects, boxes, frequent, stop_words(), masks,
+    # estimates are made for more words than CHAIR counts
+    named = load_objects(args.data_folder, args.dataset, boxes, args.synonyms,
+                         visible="grounding" in experiments)
+    study = Study(model, vocabulary, tuple(methods), named, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
     if args.calibrate:
         validation = open_data(args, "val", model, from_features)
@@ -173,7 +183,8 @@ def evaluate_model(args, device):
         run_experiments(replace(study, read_boxes=validation.read_boxes), validation, captions,
                         ["grounding"], None, *batches, args.save_path, ["val"])
         if processes.rank() == 0:
-            grounding.calibrate(args.weight, model, objects, args.save_path)
+            grounding.calibrate(args.weight, model, study.objects, args.save_path,
+                                validation.references)
         processes.wait()
 
     # the captions of the split; the first process scores them
@@ -226,13 +237,14 @@ def match_references(captions, path, partial):
     `path`, and these references.
 
     Unless `partial` is set, all captions must have references."""
-    references, _ = read_references(path)
-    missing = [name for name in captions if name not in references]
+    references, images = read_references(path)
+    references = {name: references.get(images.find(name)) for name in captions}
+    missing = [name for name in captions if not references[name]]
     if len(missing) == len(captions) or (missing and not partial):
         raise InputError(f"{path} has no captions for {len(missing)} of the {len(captions)} images "
                          f"of the split, {missing[0]} first: give the captions file of this split, "
                          "or score the other images with --partial")
-    captions = {name: caption for name, caption in captions.items() if name in references}
+    captions = {name: caption for name, caption in captions.items() if references[name]}
     return captions, [references[name] for name in captions]
 
 
@@ -242,6 +254,8 @@ def match_references(captions, path, partial):
 def open_data(args, split, model, from_features):
     """The split with stored features, if there are some and it should, otherwise with images."""
     place = args.data_folder, args.dataset, split
+    if checkpoint.is_pretrained(args.weight):
+        return CaptionDataset(*place, prepare=model.prepare)
     stored = features_path(*place, model.config["encoder"] or "bottom_up")
     if model.encoder is None or (from_features and stored.exists()):
         return open_features(*place, model)

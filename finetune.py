@@ -161,7 +161,7 @@ def complete(settings):
         if settings.baseline == "mean" and settings.samples == 1:
             raise InputError("--baseline mean compares samples of the same image: give --samples 2 "
                              "or more")
-        settings.captions_per_epoch = None      # all captions are references
+        settings.captions_per_epoch = None      # all captions of an image are references
 
 
 def set_dropout(model, settings):
@@ -214,6 +214,7 @@ def make_loss(settings, model, vocabulary, data, device):
 
 def self_critical_loss(settings, vocabulary, data, stop):
     """SCST; InputError if an image has no reference that is not empty, or samples do not fit."""
+    data.captions = data.own_captions()
     empty = (data.captions[..., 2] == 0).all(1).nonzero()       # <start> and <end> alone
     if len(empty):
         raise InputError(f"{data.names[empty[0]]} has no reference to compute a reward from: add "

@@ -14,7 +14,7 @@ from captioning.data.feature_store import check_features, open_features_of
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
-from captioning.files import check_memory
+from captioning.files import check_memory, fingerprint
 from captioning.runs import record_run
 from captioning.training.loop import fit
 from captioning.training.losses import CrossEntropy
@@ -140,6 +140,7 @@ def start_training(settings, model, vocabulary, train_data, val_data, loss, devi
     for data in (train_data, val_data):
         if data.features:
             check_features(data, model)
+    settings.data_fingerprint = fingerprint([train_data.fingerprint(), val_data.fingerprint()])
     cli.set_threads(settings.threads, model)
     model = model.to(device)
     fit(settings, model, vocabulary, train_data, val_data, loss, device)

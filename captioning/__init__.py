@@ -15,6 +15,7 @@ before it, but no script:
     training     the training loop, losses, self-critical training
     report       explained images, plots and the HTML page
     experiments  measures of explanations
+    pretrained   captioners of the library transformers, used like the models
 """
 
 

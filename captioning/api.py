@@ -6,90 +6,96 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.nn.utils.rnn import pad_sequence
 
 from captioning import checkpoint, decoding, grounding
-from captioning.data.images import preprocess, read_image
+from captioning.data.images import read_image
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError
-from captioning.explanation.methods import METHODS, SPLIT, region_relevance
+from captioning.explanation.methods import METHODS, SPLIT, check_methods, region_relevance
 from captioning.report.explained_image import ExplainedImage, Relevance, as_pil
 
 
 def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), contrast=None,
-            device="auto"):
+            device="auto", prompt=None):
     """Captions an image and explains every word -> ExplainedImage.
 
-    image: a path, a PIL image, or an array uint8 (H, W, 3). weight: path of a checkpoint of a model
-    that reads pixels. caption: a text to explain instead of the model's own caption (beam search).
-    methods: names of METHODS. contrast: a word; explains why the model prefers each word to it.
-    InputError for files that cannot be read and for words outside the model's vocabulary."""
-    unknown = [method for method in methods if method not in METHODS]
+    image: a path, a PIL image, or an array (H, W, 3), uint8, uint16 or float in [0, 1]. weight:
+    path of a checkpoint of a model that reads pixels, or folder of a model of transformers, to
+    which `prompt` is given. caption: a text to explain instead of the model's own caption (beam
+    search). methods: names of METHODS. contrast: a word; explains why the model prefers each word
+    to it. InputError for files that cannot be read and for words outside the model's vocabulary."""
+    for name, value in (("caption", caption), ("contrast", contrast), ("device", device)):
+        if not isinstance(value, str | None):
+            raise InputError(f"{name} must be text, but is of the type {type(value).__name__}")
+    if not isinstance(weight, str | os.PathLike):
+        raise InputError(f"weight must be the path of a checkpoint, but is of the type "
+                         f"{type(weight).__name__}")
+    methods = [methods] if isinstance(methods, str) else methods
+    methods = list(methods) if isinstance(methods, list | tuple | set) else []
+    unknown = [str(method) for method in methods if method not in list(METHODS)]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
     modified = os.stat(weight).st_mtime_ns if os.path.exists(weight) else None
-    model, vocabulary = _load(os.path.abspath(weight), modified, pick_device(device))
+    path = os.path.abspath(weight) if modified else str(weight)
+    model, vocabulary = _load(path, modified, pick_device(device), prompt)
+    check_methods(model, methods, weight)
     if model.encoder is None:
         raise InputError(f"{weight} uses region features, not pixels: run explain.py --dataset")
 
-    name = "image"
-    source = ""
-    if isinstance(image, str | os.PathLike):
-        name = Path(image).name
-        source = os.path.abspath(image)
-        picture = as_pil(read_image(image, upright=True))
-    else:
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(np.ascontiguousarray(image))
-        picture = ImageOps.exif_transpose(image).convert("RGB")
-
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    inputs = preprocess(pixels, checkpoint.image_size(model))[None].to(model.W_o.weight.device)
+    pixels = read_image(image, upright=True)
+    is_file = isinstance(image, str | os.PathLike)
+    name = Path(image).name if is_file else "image"
+    source = os.path.abspath(image) if is_file else ""
+    inputs = model.prepare(pixels)[None].to(model.device)
     captions = captions_of(model, vocabulary, inputs, None if caption is None else [caption])
     explained, = explain_batch(model, vocabulary, inputs, captions, methods, contrast,
                                calibration=grounding.load(weight, model))
-    return replace(explained, name=name, image=picture, source=source)
+    return replace(explained, name=name, image=as_pil(pixels), source=source,
+                   window=model.window(*pixels.shape[:0:-1]))
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path, modified, device):
+def _load(path, modified, device, prompt):
     """The model and vocabulary of a checkpoint, kept for the next call until it is `modified`."""
-    return checkpoint.load(path, device)
+    return checkpoint.load(path, device, prompt=prompt)
 
 
-def encode_caption(text, vocabulary, flag="--caption"):
+def encode_caption(text, vocabulary, flag="--caption", as_unknown=False):
     """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary.
 
     flag: what `text` belongs to, for the message."""
     words = tokenise(text)
+    if words and hasattr(vocabulary, "tokenizer"):      # which has pieces of all words
+        return torch.tensor([vocabulary.start, *vocabulary.read(text), vocabulary.end])
     unknown = [word for word in words if word not in vocabulary.wordmap]
     if not words:
         raise InputError(f"{flag} {text!r} contains no words: give at least one")
-    if unknown:
+    if unknown and not as_unknown:
         raise InputError(f"{flag} {text!r} has words outside the model's vocabulary, replace them: "
                          f"{', '.join(unknown)}")
     return torch.tensor(vocabulary.encode(words, len(words)))
 
 
-def captions_of(model, vocabulary, inputs, texts=None, decode=decoding.decode):
+def captions_of(model, vocabulary, inputs, texts=None, decode=decoding.decode, as_unknown=False):
     """Token ids (B, T+1) from <start> on, zero-padded, of B texts or else the model's captions."""
     if texts is not None:
-        ids = [encode_caption(text, vocabulary) for text in texts]
+        ids = [encode_caption(text, vocabulary, as_unknown=as_unknown) for text in texts]
         return pad_sequence(ids, batch_first=True).to(inputs.device)
     with torch.no_grad():
         tokens = decode(model, model.encode(inputs), vocabulary)
     return decoding.with_start(tokens, vocabulary)
 
 
-def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, eps=0.01, chunk=None,
+def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, eps=None, chunk=None,
                   calibration=None, boxes=None, progress=lambda images: None):
     """Explains captions (B, T+1), zero-padded -> B ExplainedImages, still without names and images.
 
     inputs: (B, 3, S, S) normalised, or region features (B, K, C) whose regions without padding have
     the `boxes`, B arrays (n, 4). contrast: a word. calibration: a captioning.grounding.Calibration,
-    by which LRP without contrast flags object words. progress: called with B after each method."""
+    by which LRP without contrast estimates whether named objects are there. progress: called with B
+    after each method."""
     options = {"chunk": chunk, "shared": {}}
     if contrast is not None:
         ids = encode_caption(contrast, vocabulary, "--contrast")
@@ -104,7 +110,7 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
     arrays = {}         # {field of ExplainedImage: (B, T, …)}
     split = {}
     for method in sorted(methods, key=list(METHODS).index):
-        own = {"eps": eps} if METHODS[method].additive else {}
+        own = {"eps": eps} if METHODS[method].additive and eps is not None else {}
         explanation = METHODS[method].explain(model, inputs, captions, **options, **own)
         pixels = regions = None
         if explanation.pixels is not None:
@@ -120,25 +126,38 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
         if method == "lrp":
             split = {part: getattr(explanation, part) for part in SPLIT}
             if calibration and contrast is None:
-                arrays["flags"] = grounding.flags(explanation, captions, vocabulary, calibration)
+                with torch.no_grad():
+                    features = model.encode(inputs)
+                arrays["presence"] = grounding.presence(model, features, explanation, captions,
+                                                        vocabulary, calibration)
+                arrays["flags"] = arrays["presence"] < calibration.threshold
         progress(len(captions))
 
     # what every method's explanation contains
     probabilities = explanation.logits.softmax(-1)                                     # (B, T, V)
     best = probabilities.topk(min(5, probabilities.shape[-1]))
     following = captions[:, 1:, None]
-    arrays["probabilities"] = probabilities.gather(2, following)[..., 0]
     arrays["alternative_probabilities"] = best.values
-    arrays["logits"] = explanation.logits.gather(2, following)[..., 0]
-    if contrast is not None:
-        arrays["logits"] = arrays["logits"] - explanation.logits[..., options["contrast"]]
-        arrays["contrast_probabilities"] = probabilities[..., options["contrast"]]
     words = np.array(vocabulary.words)
+    outputs = words
+    if explanation.word_logits is not None:     # words of several pieces, with logits of the first
+        outputs = np.array(vocabulary.outputs)
+        other = vocabulary.pieces[options["contrast"]][0] if contrast is not None else None
+        arrays["probabilities"] = explanation.word_log_p.exp()
+        arrays["logits"] = explanation.word_logits if contrast is None else explanation.targets
+    else:
+        other = options.get("contrast")
+        arrays["probabilities"] = probabilities.gather(2, following)[..., 0]
+        arrays["logits"] = explanation.logits.gather(2, following)[..., 0]
+        if contrast is not None:
+            arrays["logits"] = arrays["logits"] - explanation.logits[..., other]
+    if contrast is not None:
+        arrays["contrast_probabilities"] = probabilities[..., other]
     results = []
     for b, (T, K) in enumerate(zip(lengths, counts, strict=True)):
         results.append(ExplainedImage(
             words=words[_of_image(captions[:, 1:], b, T)].tolist(),
-            alternatives=words[_of_image(best.indices, b, T)],
+            alternatives=outputs[_of_image(best.indices, b, T)],
             attention=_of_image(explanation.attention, b, T, K),
             methods={method: relevance[method][b] for method in methods},
             split={part: _of_image(values, b, T) for part, values in split.items()},

@@ -1,9 +1,11 @@
 """What all captioning models have in common: their base class, and their names."""
 from importlib import import_module
 
+import torch
 from torch import nn
 
 from captioning import weights
+from captioning.data.images import preprocess
 from captioning.explanation import encoders, lrp_inference
 
 # --model_type: module and class, imported when they are used; register a model of yours here
@@ -40,6 +42,18 @@ class Captioner(nn.Module):
         else:
             self.feature_dim = encoders.feature_dim(self.encoder)
 
+    @property
+    def device(self):
+        return self.W_o.weight.device
+
+    def prepare(self, image):
+        """uint8 (3, H, W) -> float32 (3, S, S), as the encoder reads it."""
+        return preprocess(image, encoders.IMAGE_SIZE[self.config["encoder"]])
+
+    def window(self, width, height):
+        """x0, y0, x1, y1: where what `prepare` returns lies in an image, as fractions of it."""
+        return 0, 0, 1, 1
+
     def encode(self, images):
         """images (B, 3, H, W) -> features (B, K, C), K row by row.
 
@@ -66,6 +80,16 @@ class Captioner(nn.Module):
         captions = captions[:, None] if is_single else captions
         logits = self.output(self.teacher_force(self.encode(images), captions).hidden)
         return logits[:, 0] if is_single else logits
+
+    def log_p(self, features, captions, steps=None):
+        """(B, T) log-probabilities of the words captions[:, 1:] from features (B, K, C); with steps
+        (B,) those of one word each, (B,)."""
+        hidden = self.teacher_force(features, captions[:, None]).hidden[:, 0]
+        words = captions[:, 1:]
+        if steps is not None:
+            rows = torch.arange(len(captions), device=captions.device)
+            hidden, words = hidden[rows, steps], words[rows, steps]
+        return self.output(hidden).log_softmax(-1).gather(-1, words[..., None])[..., 0]
 
     def lrp_inference(self, images, captions, stop_words, eps=0.01):
         """Logits p and weighted logits p̃ (docs/method.md, section 7), of the shape of `forward`'s.

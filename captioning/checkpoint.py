@@ -40,12 +40,24 @@ def save(path, model, vocabulary, training=None):
     write_bytes(path, buffer.getbuffer())
 
 
-def load(path, device="cpu", wordmap=None, num_head=8, content=None):
-    """Loads a checkpoint of ours or a published one: (model in evaluation mode, Vocabulary).
+def is_pretrained(path):
+    """Whether `path` is a model of transformers, a folder or a name on its hub, and no file."""
+    is_name = not str(path).endswith((".pth", ".pt", ".bin", ".ckpt", ".tar"))
+    return Path(path).is_dir() or (is_name and str(path).count("/") < 2 and not Path(path).exists())
+
+
+def load(path, device="cpu", wordmap=None, num_head=8, content=None, prompt=None):
+    """Loads a checkpoint of ours or a published one: (model in evaluation mode, Vocabulary); or
+    what captioning.pretrained.load returns for a model of transformers, with a prompt.
 
     wordmap: a {word: id} file, required for published checkpoints; for others it must match.
     num_head: of a published AOA checkpoint, which does not contain it. content: what `read`
     returned, if it was called before."""
+    if is_pretrained(path):
+        from captioning import pretrained  # without transformers all else works
+        return pretrained.load(path, device, prompt)
+    if prompt is not None:
+        raise InputError(f"--prompt is for models of transformers, and {path} takes none: omit it")
     content = content or read(path)
     vocabulary = read_wordmap(wordmap) if wordmap else None
     if "model_type" not in content:

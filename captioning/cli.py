@@ -105,8 +105,8 @@ def add_decoding(parser):
     add("--beam_size", type=number(int, 1, 1000), default=3, help="beam width")
     add("--diversity", type=non_negative, default=0.5, help="diverse_beam_search: penalty for a "
         "word that an earlier group chose at that step")
-    add("--length_penalty", type=non_negative, default=0.0, help="beam search: compare hypotheses "
-        "by log-probability / length**length_penalty")
+    add("--length_penalty", type=number(float, 0, 10), default=0.0, help="beam search: compare "
+        "hypotheses by log-probability / length**length_penalty")
     add("--block_trigrams", action="store_true", help="never generate the same three consecutive "
         "words twice")
     add("--temperature", type=positive, default=1.0, help="sample: divides the logits; below 1 "

@@ -1,8 +1,7 @@
 """Decoding, batched over images: greedy, beam search, diverse beam search and sampling.
 
 All use a model's start / initial_state / step with N hypotheses per image, stored as tensors
-(B, N, …). A finished hypothesis is continued by <pad> with log-probability 0, so that it competes
-with its final score.
+(B, N, …).
 """
 from typing import NamedTuple
 
@@ -26,71 +25,108 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, seeds=
 
     method: one of DECODING_METHODS. seeds: of `sample`, which alone uses them. options: those of
     `beam_search` or `sample`; diverse beam search has as many groups as hypotheses by default.
+    InputError if the model's logits are not finite numbers.
     """
+    if hasattr(model, "caption"):       # a model of transformers has decoding methods of its own
+        return model.caption(features, method, max_len, seeds, **options)
     with torch.no_grad():
         context = model.start(features)
-        if method == "sample":
-            found = sample(model, context, vocabulary, max_len, seeds=seeds, **options)
-            return found.tokens[:, 0]
         if method == "greedy":
             options |= {"beam_size": 1}
         if method == "diverse_beam_search":
             options = {"groups": options.get("beam_size", 3)} | options
-        found = beam_search(model, context, vocabulary, max_len, best_only=True, **options)
-        return found.tokens[:, 0]
+        if method == "sample":
+            found = sample(model, context, vocabulary, max_len, seeds=seeds, **options)
+        else:
+            found = beam_search(model, context, vocabulary, max_len, best_only=True, **options)
+    if not found.scores[:, 0].isfinite().all():
+        raise InputError("the model's logits are not finite numbers, so that it cannot caption "
+                         "images: use another checkpoint")
+    return found.tokens[:, 0]
 
 
 def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, diversity=0.5,
                 length_penalty=0.0, block_trigrams=False, best_only=False, banned=None):
     """Beam search -> Decoded with N = beam_size; with groups > 1 diverse beam search.
 
-    In diverse beam search (Vijayakumar et al. 2016), each group has beam_size / groups hypotheses.
-    diversity: penalty of a word for each hypothesis of an earlier group that chose it at the same
-    step; the returned scores exclude it. Hypotheses are compared by log-probability /
-    length**length_penalty, length including <end>. beam_size 1 is greedy decoding.
-    block_trigrams: never completes a trigram twice. banned (B, V) bool: words that an image's
-    caption must not contain. best_only: stops as soon as every image's best hypothesis is final.
-    InputError if beam_size is not a multiple of groups.
+    Hypotheses that end are kept aside, so that all places in the beam belong to hypotheses that go
+    on. They are compared by log-probability / length**length_penalty, length including <end>; those
+    that max_len cuts off count as well. In diverse beam search (Vijayakumar et al. 2016), each
+    group has beam_size / groups hypotheses. diversity: penalty of a word for each hypothesis of an
+    earlier group that chose it at the same step; the returned scores exclude it. beam_size 1 and no
+    length_penalty are greedy decoding. block_trigrams: never completes a trigram twice. banned (B,
+    V) bool: words that an image's caption must not contain. best_only: stops as soon as no other
+    hypothesis can become the best. InputError if beam_size is not a multiple of groups, or
+    length_penalty not in [0, 10].
     """
     if beam_size < 1 or groups < 1 or beam_size % groups:
         raise InputError(f"a beam width of {beam_size} cannot be split into {groups} equal groups: "
                          "change one of them")
+    if not 0 <= length_penalty <= 10:
+        raise InputError(f"a length penalty of {length_penalty} is not between 0 and 10: change it")
     B = len(context[0])
     width = beam_size // groups
     beam = _Beam(model, vocabulary, B, beam_size, max_len, block_trigrams, banned)
 
     # all hypotheses of a group are equal at first: only one may be extended at the first step
     beam.scores[:, torch.arange(beam_size) % width != 0] = -torch.inf
+    ended = beam.tokens.view(B, groups, width, max_len)
+    ended_scores = torch.full_like(beam.scores, -torch.inf).view(B, groups, width)
+
+    def keep(tokens, scores):
+        """The best hypotheses of each group, of those kept aside and (B, groups, n) others."""
+        scores = torch.cat([ended_scores, scores], 2)
+        scores, order = scores.sort(dim=2, descending=True, stable=True)
+        order = order[..., :width, None].expand(-1, -1, -1, max_len)
+        return torch.cat([ended, tokens], 2).gather(2, order), scores[..., :width]
 
     for t in range(max_len):
         log_p, state = beam.step(context, t)                                           # (B, N, V)
         total = beam.scores[..., None] + log_p
         V = total.shape[-1]
 
-        # one group after the other: each avoids the words that earlier groups chose
-        parents = []
-        chosen = []
+        # twice as many candidates as places, since each hypothesis has one that ends; one group
+        # after the other: each avoids the words that earlier groups chose
+        candidates = []
         used = total.new_zeros(B, V)
         for g in range(groups):
-            group = slice(g * width, (g + 1) * width)
-            lengths = beam.lengths[:, group] + (~beam.finished[:, group]).to(total.dtype)
-            rank = total[:, group] / lengths[..., None]**length_penalty
+            rank = total[:, g * width:(g + 1) * width]
             if groups > 1:
                 rank = rank - diversity * used[:, None]
-            best = rank.flatten(1).topk(width).indices                                 # (B, width)
-            parents.append(best // V + g * width)
-            chosen.append(best % V)
-            used.scatter_add_(1, chosen[-1], (chosen[-1] != vocabulary.pad).to(used.dtype))
-        beam.advance(torch.cat(parents, 1), torch.cat(chosen, 1), total, state, t)
+            best = rank.flatten(1).topk(2 * width).indices                             # (B, 2W)
+            used.scatter_add_(1, best[:, :width] % V, used.new_ones(B, width))
+            candidates.append(best + g * width * V)
+        candidates = torch.stack(candidates, 1)                                        # (B, G, 2W)
+        parents = candidates // V
+        words = candidates % V
+        is_end = words == vocabulary.end
 
-        # scores never increase, so that a best hypothesis that is finished remains the best
-        best_finished = beam.finished.gather(1, beam.scores.argmax(1, keepdim=True)).all()
-        if beam.finished.all() or (best_only and not length_penalty and best_finished):
+        # candidates that end are kept aside if they are among the best
+        tokens = beam.tokens.gather(1, parents.flatten(1)[..., None].expand(-1, -1, max_len))
+        tokens[..., t] = vocabulary.end
+        scores = total.flatten(1).gather(1, candidates.flatten(1)).view_as(candidates)
+        scores = scores.masked_fill(~is_end, -torch.inf) / (t + 1)**length_penalty
+        tokens = tokens.view(B, groups, 2 * width, max_len)
+        ended, ended_scores = keep(tokens[:, :, :width], scores[..., :width])
+
+        # the best of the others go on
+        order = is_end.long().argsort(dim=2, stable=True)[..., :width]
+        parents = parents.gather(2, order).flatten(1)
+        beam.advance(parents, words.gather(2, order).flatten(1), total, state, t)
+
+        # what the hypotheses in the beam can reach: log-probabilities never increase
+        limit = beam.scores.view(B, groups, width).amax(2) / max_len**length_penalty
+        if best_only:
+            is_over = ended_scores.flatten(1).amax(1) >= limit.amax(1)
+        else:
+            is_over = ended_scores.amin(2) >= limit
+        if is_over.all():
             break
 
-    scores = beam.scores / beam.lengths.clamp(min=1)**length_penalty
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    tokens = beam.tokens.gather(1, order[..., None].expand_as(beam.tokens))
+    scores = beam.scores.view(B, groups, width) / (t + 1)**length_penalty
+    tokens, scores = keep(beam.tokens.view(B, groups, width, max_len), scores)
+    scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
+    tokens = tokens.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, max_len))
     return Decoded(tokens[..., :t + 1], scores)
 
 
@@ -117,7 +153,9 @@ def sample(model, context, vocabulary, max_len, seeds=None, temperature=1.0, top
 
     for t in range(max_len):
         log_p, state = beam.step(context, t)                                           # (B, N, V)
-        p = _filtered(log_p / temperature, top_k, top_p).softmax(-1)
+        # relative to the most probable word, since a low temperature divides by nearly 0
+        scaled = (log_p - log_p.amax(-1, keepdim=True)) / max(temperature, 1e-30)
+        p = _filtered(scaled, top_k, top_p).softmax(-1)
         words = draw(p, numbers[..., t])                                               # (B, N)
         if greedy_first:
             words[:, 0] = log_p[:, 0].argmax(-1)
@@ -161,7 +199,9 @@ def draw(p, numbers):
 
 
 class _Beam:
-    """N hypotheses for each of B images: tokens (B, N, max_len), scores, lengths, model's state."""
+    """N hypotheses for each of B images: tokens (B, N, max_len), scores, the model's state.
+
+    A finished hypothesis is continued by <pad> with log-probability 0."""
 
     def __init__(self, model, vocabulary, B, N, max_len, block_trigrams, banned, predict=None):
         self.model = model
@@ -174,7 +214,6 @@ class _Beam:
         self.tokens = torch.zeros(B, N, max_len, dtype=torch.long, device=like.device)
         self.words = torch.full((B, N), vocabulary.start, device=like.device)
         self.scores = like.new_zeros(B, N, dtype=torch.promote_types(like.dtype, torch.float32))
-        self.lengths = torch.zeros_like(self.scores)
         self.finished = torch.zeros(B, N, dtype=torch.bool, device=like.device)
 
     def step(self, context, t):
@@ -210,7 +249,6 @@ class _Beam:
         self.tokens = follow(self.tokens)
         self.tokens[..., t] = words
         self.finished = follow(self.finished)
-        self.lengths = follow(self.lengths) + (~self.finished).to(self.lengths.dtype)
         self.finished = self.finished | (words == self.vocabulary.end)
         self.words = words
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import platform
 import re
+import secrets
 import shutil
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,7 +14,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from captioning.errors import InputError
 
 MACHINE = re.sub(r"\W", "-", platform.node())
-TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})\.tmp$")      # the end of a `temporary_path`
+# the end of a `temporary_path`; those of earlier versions have no random part
+TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})(?:\.[0-9a-f]{8})?\.tmp$")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -57,13 +59,13 @@ def check_file(path, remedy="check the path"):
         raise InputError(f"{path} cannot be read (it is {kind}): give a file")
 
 
-def read_json(path, keys=()):
-    """The JSON value in `path`; with `keys`, it must be an object that has all of them.
+def read_json(path, keys=(), lines=False):
+    """The JSON value in `path`; with `keys`, it must be an object that has all of them. lines: a
+    list of one value per line (JSON Lines) is read as well.
 
-    Refused, as no caller could use them: NaN, infinity, integers of more than 64 bits, objects
-    that have a key twice, and halves of surrogate pairs."""
+    NaN and infinity become None. Refused, as no caller could use them: integers of more than 64
+    bits, objects that have a key twice, and halves of surrogate pairs."""
     def number(text):
-        expect(text.lstrip("-").isdigit(), f"{text} is not a number")
         expect(len(text) < 21 and abs(int(text)) < 2 ** 63, f"the number {text[:25]} is too large")
         return int(text)
 
@@ -72,9 +74,16 @@ def read_json(path, keys=()):
         expect(len(value) == len(pairs), "one of its objects has a key twice")
         return value
 
+    options = {"parse_int": number, "parse_constant": lambda text: None,
+               "object_pairs_hook": unique}
     with reading(path, "check the path, or download the file again"):
-        text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text, parse_int=number, parse_constant=number, object_pairs_hook=unique)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        try:
+            value = json.loads(text, **options)
+        except json.JSONDecodeError:
+            if not lines:
+                raise
+            value = [json.loads(line, **options) for line in text.splitlines() if line.strip()]
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
         expect(not keys or isinstance(value, dict), f"it has no {' and '.join(keys)}")
@@ -84,15 +93,18 @@ def read_json(path, keys=()):
 
 
 def temporary_path(path):
-    """A path beside `path` that names this machine and process: <name>.<machine>.<process>.tmp."""
-    return Path(path).with_name(f"{Path(path).name}.{MACHINE}.{os.getpid()}.tmp")
+    """A path beside `path` that names this machine and process, and that nobody can prepare:
+    <name>.<machine>.<process>.<random>.tmp."""
+    name = f"{Path(path).name}.{MACHINE}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    return Path(path).with_name(name)
 
 
 def remove_leftovers(folder):
     """Removes temporary files and folders that processes of this machine left when killed."""
     for path in Path(folder).iterdir():
         match = TEMPORARY.search(path.name)
-        if not match or match[1] != MACHINE:
+        # on Windows os.kill would interrupt the process
+        if not match or match[1] != MACHINE or os.name == "nt":
             continue
         try:
             os.kill(int(match[2]), 0)
@@ -128,7 +140,9 @@ def atomic_path(path, sync=True):
 
 def sync_to_disk(path):
     """Returns when the content of a file, or the list of a folder's files, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and os.path.isdir(path):
+        return      # which Windows cannot open
+    handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -186,6 +200,12 @@ def folder_name(text):
     name = re.sub(r'[<>:"/\\|?*]', "_", name).encode()[:150].decode(errors="ignore").rstrip(". ")
     is_taken = not name or name.lower() == "index.html" or name.endswith(".tmp")
     return f"_{name}_" if is_taken else name
+
+
+def content_hash(path):
+    """A short hash of a file's bytes."""
+    with reading(path, "restore it"):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def fingerprint(value):

@@ -1,27 +1,36 @@
-"""Object words that come from language rather than the image: flags, and captions without them.
+"""Is the object that a word names in the image? Estimates, flags, and captions without such words.
 
-The score of a word is the share of the image in its logit (docs/method.md, section 4), which needs
-no labels. Object words below a threshold are flagged; `evaluation.py --calibrate` fits the
-threshold and stores it beside the checkpoint."""
+A logistic regression estimates the probability from how the word came about: LRP's parts of its
+logit (docs/method.md, section 4), its probability with and without the image, its position and how
+frequent it is. `evaluation.py --calibrate` fits it and stores it beside the checkpoint. Object
+words whose estimate is below a threshold are flagged."""
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
 
 from captioning.data.feature_store import weights_fingerprint
+from captioning.data.vocabulary import tokenise
 from captioning.decoding import decode, trimmed, with_start
 from captioning.errors import InputError
-from captioning.files import read_json, reading, write_json
+from captioning.files import expect, read_json, reading, write_json
 from captioning.metrics.object_words import Objects
+
+# what the estimate depends on: see `scores`; frequency is log(1 + the word's count in references)
+SCORES = ("image", "absolute_share", "log_p", "log_p_gain", "position", "frequency")
+FOLDS = 5
 
 
 class Calibration(NamedTuple):
-    """When an object word is flagged."""
-    threshold: float        # flagged: words whose image_share is lower
+    """How the estimates are computed, and which of them are flagged."""
+    threshold: float        # flagged: words with a lower estimate
     objects: Objects        # the words that name objects
+    coefficients: dict      # {of SCORES or "constant": its summand in the log-odds, per unit}
+    frequencies: dict       # {word: its score frequency}; 0 for others
 
 
 def image_share(explanation):
@@ -41,12 +50,41 @@ def object_words(captions, vocabulary, objects):
     return is_object
 
 
-def flags(explanation, captions, vocabulary, calibration):
-    """(B, T) bool: the object words captions[:, t + 1] whose image share is below the threshold.
+def scores(model, features, explanation, captions):
+    """{name: (B, T)} of SCORES but frequency, for the words captions[:, t + 1].
 
+    image: the relevance of the image; absolute_share: `image_share`; log_p: the log-probability;
+    log_p_gain: the same less that without the image; position: t. features (B, K, C) of the images;
     explanation: by LRP, without contrast."""
-    is_low = image_share(explanation) < calibration.threshold
-    return is_low & object_words(captions, vocabulary, calibration.objects)
+    # without the image: regions of zeros would count as padding; tiny ones do not and add nothing
+    blank = torch.full_like(features, torch.finfo(features.dtype).tiny)
+    log_p = explanation.word_log_p
+    if log_p is None:
+        log_p = explanation.logits.log_softmax(-1).gather(2, captions[:, 1:, None]).squeeze(2)
+    with torch.no_grad():
+        without = model.log_p(blank, captions)
+    return {"image": explanation.image, "absolute_share": image_share(explanation),
+            "log_p": log_p, "log_p_gain": log_p - without,
+            "position": torch.arange(log_p.shape[1], device=log_p.device).expand_as(log_p)}
+
+
+def presence(model, features, explanation, captions, vocabulary, calibration):
+    """(B, T): the estimated probability that the object that captions[:, t + 1] names is in the
+    image; NaN for words that name none. Arguments: as for `scores`."""
+    coefficients = calibration.coefficients
+    of_words = [calibration.frequencies.get(word, 0.0) for word in vocabulary.words]
+    frequency = torch.tensor(of_words, device=features.device)[captions[:, 1:]]
+    log_odds = coefficients["constant"] + coefficients["frequency"] * frequency
+    for name, score in scores(model, features, explanation, captions).items():
+        log_odds = log_odds + coefficients[name] * score
+    is_object = object_words(captions, vocabulary, calibration.objects)
+    return log_odds.sigmoid().masked_fill(~is_object, torch.nan)
+
+
+def flags(model, features, explanation, captions, vocabulary, calibration):
+    """(B, T) bool: the object words captions[:, t + 1] whose `presence` is below the threshold."""
+    return presence(model, features, explanation, captions, vocabulary,
+                    calibration) < calibration.threshold
 
 
 def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=None, **options):
@@ -69,7 +107,7 @@ def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=
 
         captions = with_start(new, vocabulary)
         explanation = model.lrp(features[rows], captions, pixels=False)
-        flagged = flags(explanation, captions, vocabulary, calibration)
+        flagged = flags(model, features[rows], explanation, captions, vocabulary, calibration)
         image, step = flagged.nonzero(as_tuple=True)
         words = captions[image, step + 1]                                              # (n,)
         names = (category == category[words, None]) & (category >= 0)                  # (n, V)
@@ -81,39 +119,78 @@ def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=
     return trimmed(tokens)
 
 
-def fit_threshold(shares, is_present, kept=0.95):
-    """The threshold that leaves the share `kept` of the correct object words unflagged.
+def fit(words):
+    """A logistic regression of `present` on SCORES, fitted to a DataFrame of object words.
 
-    shares: image_share of n object words; is_present (n,) bool, whether the image shows the object.
-    """
-    correct = torch.tensor([share for share, present in zip(shares, is_present, strict=True)
-                            if present], dtype=torch.float64)
-    if not len(correct):
-        raise InputError("no object word of the validation captions is correct, so that no "
-                         "threshold can be fitted: train the model for longer, or give the object "
-                         "words of the data with --synonyms")
-    return correct.quantile(1 - kept).item()
+    Returns the coefficients {score or "constant": per unit of the score}, and the estimates of the
+    words by regressions that were fitted to other images. InputError if all words, or all of some
+    images, are of one class."""
+    from sklearn.linear_model import LogisticRegression  # slow to import
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+    fold = words.index.get_level_values("image").factorize()[0] % FOLDS
+    if any(words.present[fold != number].nunique() < 2 for number in range(FOLDS)):
+        raise InputError("too few object words of the validation captions are correct, or too few "
+                         "wrong, so that no estimate can be fitted: train the model for longer, "
+                         "use more images, or give the object words of the data with --synonyms")
+    names = [name for name in SCORES if name in words]
+    scale = words[names].std().clip(lower=1e-12)
+    x = (words[names] - words[names].mean()) / scale
+    regression = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000)
+    estimates = cross_val_predict(regression, x, words.present, cv=PredefinedSplit(fold),
+                                  method="predict_proba")[:, 1]
+    factors = regression.fit(x, words.present).coef_[0] / scale
+    constant = regression.intercept_[0] - (factors * words[names].mean()).sum()
+    return {"constant": float(constant)} | factors.to_dict(), estimates
 
 
-def calibrate(weight, model, objects, folder):
+def calibrate(weight, model, objects, folder, references):
     """Stores the Calibration of a checkpoint beside it, fitted to the table of the experiment
-    grounding of the validation split in `folder`."""
+    grounding of the validation split in `folder`; prints what each score contributes.
+
+    references: the captions of each of the split's images."""
+    from sklearn.metrics import roc_auc_score
+    counts = pd.Series([word for texts in references for text in texts
+                        for word in tokenise(text)]).value_counts()
+    frequencies = np.log1p(counts)
     words = read_scores(folder, "val")
-    threshold = fit_threshold(words.absolute_share, words.present, kept=0.95)
-    ban_threshold = fit_threshold(words.absolute_share, words.present, kept=0.98)
-    save(weight, model, threshold, ban_threshold, objects, words_correct=int(sum(words.present)),
-         words_absent=int(len(words) - sum(words.present)))
-    print(f"threshold of the image's share: {threshold:.4g} ({calibration_path(weight)})")
+    words["frequency"] = words.index.get_level_values("word").map(frequencies).fillna(0.0)
+    coefficients, probabilities = fit(words)
+    areas = {"all": roc_auc_score(words.present, probabilities)}
+    for name in SCORES:
+        _, others = fit(words.drop(columns=name))
+        areas[f"without {name}"] = roc_auc_score(words.present, others)
+    print("AUC of the estimates, cross-validated: "
+          + ", ".join(f"{name} {area:.3f}" for name, area in areas.items()))
+
+    # thresholds that keep 95 and 98 % of the correct words
+    thresholds = np.quantile(probabilities[words.present > 0], [0.05, 0.02])
+    last = {phrase[-1] for phrase in objects.words}     # the words for which estimates are made
+    save(weight, model, *thresholds.tolist(), objects, coefficients,
+         {word: value for word, value in frequencies.items() if word in last}, areas=areas,
+         words_correct=int(words.present.sum()), words_absent=int((1 - words.present).sum()))
+    print(f"estimates of object words: {calibration_path(weight)}")
+
+
+def estimates(words, calibration):
+    """The `presence` of the words of `read_scores`."""
+    frequency = words.index.get_level_values("word").map(calibration.frequencies)
+    words = words.assign(frequency=np.nan_to_num(frequency.to_numpy(float)))
+    log_odds = calibration.coefficients["constant"]
+    for name in SCORES:
+        log_odds = log_odds + calibration.coefficients[name] * words[name]
+    return 1 / (1 + np.exp(-log_odds))
 
 
 def read_scores(folder, split):
-    """DataFrame of a split's object words, from the table of the experiment grounding in `folder`:
-    absolute_share, which is image_share, and present, whether the image shows the object."""
+    """DataFrame of a split's object words by image, step and word, from the table of the experiment
+    grounding in `folder`: `scores`, and present, whether the image shows the object."""
     path = Path(folder, f"grounding_words_{split}.csv")
     with reading(path, f"run evaluation.py --calibrate --save_path {folder} first"):
-        rows = pd.read_csv(path)
-        table = rows.pivot_table(index=["image", "step"], columns="measure", values="value")
-        return table.reindex(columns=["absolute_share", "present"]).dropna()
+        rows = pd.read_csv(path, keep_default_na=False)
+        rows["value"] = rows["value"].astype(float)
+        table = rows.pivot_table(index=["image", "step", "word"], columns="measure",
+                                 values="value")
+        return table.reindex(columns=[*SCORES[:-1], "present"]).dropna()
 
 
 def calibration_path(weight):
@@ -121,12 +198,13 @@ def calibration_path(weight):
     return Path(weight).with_name(f"{Path(weight).stem}_grounding.json")
 
 
-def save(weight, model, threshold, ban_threshold, objects, **statistics):
+def save(weight, model, threshold, ban_threshold, objects, coefficients, frequencies, **statistics):
     """Writes the calibration of a checkpoint: thresholds of flags and bans, and further numbers."""
     words = {" ".join(phrase): category for phrase, category in objects.words.items()}
     write_json(calibration_path(weight), {
-        "threshold": threshold, "ban_threshold": ban_threshold, **statistics,
-        "weights": weights_fingerprint(model), "words": words})
+        "threshold": threshold, "ban_threshold": ban_threshold,
+        "coefficients": coefficients, **statistics, "weights": weights_fingerprint(model),
+        "frequencies": frequencies, "words": words})
 
 
 def load(weight, model, key="threshold"):
@@ -136,12 +214,15 @@ def load(weight, model, key="threshold"):
     path = calibration_path(weight)
     if not path.exists():
         return None
-    content = read_json(path, [key, "weights", "words"])
+    content = read_json(path, [key, "weights", "words", "coefficients", "frequencies"])
     if content["weights"] != weights_fingerprint(model):
         raise InputError(f"{path} was computed with other weights than those of {weight}: run "
                          "evaluation.py --calibrate again, or remove it")
     with reading(path, "run evaluation.py --calibrate again"):
-        return Calibration(float(content[key]), Objects(content["words"]))
+        expect(content["coefficients"].keys() == {"constant", *SCORES}, "its scores are others")
+        numbers = [{name: float(value) for name, value in content[part].items()}
+                   for part in ("coefficients", "frequencies")]
+        return Calibration(float(content[key]), Objects(content["words"]), *numbers)
 
 
 def decoder(weight, model, is_grounded, options):
@@ -149,6 +230,9 @@ def decoder(weight, model, is_grounded, options):
     below the checkpoint's threshold; InputError if it has none."""
     if not is_grounded:
         return partial(decode, **options)
+    if not hasattr(model, "step"):
+        raise InputError(f"{weight} is a model of transformers, for which --grounded cannot ban "
+                         "words: omit it")
     calibration = load(weight, model, "ban_threshold")
     if calibration is None:
         raise InputError(f"{calibration_path(weight)} is missing: --grounded requires a threshold, "

@@ -2,12 +2,21 @@
 
 Each metric takes one caption and a list of reference captions per image and returns the score of
 all captions, {"bleu_1": …}, and the scores of each caption, {"bleu_1": […]}. Captions are tokenised
-by the PTB tokeniser: its Java version for METEOR and SPICE, which run on Java themselves, and
-captioning.metrics.ptb_tokeniser for the other metrics."""
+by the official PTB tokeniser, a Java program, or without Java by captioning.metrics.ptb_tokeniser,
+which a warning says.
+"""
 import importlib
+import re
+import sys
+from functools import cache
 
 from captioning.errors import InputError
 from captioning.metrics.ptb_tokeniser import ptb_tokens
+from pycocoevalcap import java
+
+# captions of whole words, which need no tokeniser: it splits none but these
+PLAIN = re.compile(r"(?!.*\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b)[a-z ]*", re.IGNORECASE)
+tokens_of = {}      # the tokens of other captions: every validation has the same references
 
 
 def scores(captions, references, metrics=("bleu", "rouge_l", "cider")):
@@ -42,14 +51,16 @@ def cider(captions, references):
 
 def meteor(captions, references):
     """METEOR 1.5 (Denkowski and Lavie 2014); requires Java."""
-    from pycocoevalcap import java
-    return _named("meteor", *java.meteor(*_tokenised_by_java(captions, references)))
+    truths, results = _tokenised(captions, references)
+    return _named("meteor", *java.meteor([text for text, in results.values()],
+                                         list(truths.values())))
 
 
 def spice(captions, references, corenlp):
     """SPICE (Anderson et al. 2016); requires Java. corenlp: folder of Stanford CoreNLP 3.6.0."""
     from pycocoevalcap import spice_jar
-    each = spice_jar.spice(*_tokenised_by_java(captions, references), corenlp)
+    truths, results = _tokenised(captions, references)
+    each = spice_jar.spice([text for text, in results.values()], list(truths.values()), corenlp)
     return _named("spice", sum(each) / len(each), each)
 
 
@@ -70,17 +81,27 @@ def _named(name, corpus, each):
 
 
 def _tokenised(captions, references):
-    """The arguments of the package's scorers: {index: [reference, …]} and {index: [caption]}."""
-    truths = {}
-    results = {}
-    for i, (caption, texts) in enumerate(zip(captions, references, strict=True)):
-        truths[i] = [" ".join(ptb_tokens(text)) for text in texts]
-        results[i] = [" ".join(ptb_tokens(caption))]
-    return truths, results
+    """The arguments of the package's scorers: {index: [reference, …]} and {index: [caption]}, each
+    text as its tokens joined by spaces."""
+    new = {text for texts in [captions, *references] for text in texts
+           if text not in tokens_of and not PLAIN.fullmatch(text)}
+    if new:
+        tokens_of.update(zip(new, _tokenise(list(new)), strict=True))
+
+    def tokens(text):
+        return tokens_of[text] if text in tokens_of else " ".join(text.lower().split())
+    truths = {i: list(map(tokens, texts)) for i, texts in enumerate(references)}
+    return truths, {i: [tokens(caption)] for i, caption in enumerate(captions)}
 
 
-def _tokenised_by_java(captions, references):
-    from pycocoevalcap import java
-    lines = java.tokenise([*captions, *(text for texts in references for text in texts)])
-    rest = iter(lines[len(captions):])
-    return lines[:len(captions)], [[next(rest) for _ in texts] for texts in references]
+def _tokenise(texts):
+    try:
+        return java.tokenise(texts)
+    except InputError as error:
+        _warn(f"captions are split by a Python version of the tokeniser, as {error}")
+        return [" ".join(ptb_tokens(text)) for text in texts]
+
+
+@cache      # once for each message
+def _warn(message):
+    print(f"warning: {message}", file=sys.stderr)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from captioning.errors import InputError
 
-START_SECONDS = 30          # time limit for printing the version
-LIMIT_SECONDS = 120, 0.1    # of METEOR and the tokeniser: a constant, plus a time per caption
+START_SECONDS = 60          # time limit for printing the version
+LIMIT_SECONDS = 600, 0.1    # of METEOR and the tokeniser: a constant, plus a time per caption
 # other languages print decimal commas
 ENGLISH = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]
 

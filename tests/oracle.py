@@ -353,20 +353,28 @@ def backward(layer, x, relevance, shares, margin=0.0):
     return inside(result, layer.padding)
 
 
+def kernels(layer):
+    """W_j (C,·,·) and b_j of every output channel; W is zero for the inputs of other groups"""
+    _, width, *sides = layer.weight.shape
+    for j, kernel in enumerate(layer.weight.detach().double().numpy()):
+        first = j // (layer.out_channels // layer.groups) * width
+        weight = np.zeros((layer.in_channels, *sides))
+        weight[first:first + width] = kernel
+        yield weight, 0.0 if layer.bias is None else layer.bias[j].item()
+
+
 def conv_forward(layer, x):
     """y_j = Σ_i W_ji x_i + b_j"""
-    bias = [0.0] * layer.out_channels if layer.bias is None else layer.bias.tolist()
-    weight = layer.weight.detach().double().numpy()
     return forward(layer, x, lambda field: [
-        (weight[j] * field).sum() + bias[j] for j in range(len(weight))])
+        (weight * field).sum() + bias for weight, bias in kernels(layer)])
 
 
 def conv_rule(layer, x, relevance, eps):
     """R(x_i) = Σ_j (W⁺_ji x⁺_i + W⁻_ji x⁻_i) / z_j R(z_j), 0 where z_j = 0; z_j is their sum"""
     def shares(field):
-        for w in layer.weight.detach().double().numpy():
-            products = np.maximum(w, 0) * np.maximum(field, 0)
-            products += np.minimum(w, 0) * np.minimum(field, 0)
+        for weight, _ in kernels(layer):
+            products = np.maximum(weight, 0) * np.maximum(field, 0)
+            products += np.minimum(weight, 0) * np.minimum(field, 0)
             yield products / products.sum() if products.sum() != 0 else 0 * products
     return backward(layer, x, relevance, shares)
 
@@ -420,9 +428,39 @@ def residual_rule(block, x, relevance, eps):
     return result
 
 
+def margin_forward(layer, x):
+    """x with a margin of zeros"""
+    left, right, top, bottom = layer.padding
+    return np.pad(x, ((0, 0), (top, bottom), (left, right)))
+
+
+def margin_rule(layer, x, relevance, eps):
+    """The relevance inside the margin"""
+    left, _, top, _ = layer.padding
+    return relevance[:, top:top + x.shape[1], left:left + x.shape[2]]
+
+
+def sequence_forward(sequence, x):
+    """One layer after the other"""
+    return encoder_forward(sequence, x)[-1]
+
+
+def sequence_rule(sequence, x, relevance, eps):
+    """One layer after the other, from the last"""
+    return encoder_rule(sequence, encoder_forward(sequence, x), relevance, eps)
+
+
+def passed(layer, x, relevance, eps):
+    """All relevance, as it is"""
+    return relevance
+
+
 LAYERS = {nn.Conv2d: (conv_forward, conv_rule), nn.MaxPool2d: (max_forward, max_rule),
           nn.AvgPool2d: (average_forward, average_rule),
-          nn.ReLU: (lambda layer, x: np.maximum(x, 0), lambda layer, x, relevance, eps: relevance)}
+          nn.ZeroPad2d: (margin_forward, margin_rule),
+          nn.Sequential: (sequence_forward, sequence_rule),
+          nn.ReLU: (lambda layer, x: np.maximum(x, 0), passed),
+          nn.ReLU6: (lambda layer, x: np.clip(x, 0, 6), passed)}
 
 
 def encoder_forward(encoder, picture):

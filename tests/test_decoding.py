@@ -121,35 +121,67 @@ def test_nothing_follows_end_and_special_tokens_are_never_generated():
         assert not tokens[after].any() and (tokens[~after] != 0).all()
 
 
-def diverse_reference(model, feature, groups, width, diversity, max_len):
-    """Vijayakumar et al. (2016), literally, for one image: [(score, words)] of all groups."""
+def literal_beam_search(model, feature, groups, width, max_len, diversity=0.0, length_penalty=0.0):
+    """Beam search, literally, for one image, with a beam for each group (Vijayakumar et al. 2016):
+    [(score, words)], best first. Hypotheses that end leave the beam."""
     beams = [[(0.0, ())] for _ in range(groups)]
-    for _ in range(max_len):
+    found = [[] for _ in range(groups)]
+    for length in range(1, max_len + 1):
         said = Counter()
         for g in range(groups):
             candidates = []
-            for score, words in beams[g]:
-                if words and words[-1] == VOCABULARY.end:
-                    candidates.append((score, score, words))
-                    continue
+            for _, words in beams[g]:
                 for word in ALLOWED:
                     total = log_probability(model, feature, [*words, word])
                     candidates.append((total - diversity * said[word], total, (*words, word)))
-            chosen = sorted(candidates, key=lambda c: -c[0])[:width]
-            said.update(words[-1] for _, _, words in chosen if (_, words) not in beams[g])
-            beams[g] = [(total, words) for _, total, words in chosen]
-    return [hypothesis for beam in beams for hypothesis in beam]
+            candidates.sort(key=lambda candidate: -candidate[0])
+            for _, total, words in candidates[:width]:
+                if words[-1] == VOCABULARY.end:
+                    found[g].append((total / length**length_penalty, words))
+            going_on = [candidate[1:] for candidate in candidates
+                        if candidate[2][-1] != VOCABULARY.end]
+            beams[g] = going_on[:width]
+            said.update(words[-1] for _, _, words in candidates[:width])
+    result = []
+    for g in range(groups):
+        cut = [(total / max_len**length_penalty, words) for total, words in beams[g]]
+        result += sorted(found[g] + cut, key=lambda hypothesis: -hypothesis[0])[:width]
+    return sorted(result, key=lambda hypothesis: -hypothesis[0])
 
 
-def test_diverse_beam_search_equals_a_literal_one():
-    for seed in range(3):
-        model, x = toy(seed), features(1, seed)
-        found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=2,
-                                     diversity=0.7)
-        expected = sorted(diverse_reference(model, x[0], 2, 2, 0.7, 5), key=lambda h: -h[0])
-        for n, (score, words) in enumerate(expected):
-            assert tuple(found.tokens[0, n][found.tokens[0, n] != 0].tolist()) == words
-            assert found.scores[0, n].item() == pytest.approx(score, abs=1e-10)
+@pytest.mark.parametrize("options", [
+    {}, {"length_penalty": 1.0}, {"groups": 2, "diversity": 0.7},
+    {"groups": 2, "diversity": 0.7, "length_penalty": 1.0}])
+@pytest.mark.parametrize("seed", range(3))
+def test_beam_search_equals_a_literal_one(seed, options):
+    model, x = toy(seed), features(1, seed)
+    found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, **options)
+    groups = options.get("groups", 1)
+    expected = literal_beam_search(model, x[0], width=4 // groups, max_len=5,
+                                   **{"groups": 1} | options)
+    assert len(expected) == 4
+    for n, (score, words) in enumerate(expected):
+        assert tuple(found.tokens[0, n][found.tokens[0, n] != 0].tolist()) == words
+        assert found.scores[0, n].item() == pytest.approx(score, abs=1e-10)
+
+
+def test_a_caption_that_ended_is_not_lost_when_others_are_better_for_a_while():
+    """p = 0.3 of the caption without words; then two others with 0.31, whose best end has 0.155."""
+    steps = [{"a": 0.62, "<end>": 0.3, "b": 0.08}, {"b": 0.5, "c": 0.5}, {"a": 0.5, "c": 0.5}]
+
+    class Steps:
+        """A model whose next word depends on the number of words alone."""
+        def initial_state(self, B, N):
+            return (torch.zeros(B, N, 1, dtype=torch.float64),)
+
+        def step(self, words, state, context, predict=None):
+            p = steps[int(state[0].max())]
+            logits = torch.tensor([p.get(word, 1e-9) for word in WORDS], dtype=torch.float64).log()
+            return logits.expand(*words.shape, -1).clone(), (state[0] + 1,), None
+
+    found = decoding.beam_search(Steps(), (torch.zeros(1),), VOCABULARY, 3, 2, best_only=True)
+    assert VOCABULARY.decode(found.tokens[0, 0]) == []
+    assert found.scores[0, 0].exp().item() == pytest.approx(0.3, abs=1e-6)
 
 
 def test_groups_without_diversity_are_all_greedy():
@@ -241,5 +273,23 @@ def test_invalid_options_are_refused():
     model, x = toy(), features()
     with pytest.raises(InputError, match="equal groups"):
         decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=3)
+    with pytest.raises(InputError, match="between 0 and 10"):
+        decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, length_penalty=400)
     with pytest.raises(InputError, match="temperature"):
         decoding.sample(model, model.start(x), VOCABULARY, 5, temperature=0)
+
+
+def test_the_lowest_temperature_is_greedy():
+    model, x = toy(3), features()
+    greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=8)
+    assert torch.equal(greedy, decoding.decode(model, x, VOCABULARY, "sample", max_len=8,
+                                               temperature=1e-300))
+
+
+@pytest.mark.parametrize("method", decoding.DECODING_METHODS)
+def test_logits_that_are_not_finite_are_refused(method):
+    model, x = toy(), features()
+    with torch.no_grad():
+        model.W_o.bias.fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite numbers"):
+        decoding.decode(model, x, VOCABULARY, method, max_len=8)

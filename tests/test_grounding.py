@@ -1,6 +1,9 @@
 """Flags of object words that come from language, their threshold, and decoding without them."""
 import json
+import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import make, random_regions
@@ -9,13 +12,25 @@ from aoamodel import AOAModel
 from captioning import decoding, grounding
 from captioning.data.vocabulary import build
 from captioning.errors import InputError
-from captioning.metrics.object_words import Objects
+from captioning.metrics.object_words import (
+    VISIBLE_OBJECTS,
+    Objects,
+    load_objects,
+    read_synonyms,
+)
 from gridTDmodel import GridTDModel
 
 MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 # 12 words with the special ones
 WORDS = build([["a", "dog", "puppy", "cat", "red", "runs", "fast", "big"]], 1)
+COEFFICIENTS = {"constant": 0.3, "image": 0.2, "absolute_share": 1.5, "log_p": 0.4,
+                "log_p_gain": -0.3, "position": -0.2, "frequency": 0.1}
+FREQUENCIES = {"dog": 2.0, "cat": 0.5}
 OBJECTS = Objects({"dog": "dog", "puppy": "dog", "cat": "cat", "red cat": "cat", "fast": "none"})
+
+
+def calibration(threshold):
+    return grounding.Calibration(threshold, OBJECTS, COEFFICIENTS, FREQUENCIES)
 
 
 def captions_of(*texts):
@@ -32,18 +47,39 @@ def share(model, features, caption, t):
     return image / (abs(image) + abs(start) + abs(sum(previous)) + abs(rest))
 
 
+def estimate(model, features, caption, t):
+    """The estimate for the word at step t, literally, image by image."""
+    explanation = model.lrp(features[None], caption[None])
+    word = caption[t + 1]
+    log_p = model(features[None], caption[None])[0, t].log_softmax(-1)[word]
+    blank = torch.full_like(features[None], 1e-200)
+    without = model(blank, caption[None])[0, t].log_softmax(-1)[word]
+    values = {"image": explanation.features[0, t].sum(),
+              "absolute_share": share(model, features, caption, t), "log_p": log_p,
+              "log_p_gain": log_p - without, "position": t,
+              "frequency": FREQUENCIES.get(WORDS.words[word], 0)}
+    log_odds = COEFFICIENTS["constant"]
+    for name, value in values.items():
+        log_odds += COEFFICIENTS[name] * float(torch.as_tensor(value).detach())
+    return 1 / (1 + math.exp(-log_odds))
+
+
 @MODELS
-def test_flags_are_object_words_with_a_small_share(model_type):
+def test_estimates_and_flags_of_object_words(model_type):
     model, features = make(model_type), random_regions()
     captions = captions_of("a dog runs", "red cat fast dog", "a puppy fast")
     named = [(0, 1), (1, 1), (1, 3), (2, 1)]        # image and step of each object word
-    shares = {(b, t): share(model, features[b], captions[b], t) for b, t in named}
+    expected = {(b, t): estimate(model, features[b], captions[b], t) for b, t in named}
     explanation = model.lrp(features, captions)
-    for threshold in sorted(shares.values()):
-        calibration = grounding.Calibration(threshold + 1e-9, OBJECTS)
-        flags = grounding.flags(explanation, captions, WORDS, calibration)
-        expected = {place for place, value in shares.items() if value <= threshold}
-        assert set(map(tuple, flags.nonzero().tolist())) == expected
+    given = features, explanation, captions, WORDS
+    estimates = grounding.presence(model, *given, calibration(0))
+    assert set(map(tuple, estimates.isfinite().nonzero().tolist())) == set(named)
+    for (b, t), value in expected.items():
+        assert float(estimates[b, t]) == pytest.approx(value, abs=1e-6)
+    for threshold in sorted(expected.values()):
+        flags = grounding.flags(model, *given, calibration(threshold + 1e-6))
+        below = {place for place, value in expected.items() if value <= threshold}
+        assert set(map(tuple, flags.nonzero().tolist())) == below
     values = grounding.image_share(explanation)
     assert not values[captions[:, 1:] == 0].any() and values.abs().max() <= 1
 
@@ -73,17 +109,17 @@ def test_grounded_decoding_equals_decoding_image_by_image(model_type, seed):
     features = random_regions(seed)
     for name in ("dog", "cat", "puppy"):
         model.W_o.bias.data[WORDS.wordmap[name]] += 3
-    calibration = grounding.Calibration(0.3, OBJECTS)
+    threshold = 0.6
     names = {"dog": ("dog", "puppy"), "cat": ("cat",)}
     changed = 0
-    captions = grounding.decode_grounded(model, features, WORDS, calibration, max_len=6)
+    captions = grounding.decode_grounded(model, features, WORDS, calibration(threshold), max_len=6)
     for b in range(3):
         banned = torch.zeros(1, len(WORDS), dtype=torch.bool)
         tokens = first = decoding.decode(model, features[b:b + 1], WORDS, max_len=6)
         for _ in range(3):
             caption = decoding.with_start(tokens, WORDS)[0]
             low = [category for t, category in OBJECTS.named(WORDS.decode(tokens[0].tolist()))
-                   if share(model, features[b], caption, t) < 0.3]
+                   if estimate(model, features[b], caption, t) < threshold]
             if not low:
                 break
             for name in (name for category in low for name in names[category]):
@@ -94,29 +130,83 @@ def test_grounded_decoding_equals_decoding_image_by_image(model_type, seed):
     assert changed
 
 
-def test_the_threshold_keeps_the_given_share_of_correct_words():
-    shares = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    is_present = torch.arange(1000) % 3 > 0
-    threshold = grounding.fit_threshold(shares.tolist(), is_present.tolist(), 0.95)
-    kept = (shares[is_present] >= threshold).double().mean().item()
-    assert kept == pytest.approx(0.95, abs=2e-3)
-    with pytest.raises(InputError, match="no object word"):
-        grounding.fit_threshold([0.5], [False])
+def table_of_words(count=400, seed=0):
+    """Object words whose presence depends on two scores alone"""
+    random = np.random.default_rng(seed)
+    words = pd.DataFrame({name: random.normal(size=count) * 3 for name in grounding.SCORES[:-1]})
+    log_odds = 1 + words.log_p - 0.5 * words.image
+    words["present"] = (random.random(count) < 1 / (1 + np.exp(-log_odds))).astype(float)
+    words["image_name"] = [f"{n // 2}.png" for n in range(count)]
+    words["step"] = np.arange(count) % 2
+    words["word"] = [("dog", "cat", "puppy")[n % 3] for n in range(count)]
+    return words
+
+
+def write_table(words, folder):
+    """The table of the experiment grounding"""
+    scores = [*grounding.SCORES[:-1], "present"]
+    rows = words.rename(columns={"image": "image_score", "image_name": "image"}).melt(
+        ["image", "step", "word"], var_name="measure")
+    rows["measure"] = rows["measure"].replace("image_score", "image")
+    rows["method"] = "any"
+    assert set(rows["measure"]) == set(scores)
+    rows.to_csv(folder / "grounding_words_val.csv", index=False)
+
+
+def test_calibration_finds_what_presence_depends_on(tmp_path, capsys):
+    model, weight = make(AOAModel), tmp_path / "best.pth"
+    write_table(table_of_words(), tmp_path)
+    grounding.calibrate(weight, model, OBJECTS, tmp_path, [["a dog", "the dog runs"], ["a cat"]])
+    found = grounding.load(weight, model)
+    assert found.frequencies == pytest.approx({"dog": math.log(3), "cat": math.log(2)})
+    assert found.coefficients["log_p"] == pytest.approx(1, abs=0.25)
+    assert found.coefficients["image"] == pytest.approx(-0.5, abs=0.2)
+    assert abs(found.coefficients["log_p_gain"]) < 0.15
+    output = capsys.readouterr().out
+    areas = json.loads((tmp_path / "best_grounding.json").read_text())["areas"]
+    assert f"all {areas['all']:.3f}" in output
+    assert areas["all"] > areas["without image"] + 0.03 > areas["without log_p"] + 0.03
+    words = grounding.read_scores(tmp_path, "val")
+    estimates = grounding.estimates(words, found)
+    kept = (estimates[words.present > 0] >= found.threshold).mean()
+    assert kept == pytest.approx(0.95, abs=0.02)
+
+
+def test_words_of_one_class_permit_no_estimate(tmp_path):
+    words = table_of_words()
+    words["present"] = 1.0
+    write_table(words, tmp_path)
+    with pytest.raises(InputError, match="too few object words"):
+        grounding.calibrate(tmp_path / "best.pth", make(AOAModel), OBJECTS, tmp_path, [["a dog"]])
 
 
 def test_a_calibration_belongs_to_its_weights(tmp_path):
     model, weight = make(AOAModel), tmp_path / "best.pth"
     assert grounding.load(weight, model) is None
-    grounding.save(weight, model, 0.25, 0.125, OBJECTS, words_correct=3)
+    grounding.save(weight, model, 0.25, 0.125, OBJECTS, COEFFICIENTS, FREQUENCIES, words_correct=3)
     decoder = grounding.decoder(weight, model, True, {})
     assert decoder.keywords["calibration"].threshold == 0.125
-    calibration = grounding.load(weight, model)
-    assert calibration.threshold == 0.25 and calibration.objects.words == OBJECTS.words
+    found = grounding.load(weight, model)
+    assert found.threshold == 0.25 and found.objects.words == OBJECTS.words
+    assert found.coefficients == COEFFICIENTS and found.frequencies == FREQUENCIES
     with pytest.raises(InputError, match="other weights"):
         grounding.load(weight, make(AOAModel, seed=1))
     path = tmp_path / "best_grounding.json"
     content = json.loads(path.read_text())
-    for key, value in (("threshold", "high"), ("words", ["dog"]), ("threshold", float("nan"))):
+    for key, value in (("threshold", "high"), ("words", ["dog"]), ("threshold", float("nan")),
+                       ("coefficients", {"constant": 1}), ("frequencies", {"dog": "often"})):
         path.write_text(json.dumps(content | {key: value}))
         with pytest.raises(InputError, match="is damaged or of another kind"):
             grounding.load(weight, model)
+
+
+def test_visible_objects_are_no_categories_of_coco(tmp_path):
+    coco = load_objects(tmp_path, "none", {})
+    visible = load_objects(tmp_path, "none", {}, visible=True)
+    assert coco.words.items() <= visible.words.items()
+    names = [visible.words[word,] for word in ("dress", "dresses", "shirts", "stairs", "waterfall")]
+    assert names == ["dress", "dress", "shirt", "stairs", "river"]
+    assert visible.named(["a", "woman", "in", "a", "dress"]) == [(1, "person"), (4, "dress")]
+    lists = read_synonyms(VISIBLE_OBJECTS)
+    phrases = [phrase for name, others in lists.items() for phrase in (name, *others)]
+    assert len(phrases) == len(set(phrases))

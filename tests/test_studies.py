@@ -55,10 +55,13 @@ def test_scores_of_grounded_decoding(tmp_path):
     head = "image,step,word,method,measure,value\n"
     path.write_text(head + "a.png,0,dog,lrp,share,1\n")
     assert grounding.read_scores(tmp_path, "val").empty
-    path.write_text(head + "a.png,2,dog,lrp,absolute_share,0.5\na.png,2,dog,reference,present,1\n"
-                    "b.png,1,cat,lrp,absolute_share,-0.2\nb.png,1,cat,reference,present,0\n")
+    rows = [f"{image}.png,1,{word},any,{name},{value}"
+            for image, word, value in (("a", "dog", 1), ("b", "null", 0))
+            for name in (*grounding.SCORES[:-1], "present")]
+    path.write_text(head + "\n".join(rows))
     table = grounding.read_scores(tmp_path, "val")
-    assert table.absolute_share.tolist() == [0.5, -0.2] and table.present.tolist() == [1, 0]
+    assert table.absolute_share.tolist() == [1, 0] and table.present.tolist() == [1, 0]
+    assert table.index.get_level_values("word").tolist() == ["dog", "null"]
 
 
 # -- tables of fine-tuned models ----------------------------------------------------------------

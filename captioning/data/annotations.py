@@ -1,7 +1,7 @@
 """Reads caption annotations: Karpathy's JSON files and COCO's caption files."""
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +11,7 @@ from captioning.files import expect, read_json, reading, safe_name
 
 SPLITS = ("train", "val", "test")
 CORRECT = "correct the file, or download it again"
+OTHER_SPLITS = {"restval": "train", "validation": "val", "dev": "val"}
 
 
 @dataclass
@@ -38,27 +39,44 @@ def make_record(name, path, split, raw, texts=None):
 
 
 def read_karpathy(path):
-    """The Records of a file in the format of Karpathy's dataset_*.json; restval becomes train."""
-    content = read_json(path, ["images"])
+    """The Records of a file in the format of Karpathy's dataset_*.json; restval becomes train.
+
+    Images of equal names in several folders are named with their folder. Without a validation
+    split, every 20th training image forms it."""
+    content = read_json(path)
     records = []
     with reading(path, CORRECT):
+        images = content if isinstance(content, list) else content["images"]
         keys = {"filename": str, "split": str, "sentences": list}
-        for image in checked_items(content["images"], keys, "images", {"filepath": str}):
+        images = checked_items(images, keys, "images", {"filepath": str})
+        counts = Counter(image["filename"] for image in images)
+        for image in images:
             name = image["filename"]
-            split = "train" if image["split"] == "restval" else image["split"]
+            split = OTHER_SPLITS.get(image["split"], image["split"])
             expect(split in SPLITS, f"the split {split!r} of {name!r} is not train, restval, val "
                                     "or test")
 
             # "tokens" may replace the caption, or say how it is split
             raw, texts = [], []
-            sentences = checked_items(image["sentences"], {}, f"sentences of {name!r}",
+            sentences = [{"raw": sentence} if isinstance(sentence, str) else sentence
+                         for sentence in image["sentences"]]
+            sentences = checked_items(sentences, {}, f"sentences of {name!r}",
                                       {"raw": str, "tokens": list})
             for sentence in sentences:
                 text = " ".join(sentence.get("tokens") or [])
                 raw.append(sentence.get("raw") or text)
                 texts.append(text or raw[-1])
             relative = str(PurePosixPath(image.get("filepath") or "", name))
-            records.append(make_record(name, relative, split, raw, texts))
+            records.append(make_record(relative if counts[name] > 1 else name, relative, split,
+                                       raw, texts))
+
+    training = [record for record in records if record.split == "train"]
+    if len(training) > 1 and not any(record.split == "val" for record in records):
+        chosen = training[19::20] or training[-1:]
+        for record in chosen:
+            record.split = "val"
+        print(f"{path} has no validation split: {len(chosen)} of its {len(training)} training "
+              "images form it", flush=True)
     return checked_records(records, path)
 
 
@@ -68,13 +86,12 @@ def read_coco(annotation_folder, year):
     records = []
     for part in ("train", "val"):
         path = Path(annotation_folder) / f"captions_{part}{year}.json"
-        images, captions = coco_captions(path)
-        splits = splits_of(len(images)) if part == "train" else ["test"] * len(images)
+        names, captions = coco_captions(path)
+        splits = splits_of(len(names)) if part == "train" else ["test"] * len(names)
         with reading(path, CORRECT):
-            for image, split in zip(images, splits, strict=False):
-                name = image["file_name"]
+            for (image_id, name), split in zip(names.items(), splits, strict=False):
                 relative = f"{part}{year}/{name}"
-                records.append(make_record(name, relative, split, captions[image["id"]]))
+                records.append(make_record(name, relative, split, captions[image_id]))
     return checked_records(records, annotation_folder)
 
 
@@ -87,19 +104,53 @@ def splits_of(count):
 
 
 def coco_captions(path):
-    """The images of COCO's captions_*.json, sorted by id, and {image id: captions}."""
-    content = read_json(path, ["images", "annotations"])
-    captions = defaultdict(list)
+    """{image id: file name} of COCO's captions_*.json, sorted by id, and {image id: captions}; ids
+    as `plain_id`.
+
+    Also of files in its format with text as ids, without file names (then ids are names), with
+    folders in them, with captions that VizWiz calls precanned or rejected, which do not count, and
+    of TextCaps' files."""
+    content = read_json(path)
+    names, captions = {}, defaultdict(list)
     with reading(path, CORRECT):
-        images = checked_items(content["images"], {"id": int, "file_name": str}, "images")
-        keys = {"image_id": int, "caption": str}
-        for annotation in checked_items(content["annotations"], keys, "annotations"):
-            captions[annotation["image_id"]].append(annotation["caption"])
-        ids = {image["id"] for image in images}
-        expect(len(ids) == len(images), "two images have the same id")
-        for image_id in captions.keys() - ids:
-            raise ValueError(f"image id {image_id} has a caption, but is not among the images")
-    return sorted(images, key=lambda image: image["id"]), captions
+        expect(isinstance(content, dict), "it has no images and annotations")
+        if "data" in content:       # TextCaps
+            items = checked_items(content["data"], {"caption_str": str}, "data")
+            images = {item["image_id"]: {"id": item["image_id"], "file_name": item["image_path"]}
+                      for item in items}
+            content = {"images": list(images.values()), "annotations": [
+                {"image_id": item["image_id"], "caption": item["caption_str"]} for item in items]}
+        images = checked_items(content["images"], {}, "images", {"file_name": str})
+        for number, image in enumerate(images):
+            image_id = plain_id(image.get("id"))
+            expect(image_id, f"number {number} of its images has no valid 'id'")
+            expect(image_id not in names, "two images have the same id")
+            names[image_id] = image.get("file_name") or image_id
+        annotations = checked_items(content["annotations"], {"caption": str}, "annotations")
+        for number, annotation in enumerate(annotations):
+            image_id = plain_id(annotation.get("image_id"))
+            expect(image_id, f"number {number} of its annotations has no valid 'image_id'")
+            expect(image_id in names, f"image id {image_id} has a caption, but is not among the "
+                                      "images")
+            if not annotation.get("is_precanned") and not annotation.get("is_rejected"):
+                captions[image_id].append(annotation["caption"])
+
+    # names without folders, unless they differ in these alone
+    plain = {image_id: PurePosixPath(name).name for image_id, name in names.items()}
+    names = plain if len(set(plain.values())) == len(plain) else names
+    in_order = sorted(names, key=lambda image_id: (len(image_id), image_id))
+    return {image_id: names[image_id] for image_id in in_order}, captions
+
+
+def plain_id(value):
+    """An image id as text: that of 42, 42.0, "42" and "00042" is "42"; None for other types."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str) or not value:
+        return None
+    return str(int(value)) if value.isascii() and value.isdigit() else value
 
 
 def checked_items(values, required, what, optional=None):
@@ -109,7 +160,8 @@ def checked_items(values, required, what, optional=None):
     for number, value in enumerate(values):
         expect(isinstance(value, dict), f"number {number} of its {what} is not an object")
         for key, kind in (required | (optional or {})).items():
-            if not has_type(value.get(key), kind) and (key in value or key in required):
+            is_absent = value.get(key) is None and key not in required
+            if not is_absent and not has_type(value.get(key), kind):
                 raise ValueError(f"number {number} of its {what} has no valid '{key}'")
     return values
 

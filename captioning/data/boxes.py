@@ -19,7 +19,9 @@ def read_boxes(annotation_folder, records):
 
 
 def load_boxes(path):
-    """`coco_boxes` of a file in the layout of COCOvalEntities.json or of instances_*.json."""
+    """`coco_boxes` of a file in the layout of COCOvalEntities.json or of instances_*.json.
+
+    Names of categories become lower-case, as object words are."""
     boxes = read_json(path)
     with reading(path, "give boxes in pixels as docs/data.md describes them"):
         expect(isinstance(boxes, dict), "it is no object {file name: boxes}")
@@ -30,6 +32,9 @@ def load_boxes(path):
         for name, entry in boxes.items():
             expect(_is_valid(entry), f"it has no valid 'categories', 'bbox' and 'shape' of "
                                      f"{name!r}")
+            names = {category.lower(): i for category, i in entry["categories"].items()}
+            expect(len(names) == len(entry["categories"]), f"{name!r} names a category twice")
+            entry["categories"] = names
         _remove_empty(path, boxes)
     return boxes
 
@@ -53,7 +58,7 @@ def coco_boxes(path, content, wanted=None):
                 entry["resize_ratio"] = [224 / side for side in size]
                 entries[image["id"]] = boxes[name] = entry
 
-        names = {category["id"]: category["name"] for category in
+        names = {category["id"]: category["name"].lower() for category in
                  checked_items(content["categories"], {"id": int, "name": str}, "categories")}
         keys = {"image_id": int, "category_id": int, "bbox": list}
         for annotation in checked_items(content["annotations"], keys, "annotations"):

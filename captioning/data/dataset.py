@@ -1,4 +1,5 @@
 """One split of a prepared data set: captions in HDF5, with stored features or images."""
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from captioning.data import images, vocabulary
 from captioning.data.annotations import has_type
 from captioning.data.arrays import checked_dataset, open_hdf5, read_whole
 from captioning.errors import InputError
-from captioning.files import expect, fingerprint, reading, safe_name, write_bytes
+from captioning.files import content_hash, expect, fingerprint, reading, safe_name, write_bytes
 
 FEATURES_AGAIN = "run preparedataset.py with --features again"
 
@@ -35,24 +36,30 @@ def wordmap_path(data_folder, dataset):
 
 
 def pick_captions(captions, count, generator):
-    """`count` of an image's captions: all and randomly repeated ones, or a random subset."""
+    """An image's captions, the first `count` of which are for training: all and randomly repeated
+    ones, or a random subset, which the others follow."""
     if len(captions) > count:
-        return generator.sample(captions, count)
+        picked = generator.sample(range(len(captions)), count)
+        others = [i for i in range(len(captions)) if i not in picked]
+        return [captions[i] for i in picked + others]
     return captions + [generator.choice(captions) for _ in range(count - len(captions))]
 
 
 def write_split(path, records, words, captions_per_image, max_len, seed, image_folder):
-    """Writes the records of one split to the HDF5 file `path` and returns its captions.
+    """Writes the records of one split to the HDF5 file `path` and returns all their captions (N, R,
+    max_len + 2).
 
     The file contains `captions` (N, captions_per_image, max_len + 2) int32, ids from <start> to
-    <end>, zero-padded; `names` and `paths` (N,) of the images; `references` (N,), all captions of
-    each image as a JSON list; and the attributes `image_folder` and `wordmap`, a hash."""
-    captions = np.zeros((len(records), captions_per_image, max_len + 2), dtype=np.int32)
+    <end>, zero-padded; `more_captions`, the others of images that have more; `names` and `paths`
+    (N,) of the images; `references` (N,), all captions of each image as a JSON list; and the
+    attributes `image_folder` and `wordmap`, a hash."""
+    width = max([captions_per_image, *(len(record.tokens) for record in records)])
+    captions = np.zeros((len(records), width, max_len + 2), dtype=np.int32)
     for row, record in zip(captions, records, strict=True):
         # seeded by the image's name, so that omitting one image does not change the others
         generator = random.Random(f"{seed} {record.name}")
-        picked = pick_captions(record.tokens, captions_per_image, generator)
-        for line, tokens in zip(row, picked, strict=True):
+        ordered = pick_captions(record.tokens, captions_per_image, generator)
+        for line, tokens in zip(row, ordered, strict=False):
             ids = words.encode(tokens, max_len)
             line[:len(ids)] = ids
 
@@ -61,7 +68,11 @@ def write_split(path, records, words, captions_per_image, max_len, seed, image_f
              "references": [json.dumps(record.raw, ensure_ascii=False) for record in records]}
     buffer = io.BytesIO()       # in memory first, since HDF5 may crash on a full disk
     with h5py.File(buffer, "w") as file:
-        file.create_dataset("captions", data=captions, compression="gzip", shuffle=True)
+        parts = {"captions": captions[:, :captions_per_image],
+                 "more_captions": captions[:, captions_per_image:]}
+        for name, part in parts.items():
+            if part.size:
+                file.create_dataset(name, data=part, compression="gzip", shuffle=True)
         for name, values in texts.items():
             file.create_dataset(name, data=values, dtype=h5py.string_dtype())
         folder = str(Path(image_folder).resolve()) if image_folder else ""
@@ -80,13 +91,15 @@ class CaptionDataset(Dataset):
     features: path of stored features; by default images are read. image_size: side S in pixels to
     which images are resized. augment: colour jitter and horizontal flips that depend on (seed,
     epoch, index) alone; "left" and "right" are swapped in the captions of a flipped image.
-    captions_per_epoch: number of captions sampled per image per epoch (default: all)."""
+    captions_per_epoch: number of captions sampled per image per epoch (default: all). prepare: in
+    place of image_size, a function uint8 (3, H, W) -> float32 (3, S, S)."""
 
     def __init__(self, data_folder, dataset, split, features=None, image_size=None, augment=False,
-                 seed=1, captions_per_epoch=None):
+                 seed=1, captions_per_epoch=None, prepare=None):
         self.path = split_path(data_folder, dataset, split)
         self.features = features
         self.image_size = image_size
+        self.prepare = prepare
         self.augment = augment
         self.seed = seed
         self.epoch = 0
@@ -110,7 +123,7 @@ class CaptionDataset(Dataset):
 
         if features:
             self._check_features()
-        elif image_size and not (self.image_folder and self._image(0).is_file()):
+        elif (image_size or prepare) and not (self.image_folder and self._image(0).is_file()):
             raise InputError(f"the image {self.paths[0]} is not in the image folder "
                              f"'{self.image_folder}' that {self.path} was prepared with: run "
                              "preparedataset.py again with the --image_folder that contains it")
@@ -125,7 +138,10 @@ class CaptionDataset(Dataset):
         expect(all(isinstance(texts, list) and texts and all(has_type(text, str) for text in texts)
                    for texts in self.references), "its references are no lists of captions")
 
-        # each caption: <start>, words, <end>, and then only padding
+        self._check_captions(captions)
+
+    def _check_captions(self, captions):
+        """ValueError unless each caption is <start>, words, <end>, and then only padding."""
         lengths = (captions != 0).sum(-1, keepdims=True)
         is_word = np.arange(captions.shape[-1]) < lengths
         is_end = np.arange(captions.shape[-1]) == lengths - 1
@@ -147,6 +163,18 @@ class CaptionDataset(Dataset):
             if self.has_regions:
                 checked_dataset(file, "boxes", "f", (len(self), self.regions, 4))
                 checked_dataset(file, "counts", "iu", (len(self),))
+
+    def own_captions(self):
+        """(N, R, L) ids of the captions of each image, all of them and each once, zero-padded."""
+        counts = torch.tensor([len(texts) for texts in self.references])
+        is_own = torch.arange(self.captions.shape[1]) < counts[:, None]        # others: repetitions
+        captions = [self.captions * is_own[..., None]]
+        with open_hdf5(self.path, ()) as file:
+            if "more_captions" in file:     # not written by earlier versions
+                more = read_whole(file, "more_captions", "iu", (len(self), None, None))
+                self._check_captions(more[more.any(-1)][None])
+                captions.append(torch.from_numpy(more.astype(np.int32)))
+        return torch.cat(captions, 1)
 
     def __len__(self):
         return len(self.captions)
@@ -215,6 +243,28 @@ class CaptionDataset(Dataset):
             # faster than NumPy's conversion
             return torch.from_numpy(self._file[name][order][inverse]).float()
 
+    def content_hash(self, index):
+        """A short hash of an image's file, or of its stored features."""
+        if not self.features:
+            return content_hash(self._image(index))
+        parts = [self.read_features([index])]
+        if self.has_regions:
+            parts += [self.read_boxes([index]), self.region_counts([index])]
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
+
+    def fingerprint(self):
+        """A short hash of what training reads: names, captions, references, and of the images'
+        files their sizes or of stored features the marks of their images."""
+        if self.features:
+            with open_hdf5(self.features, remedy=FEATURES_AGAIN) as file:
+                inputs = [str(sorted((name, str(value)) for name, value in file.attrs.items())),
+                          file["done"][:].tolist() if "done" in file else None]
+        else:
+            paths = [self._image(i) for i in range(len(self))]
+            inputs = [os.path.getsize(path) if path.exists() else None for path in paths]
+        captions = hashlib.sha256(self.captions.numpy().tobytes()).hexdigest()
+        return fingerprint([self.names, captions, self.references, inputs])
+
     def __getstate__(self):
         # an open file cannot be sent to another process
         return self.__dict__ | {"_file": None, "_process": None}
@@ -225,6 +275,8 @@ class CaptionDataset(Dataset):
     def read_images(self, indices, captions):
         """Images (B, 3, S, S) float32, normalised; the captions (B, N, L) of flipped images are
         changed in place."""
+        if self.prepare:
+            return torch.stack([self.prepare(images.read_image(self._image(i))) for i in indices])
         batch = torch.stack([images.resize(images.read_image(self._image(i)), self.image_size)
                              for i in indices])
         if self.augment:

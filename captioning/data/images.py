@@ -1,4 +1,6 @@
 """Images: reading, the preprocessing of torchvision's ImageNet encoders, and augmentation."""
+import contextlib
+import os
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -8,27 +10,68 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from captioning.errors import InputError
-from captioning.files import reading
+from captioning.files import expect, reading, shortened
 
+with contextlib.suppress(ImportError):      # HEIC, where the package is installed
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+Image.init()
 # those whose decoders are Pillow's own: some others run external programs
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-REPLACE = "replace the image, or omit unreadable ones with --skip_broken"
+FORMATS = [name for name in ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "HEIF")
+           if name in Image.OPEN]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic",
+            ".heif")
+REPLACE = "replace or remove the image"
 MEAN = (0.485, 0.456, 0.406)        # of ImageNet
 STD = (0.229, 0.224, 0.225)
 
 
 def read_image(path, upright=False):
-    """Reads an image file as uint8 (3, H, W), RGB.
+    """Reads an image as uint8 (3, H, W), RGB.
 
-    upright: rotate the image as its EXIF orientation demands. By default pixels stay in the
-    stored orientation, to which the boxes and region features of a data set refer."""
-    with reading(path, REPLACE), Image.open(path, formats=FORMATS) as image:
-        if upright:
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16") or image.mode == "I":
-            # 16-bit grey scale, which Pillow would clip
-            image = image.point(lambda value: value / 256).convert("L")
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    path: of a file; or a PIL image, or an array of `as_image`. upright: rotate the image as its
+    EXIF orientation demands. By default pixels stay in the stored orientation, to which the boxes
+    and region features of a data set refer."""
+    if isinstance(path, str | os.PathLike):
+        with reading(path, REPLACE), Image.open(path, formats=FORMATS) as image:
+            return _as_rgb(image, upright)
+    try:
+        return _as_rgb(path if isinstance(path, Image.Image) else as_image(path), upright)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"the image is no path, PIL image, or array (H, W, 3) of uint8, uint16 or "
+                         f"floating-point numbers in [0, 1] ({shortened(error)})") from error
+
+
+def _as_rgb(image, upright):
+    """A PIL image of any mode -> uint8 (3, H, W), as a viewer with a white background shows it."""
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = as_image(np.asarray(image))     # of more than 8 bits, which Pillow would clip
+    if image.has_transparency_data:
+        # the colours of transparent pixels are arbitrary
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def as_image(array):
+    """An array (H, W), or (H, W, C) of 1 to 4 channels, -> PIL image of 8 bits.
+
+    Integers of 8 and 16 bits are scaled by their range, 32 bits as 16 (as Pillow reads 16-bit
+    PNGs), floating-point numbers from [0, 1]; ValueError for other arrays."""
+    array = np.asarray(array)
+    kind = array.dtype.kind
+    expect(array.size and (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 2, 3, 4)),
+           f"its shape is {array.shape}")
+    expect(kind in "uifb", f"its values are of the type {array.dtype}")
+    top = 1 if kind in "fb" else 255 if array.dtype.itemsize == 1 else 65535
+    expect(np.isfinite(array).all() and array.min() >= 0 and array.max() <= top,
+           f"its values are not in [0, {top}]")
+    if array.dtype != np.uint8:
+        array = np.rint(array.astype(np.float64) * (255 / top)).astype(np.uint8)
+    array = array[..., 0] if array.shape[2:] == (1,) else array
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _functional():

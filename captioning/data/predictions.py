@@ -1,53 +1,86 @@
 """Reads captions computed by other software, and references without a prepared data set."""
 from collections import defaultdict
+from pathlib import PurePosixPath
 
-from captioning.data.annotations import coco_captions, has_type, trailing_number
+from captioning.data.annotations import coco_captions, plain_id, trailing_number
 from captioning.errors import InputError
 from captioning.files import read_json
 
-FORMATS = ('{"image": file name, "caption": text} or '
-           '{"image_id": number, "caption": text}')
+FORMATS = ('a list of {"image": file name, "caption": text} or {"image_id": number, "caption": '
+           'text}, or {file name or number: text}')
+KEYS = ("image", "file_name", "image_id")
+
+
+class ImageNames:
+    """Finds images by what files of other systems call them.
+
+    names: their file names. ids: {`plain_id`: file name}, by default the number at the end of the
+    stem. A file name counts without its folders, and without its ending, as far as that is
+    unambiguous."""
+
+    def __init__(self, names, ids=None):
+        self.names = set(names)
+        if ids is None:
+            ids = [(str(trailing_number(name)), name) for name in names]
+        else:
+            ids = ids.items()
+        found = defaultdict(set)
+        for name in names:
+            path = PurePosixPath(name)
+            found[path.name].add(name)
+            found[plain_id(path.stem)].add(name)
+        for image_id, name in ids:
+            found[image_id].add(name)
+        self.others = {key: min(same) for key, same in found.items() if len(same) == 1}
+
+    def find(self, key):
+        """The file name of an image, or None. key: a file name or number, as text or number."""
+        if key in self.names:
+            return key
+        path = PurePosixPath(str(key).replace("\\", "/"))
+        for form in (plain_id(key), path.name, plain_id(path.stem)):
+            if form in self.others:
+                return self.others[form]
+        # references without file names, whose names are numbers
+        number = str(trailing_number(path.name))
+        return number if number in self.names else None
 
 
 def read_references(path):
-    """{file name: captions} and {image id: file name} of the images with captions in a COCO
-    captions file."""
-    images, captions = coco_captions(path)
-    ids = {image["id"]: image["file_name"] for image in images if captions[image["id"]]}
-    references = {name: captions[image_id] for image_id, name in ids.items()}
-    if len(references) < len(ids):
+    """{file name: captions} of the images with captions in a COCO captions file or one of its
+    relatives, and the ImageNames of all its images."""
+    names, captions = coco_captions(path)
+    if len(set(names.values())) < len(names):
         raise InputError(
             f"{path} contains two images with the same file name: correct the file")
+    references = {name: captions[image_id] for image_id, name in names.items()
+                  if captions[image_id]}
     if not references:
         raise InputError(f"{path} has no captions: give COCO's captions_*.json")
-    return references, ids
+    return references, ImageNames(names.values(), names)
 
 
-def image_ids(names):
-    """{image id: file name}, the id being the number at the end of the stem, without ambiguous ids.
+def read_predictions(path, names, images=None, partial=False):
+    """{file name: caption} in the order of `names`, from a file in one of FORMATS.
+
+    names: of the images to score, all of which need a caption unless `partial` is set; images:
+    ImageNames of these, and perhaps of others, whose captions are left out.
     """
-    names_of = defaultdict(list)
-    for name in names:
-        names_of[trailing_number(name)].append(name)
-    return {number: same[0] for number, same in names_of.items() if len(same) == 1}
-
-
-def read_predictions(path, names, ids, partial=False):
-    """{file name: caption} in the order of `names`, from a JSON list of captions in one of FORMATS.
-
-    names: of the images to score, all of which need a caption unless `partial` is set; ids: {image
-    id: file name}.
-    """
-    known = set(names)
+    images = images or ImageNames(names)
     captions = {}
-    for key, caption in _captions(path):
-        name = key if isinstance(key, str) else ids.get(key)
-        if name not in known:
-            raise InputError(f"{path} has a caption for {key}, which is not among the {len(names)} "
-                             "images to score: remove it, or check --dataset, --split and "
-                             "--references")
+    for number, (keys, caption) in enumerate(_captions(path)):
+        found = {images.find(key) for key in keys} - {None}
+        shown = " and ".join(map(str, keys))
+        if len(found) > 1:
+            raise InputError(f"{path} has a caption, number {number}, for {shown}, which are "
+                             "different images: correct it")
+        if not found:
+            raise InputError(f"{path} has a caption for {shown}, which is not among the "
+                             f"{len(names)} images to score: remove it, or check --dataset, "
+                             "--split and --references")
+        name, = found
         if name in captions:
-            raise InputError(f"{path} has more than one caption for {key}: keep one")
+            raise InputError(f"{path} has more than one caption for {shown}: keep one")
         captions[name] = caption
     missing = [name for name in names if name not in captions]
     if missing and not partial:
@@ -58,11 +91,15 @@ def read_predictions(path, names, ids, partial=False):
 
 
 def read_captions_of(path, names):
-    """{file name: caption} of the images `names`, from a JSON list of captions in one of FORMATS,
-    which may have captions of other images as well."""
-    ids = image_ids(names)
-    captions = {key if isinstance(key, str) else ids.get(key): caption
-                for key, caption in _captions(path)}
+    """{file name: caption} of the images `names`, from a file in one of FORMATS, which may have
+    captions of other images as well."""
+    images = ImageNames(names)
+    captions = {}
+    for keys, caption in _captions(path):
+        for name in {images.find(key) for key in keys} - {None}:
+            if name in captions:
+                raise InputError(f"{path} has more than one caption for {name}: keep one")
+            captions[name] = caption
     missing = [name for name in names if name not in captions]
     if missing:
         raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images, "
@@ -71,15 +108,24 @@ def read_captions_of(path, names):
 
 
 def _captions(path):
-    """Yields (file name or image id, caption) of each item of a JSON list in one of FORMATS."""
-    content = read_json(path)
+    """Yields (what names the image, caption) of each item of a file in one of FORMATS, also as
+    JSON Lines."""
+    content = read_json(path, lines=True)
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        content = content["annotations"]
+    elif isinstance(content, dict) and "caption" in content:
+        content = [content]
+    elif isinstance(content, dict):
+        content = [{"image": key, "caption": caption} for key, caption in content.items()]
     if not isinstance(content, list) or not content:
-        raise InputError(f"{path} must contain a list of {FORMATS}")
+        raise InputError(f"{path} must contain {FORMATS}")
     for number, item in enumerate(content):
         item = item if isinstance(item, dict) else {}
-        key = "image" if "image" in item else "image_id"
-        is_valid = has_type(item.get(key), str if key == "image" else int)
-        if not is_valid or not has_type(item.get("caption"), str):
-            raise InputError(f"{path} must contain a list of {FORMATS}, but number {number} is not "
-                             "of this form")
-        yield item[key], item["caption"]
+        keys = [item[key] for key in KEYS if plain_id(item.get(key))]
+        caption = item.get("caption")
+        if isinstance(caption, list) and len(caption) == 1:
+            caption = caption[0]
+        if not keys or not isinstance(caption, str):
+            raise InputError(f"{path} must contain {FORMATS}, but number {number} is not of this "
+                             "form")
+        yield keys, caption

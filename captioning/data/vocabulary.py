@@ -1,6 +1,7 @@
 """The vocabulary, {word: id}: <pad> = 0, then the words, <unk>, <start>, <end> (docs/method.md,
 section 8)."""
 import re
+import unicodedata
 from collections import Counter
 
 from captioning.errors import InputError
@@ -9,9 +10,15 @@ from captioning.files import read_json
 PAD, UNK, START, END = "<pad>", "<unk>", "<start>", "<end>"
 
 
+# combining marks, such as most vowels of Hindi, which \w does not match
+MARKS = "".join(mark for mark in map(chr, range(0x300, 0x1F000))
+                if unicodedata.category(mark).startswith("M"))
+TOKEN = re.compile(rf"\w[\w{MARKS}]*")
+
+
 def tokenise(text):
-    r"""Splits `text` into lower-case tokens of word characters (\w+)."""
-    return re.findall(r"\w+", text.lower())
+    """Splits `text` into lower-case tokens of word characters and their combining marks."""
+    return TOKEN.findall(text.lower())
 
 
 class Vocabulary:

@@ -87,7 +87,8 @@ class Batch:
         return self.words_where(lambda b, t, word: self.categories[b].get(t) in boxed[b])
 
     def boxes(self, rows, steps):
-        """(n, m, 4): the boxes of the words' objects, as fractions of the image, padded with NaN.
+        """(n, m, 4): the boxes of the words' objects, as fractions of what the model sees of the
+        image, padded with NaN.
 
         A box is x0, y0, x1, y1."""
         boxes = []
@@ -95,7 +96,10 @@ class Batch:
             entry = self.study.boxes[self.names[b]]
             number = entry["categories"][self.categories[b][t]]
             w, h = entry["shape"]
-            boxes.append(torch.tensor(entry["bbox"][str(number)]) / torch.tensor([w, h, w, h]))
+            corners = torch.tensor(entry["bbox"][str(number)]) / torch.tensor([w, h, w, h])
+            x0, y0, x1, y1 = self.study.model.window(w, h)      # of it the model sees a part
+            low = torch.tensor([x0, y0] * 2)
+            boxes.append((corners - low) / (torch.tensor([x1, y1] * 2) - low))
         return pad_sequence(boxes, batch_first=True, padding_value=torch.nan).to(self.images)
 
     def region_boxes(self, rows):
@@ -112,19 +116,17 @@ class Batch:
         return encode_images(self.study.model, self.images)
 
     @cached_property
-    def _trace(self):
-        return self.study.model.teacher_force(self.features, self.captions[:, None])
-
-    @cached_property
     def log_p(self):
         """(B, T): log-probabilities of the words."""
-        log_p = self.study.model.output(self._trace.hidden[:, 0]).log_softmax(-1)
-        return log_p.gather(2, self.captions[:, 1:, None]).squeeze(2)
+        return self.study.model.log_p(self.features, self.captions)
 
     @property
     def beta(self):
         """(B, T): the sentinel's weight β (docs/method.md, section 2); None without a sentinel."""
-        return None if self._trace.beta is None else self._trace.beta[:, 0, :, 0]
+        if not hasattr(self.study.model, "teacher_force"):
+            return None
+        beta = self.study.model.teacher_force(self.features, self.captions[:, None]).beta
+        return None if beta is None else beta[:, 0, :, 0]
 
     # -- explanations --------------------------------------------------------------------------
 
@@ -212,7 +214,4 @@ def word_log_p(model, features, captions, steps):
     """(n,): log-probability of the word captions[i, steps[i] + 1] after captions[i, :steps[i] + 1].
 
     features (n, K, C), captions (n, T+1)."""
-    captions = captions[:, :int(steps.max()) + 2]
-    hidden = model.teacher_force(features, captions[:, None]).hidden           # (n, 1, T, d)
-    n = torch.arange(len(captions), device=captions.device)
-    return model.output(hidden[n, 0, steps]).log_softmax(-1)[n, captions[n, steps + 1]]
+    return model.log_p(features, captions[:, :int(steps.max()) + 2], steps)

@@ -1,15 +1,13 @@
-"""Presence (docs/method.md, section 12): does the image's share in a word tell whether the image
-shows the object that the word names?
+"""Presence (docs/method.md, section 12): which score of a word tells whether the image shows the
+object that the word names?
 
 Only the decoder is explained; no relevance passes through the CNN."""
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-import torch
 
 from captioning import grounding
-from captioning.experiments.batch import word_log_p
 from captioning.experiments.experiment import Experiment, Part, by_word, table_of
 from captioning.experiments.tpfp import are_one_class, auc
 from captioning.report import plots
@@ -20,11 +18,11 @@ FOLDS = 5
 def presence(batch, rows, steps):
     """Scores for "the image shows the object that the word names", of object words.
 
-    Method lrp: image (the relevance of the image), share (its share of the logit), absolute_share
-    (captioning.grounding.image_share). Method model: log_p, the word's log-probability, log_p_gain,
-    the same less its log-probability without the image, and 1-beta of Ada-LSTM. Method reference:
-    present, biased (the object is the second of a biased pair), category (its number in the
-    alphabetical order), image (its index) and, if the study has a calibration, flagged."""
+    Method lrp: image and absolute_share of captioning.grounding.scores, and share, the image's of
+    the logit. Method model: log_p, log_p_gain and position of the same, 1-beta of Ada-LSTM and, if
+    the study has a calibration, estimate, captioning.grounding.presence. Method reference: present,
+    biased (the object is the second of a biased pair), category (its number in the alphabetical
+    order), image (its index) and, if the study has a calibration, flagged."""
     study = batch.study
     entries = [study.boxes.get(name) for name in batch.names]
     present = [study.objects.present(entry, references)
@@ -33,30 +31,27 @@ def presence(batch, rows, steps):
              for b, t in zip(rows.tolist(), steps.tolist(), strict=True)]
     categories = sorted(set(study.objects.words.values()))
     explanation = batch.explanation("lrp")
-    image = explanation.image[rows, steps]
-    log_p = batch.log_p[rows, steps]
-
-    # without the image: regions of zeros would count as padding; tiny ones do not and add nothing
-    tiny = torch.finfo(batch.features.dtype).tiny
-    blank = torch.full_like(batch.features[rows], tiny)
-    log_p_gain = log_p - word_log_p(study.model, blank, batch.captions[rows], steps)
+    scores = {name: score[rows, steps] for name, score in grounding.scores(
+        study.model, batch.features, explanation, batch.captions).items()}
+    image = scores["image"]
 
     values = {
-        ("reference", "present"): log_p.new_tensor([name in present[b] for b, name in named]),
-        ("reference", "biased"): log_p.new_tensor(
+        ("reference", "present"): image.new_tensor([name in present[b] for b, name in named]),
+        ("reference", "biased"): image.new_tensor(
             [name in study.objects.biased for _, name in named]),
-        ("reference", "category"): log_p.new_tensor([categories.index(name) for _, name in named]),
-        ("reference", "image"): log_p.new_tensor(batch.indices)[rows],
-        ("lrp", "image"): image,
-        ("lrp", "share"): image / explanation.targets[rows, steps],
-        ("lrp", "absolute_share"): grounding.image_share(explanation)[rows, steps],
-        ("model", "log_p"): log_p,
-        ("model", "log_p_gain"): log_p_gain}
+        ("reference", "category"): image.new_tensor([categories.index(name) for _, name in named]),
+        ("reference", "image"): image.new_tensor(batch.indices)[rows],
+        ("lrp", "share"): image / explanation.targets[rows, steps]}
+    for name, score in scores.items():
+        method = "lrp" if name in ("image", "absolute_share") else "model"
+        values[method, name] = score.to(image)
     if batch.beta is not None:
         values["model", "1-beta"] = 1 - batch.beta[rows, steps]
     if study.calibration:
-        flags = grounding.flags(explanation, batch.captions, study.vocabulary, study.calibration)
-        values["reference", "flagged"] = flags[rows, steps].to(log_p)
+        estimates = grounding.presence(study.model, batch.features, explanation, batch.captions,
+                                       study.vocabulary, study.calibration)[rows, steps]
+        values["model", "estimate"] = estimates
+        values["reference", "flagged"] = (estimates < study.calibration.threshold).to(image)
     return values
 
 

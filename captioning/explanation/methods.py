@@ -29,6 +29,7 @@ class Method:
     signed: bool = True         # its maps have negative values
     has_words: bool = True      # it assigns something to the words read
     needs_pixels: bool = False  # it is defined by maps of pixels, so that region features have none
+    needs: str = ""             # the model's method that it calls, if that has another name
     # what the lowest and the highest values of its maps mean
     labels: tuple = ("negative gradient", "positive gradient")
 
@@ -38,8 +39,12 @@ def _own(name):
     return lambda model, *args, **options: getattr(model, name)(*args, **options)
 
 
-def _gamma(model, *args, eps=0.01, **options):
-    return model.lrp(*args, rule=Gamma(0.25, eps), **options)
+def _gamma(model, *args, **options):
+    return model.lrp(*args, rule=Gamma(0.25, options.get("eps", 0.01)), **options)
+
+
+def _attn_gamma(model, *args, **options):
+    return model.attn_lrp(*args, gamma=0.25, **options)
 
 
 METHODS = {
@@ -55,8 +60,16 @@ METHODS = {
         additive=True, labels=("supports the other words more", "supports this word more")),
     "lrp_gamma": Method(
         _gamma,
-        "LRP with the γ-rule in the convolutions of the encoder, which keeps negative evidence.",
+        "LRP with the γ-rule in the encoder, which keeps negative evidence of convolutions.",
+        additive=True, needs="lrp", labels=("opposes the word", "supports the word")),
+    "attn_lrp": Method(
+        _own("attn_lrp"),
+        "AttnLRP: LRP that also passes through attention weights (models of transformers).",
         additive=True, labels=("opposes the word", "supports the word")),
+    "attn_lrp_gamma": Method(
+        _attn_gamma,
+        "AttnLRP with the γ-rule in the encoder (models of transformers).",
+        additive=True, needs="attn_lrp", labels=("opposes the word", "supports the word")),
     "gradient": Method(
         _own("gradient"),
         "Gradient: how the logit reacts to small changes of each pixel; its sign says nothing "
@@ -114,6 +127,14 @@ def methods_for_regions(methods, weight):
     if len(applicable) < len(methods):
         report_omitted([method for method in methods if method not in applicable], weight)
     return applicable
+
+
+def check_methods(model, methods, weight):
+    """InputError if a method is not defined for the model. weight: its path, for the message."""
+    for method in methods:
+        if method in METHODS and not hasattr(model, METHODS[method].needs or method):
+            raise InputError(f"{method} is not defined for {type(model).__name__}, the model of "
+                             f"{weight}: choose other --methods, for example lrp")
 
 
 def report_omitted(names, weight):

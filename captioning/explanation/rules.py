@@ -18,7 +18,6 @@ import threading
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from captioning.explanation.derivatives import (
@@ -26,10 +25,20 @@ from captioning.explanation.derivatives import (
     GuidedReLU,
     Quotient,
     Replace,
-    WithoutRule,
     away_from_zero,
     stabilised,
     with_margin,
+)
+from captioning.explanation.functions import (
+    as_gate,
+    carries_relevance,
+    halved,
+    is_in_place,
+    is_signal,
+    linear_output,
+    name_of,
+    out_of_place,
+    without_rule,
 )
 from captioning.layers import lstm_cell, lstm_products
 
@@ -51,8 +60,10 @@ class Rule(TorchFunctionMode):
     table: {name of a function: derivative(rule, function, *args, **kwargs) -> result}; torch.add,
     Tensor.add_, x + y and the like all have the name "add". Functions that are not in the table
     keep their derivatives.
+    watch: is called with (function, args, kwargs, result) after every function of torch.
     """
     table = {}
+    watch = None
 
     def __enter__(self):
         active.rules.append(self)
@@ -67,6 +78,8 @@ class Rule(TorchFunctionMode):
         if active.rules[-1] is not self:
             return function(*args, **kwargs)
         result = self.call(name_of(function), function, args, kwargs)
+        if self.watch is not None:
+            self.watch(function, args, kwargs, result)
 
         # x.add_(y) and the like gave a new tensor: x itself must not be used any more
         if args and result is not args[0] and is_signal(args[0]) and is_in_place(function, kwargs):
@@ -124,27 +137,63 @@ def guided_relu(rule, function, z, *args, **kwargs):
     return GuidedReLU.apply(z)
 
 
+def guided_relu6(rule, function, z, *args, **kwargs):
+    """The same of y = min(max(z, 0), 6):  r(z) = max(r(y), 0) [0 < z ≤ 6]."""
+    return GuidedReLU.apply(z).clamp(max=6)
+
+
+def attention(rule, function, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+              enable_gqa=False):
+    """Scaled dot-product attention softmax(q kᵀ scale + mask) v, each operation with the derivative
+    of the rule."""
+    if is_causal:
+        attn_mask = q.new_ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -torch.inf)
+    with rule:
+        if enable_gqa:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is not None:
+            scores = scores + attn_mask
+        return scores.softmax(-1) @ v
+
+
 class Gradient(Rule):
-    """Ordinary derivatives; those of PyTorch's LSTMs cannot be batched over words, so they are
-    computed step by step."""
-    table = {"lstm": lstm_layer, "lstm_cell": lstm_single}
+    """Ordinary derivatives; those of PyTorch's LSTMs and of its fused attention cannot be batched
+    over words, so they are computed step by step."""
+    table = {"lstm": lstm_layer, "lstm_cell": lstm_single,
+             "scaled_dot_product_attention": attention}
 
 
 class Guided(Gradient):
     """Guided backpropagation (Springenberg et al. 2015)."""
-    table = Gradient.table | {"relu": guided_relu}
+    table = Gradient.table | {"relu": guided_relu, "relu6": guided_relu6,
+                              "hardtanh": guided_relu6}     # nn.ReLU6 calls F.hardtanh
 
 
 # -- layer-wise relevance propagation --------------------------------------------------------------
 
 
-def linear(rule, function, *args, **kwargs):
+def linear(rule, function, input, weight, bias=None):
     """z_j = Σ_i W_ji x_i + b_j:  r(x) = Wᵀ [r(z) z/(z + ε sign z)]  (ε-rule, section 4).
 
     A sum of linear layers is one linear layer of all their inputs, with one ε: see `add`."""
-    z = function(*args, **kwargs)
-    is_product = sum(map(is_signal, args[:2])) > 1
+    z = function(input, weight, rule.measured(bias))
+    is_product = is_signal(input) and is_signal(weight)
     return without_rule(z, function) if is_product else linear_output(z, rule.eps)
+
+
+def matmul(rule, function, *args, **kwargs):
+    """z = a b, one of them constant, such as attention weights: `linear` without a bias."""
+    z = function(*args, **kwargs)
+    is_product = all(map(is_signal, args[:2]))
+    return without_rule(z, function) if is_product else linear_output(z, rule.eps)
+
+
+def addmm(rule, function, bias, x, weight):
+    """z = x W + b: `linear`."""
+    return linear(rule, lambda x, weight, bias: torch.addmm(bias, x, weight), x, weight, bias)
 
 
 def add(rule, function, a, b, **kwargs):
@@ -152,9 +201,18 @@ def add(rule, function, a, b, **kwargs):
 
     A linear layer among the terms is one without its own ε."""
     is_linear = all(hasattr(x, "without_eps") for x in (a, b) if is_signal(x))
-    a, b = (getattr(x, "without_eps", x) for x in (a, b))
+    is_gate = all(hasattr(x, "is_gate") for x in (a, b) if is_signal(x))
+    a, b = (getattr(x, "without_eps", rule.measured(x)) for x in (a, b))
     y = out_of_place(function)(a, b, **kwargs)
-    return linear_output(y, rule.eps) if is_linear else stabilised(y, rule.eps)
+    y = linear_output(y, rule.eps) if is_linear else stabilised(y, rule.eps)
+    return as_gate(y) if is_gate else y
+
+
+def gather(rule, function, *args, **kwargs):
+    """Signals and constants side by side, such as the tokens of an image and a class token."""
+    args = [[rule.measured(x) for x in arg] if isinstance(arg, tuple | list) else
+            rule.measured(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+    return function(*args, **kwargs)
 
 
 def total(rule, function, *args, **kwargs):
@@ -163,10 +221,21 @@ def total(rule, function, *args, **kwargs):
 
 
 def product(rule, function, a, b, **kwargs):
-    """y = a x, a constant such as a gate:  r(x) = a r(y), all relevance to x (section 4)."""
+    """y = a x, a constant such as a gate:  r(x) = a r(y), all relevance to x (section 4).
+
+    Of two signals each has half of it:  r(a) = x r(y)/2,  r(x) = a r(y)/2  (Achtibat et al. 2024);
+    but a tanh is a gate then, as in formulas of GELU."""
+    gates = [hasattr(x, "is_gate") for x in (a, b)]
+    if is_signal(a) and is_signal(b) and any(gates):
+        a, b = (x.detach() if is_gate else x for x, is_gate in zip((a, b), gates, strict=True))
     y = out_of_place(function)(a, b, **kwargs)
-    is_known = not is_signal(b) or not (is_signal(a) or "div" in name_of(function))
-    return y if is_known else without_rule(y, function)
+    if not is_signal(b):
+        return as_gate(y) if gates[0] else y
+    if "div" in name_of(function):
+        return without_rule(y, function)
+    if is_signal(a):
+        return halved(y)
+    return as_gate(y) if gates[1] else y
 
 
 def constant(rule, function, *args, **kwargs):
@@ -175,9 +244,33 @@ def constant(rule, function, *args, **kwargs):
 
 
 def elementwise(rule, function, z, *args, **kwargs):
-    """y = tanh(z) and the like:  r(z) = r(y) y/z, relevance passes unchanged (section 4)."""
+    """y = GELU(z) and the like:  r(z) = r(y) y/z, relevance passes unchanged (section 4)."""
     kwargs.pop("inplace", None)
     return Quotient.apply(z, out_of_place(function)(z.detach(), *args, **kwargs))
+
+
+def bounded(rule, function, z):
+    """y = tanh(z): `elementwise`; a gate if it is multiplied with another signal."""
+    return as_gate(elementwise(rule, function, z))
+
+
+def layer_norm(rule, function, x, shape, weight=None, bias=None, eps=1e-5):
+    """y = (x − mean x) w/σ + b with the standard deviation σ constant (Ali et al. 2022)."""
+    dims = tuple(range(-len(shape), 0))
+    x = x.contiguous()          # as the result of the function is
+    centred = x - x.mean(dims, keepdim=True)
+    y = centred * (centred.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
+    y = y if weight is None else y * weight
+    return stabilised(y if bias is None else y + rule.measured(bias), rule.eps)
+
+
+def rms_norm(rule, function, x, shape, weight=None, eps=None):
+    """y = x w/σ with the root mean square σ constant (Ali et al. 2022)."""
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    dims = tuple(range(-len(shape), 0))
+    x = x.contiguous()
+    y = x * (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
+    return y if weight is None else y * weight
 
 
 def relu(rule, function, z, *args, **kwargs):
@@ -200,12 +293,20 @@ def conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilation=1, 
 
 
 def gamma_conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    """γ-rule (Montavon et al. 2019), y = Wx + b and z = (W + γW⁺)x + b:
-    r(x) = (W + γW⁺)ᵀ [r(y) y/(z + ε sign z)]."""
+    """γ-rule (Montavon et al. 2019), for outputs of both signs as Andéol et al. (2021): y = Wx + b,
+    z = W'x + b and r(x) = W'ᵀ [r(y) y/(z + ε sign z)], where W' is W with the weights of those
+    products W_ji x_i that have the sign of y_j times 1 + γ."""
     x, padding = with_margin(x, weight, padding, dilation)
     geometry = stride, padding, dilation, groups
     y = F.conv2d(x.detach(), weight, bias, *geometry)
-    z = F.conv2d(x, weight + rule.gamma * weight.clamp(min=0), bias, *geometry)
+    more = weight + rule.gamma * weight.clamp(min=0)
+    less = weight + rule.gamma * weight.clamp(max=0)
+    plus = F.conv2d(x.clamp(min=0), more, bias, *geometry)
+    minus = F.conv2d(x.clamp(min=0), less, bias, *geometry)
+    if (x < 0).any():
+        plus = plus + F.conv2d(x.clamp(max=0), less, None, *geometry)
+        minus = minus + F.conv2d(x.clamp(max=0), more, None, *geometry)
+    z = torch.where(y >= 0, plus, minus)
     y = Replace.apply(z, y, y / away_from_zero(z.detach(), rule.eps))
     y.convolution = x, weight, bias, *geometry
     return y
@@ -229,29 +330,46 @@ class LRP(Rule):
     eps: ε ≥ 0. Parameters are no signals; freeze weights that are computed from parameters with
     requires_grad_(False). The backward pass raises NotImplementedError, which names the function,
     where relevance reaches a function that is not in the table and does more than move numbers, or
-    the product of two signals. (Attention scores may be such: no relevance reaches them.)
+    the product of two matrices. (Attention scores may be such: no relevance reaches them.)
+    one: to measure what constants such as biases absorb, set it to a tensor of the number 1 with
+    derivatives: its relevance is theirs.
     """
     table = Gradient.table | {
-        "linear": linear, "matmul": linear, "mm": linear, "bmm": linear,
+        "linear": linear, "addmm": addmm, "matmul": matmul, "mm": matmul, "bmm": matmul,
         "add": add, "sub": add,
         "sum": total, "mean": total, "avg_pool2d": total, "adaptive_avg_pool2d": total,
         "mul": product, "div": product,
-        "sigmoid": constant, "softmax": constant,
-        "tanh": elementwise, "relu6": elementwise, "hardtanh": elementwise,
-        "leaky_relu": elementwise, "relu": relu, "max_pool2d": max_pool,
-        "conv2d": conv, "batch_norm": batch_norm}
+        "sigmoid": constant, "softmax": constant, "rsqrt": constant,
+        "tanh": bounded, "erf": bounded, "gelu": elementwise, "silu": elementwise,
+        "relu6": elementwise, "hardtanh": elementwise, "leaky_relu": elementwise, "relu": relu,
+        "layer_norm": layer_norm, "rms_norm": rms_norm,
+        "cat": gather, "stack": gather, "where": gather, "masked_scatter": gather,
+        "max_pool2d": max_pool, "conv2d": conv, "batch_norm": batch_norm}
 
     # they move numbers around; after the first, a linear layer is still one
     moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT",
              "T", "unsqueeze", "squeeze", "expand", "expand_as", "select", "narrow", "chunk",
-             "split", "unbind", "contiguous", "to"}
-    gathers = {"cat", "stack", "gather", "take_along_dim", "index_select", "masked_fill", "where",
-               "repeat", "repeat_interleave", "pad", "clone", "dropout", "neg", "flip", "float",
+             "split", "unbind", "contiguous", "to", "type"}
+    gathers = {"gather", "take_along_dim", "index_select", "masked_fill", "repeat",
+               "repeat_interleave", "pad", "clone", "dropout", "neg", "flip", "roll", "float",
                "double", "type_as"}
+    one = None
 
     def __init__(self, eps=0.01):
         super().__init__()
         self.eps = eps
+
+    def measured(self, constant):
+        """The constant, whose relevance counts as that of `one`; a signal as it is."""
+        is_number = isinstance(constant, int | float)
+        is_constant = is_number or (isinstance(constant, torch.Tensor) and not is_signal(constant)
+                                    and constant.is_floating_point())
+        if self.one is None or not is_constant:
+            return constant
+        if is_number:
+            return constant * self.one
+        # no relevance reaches what is masked by the lowest number or −∞
+        return constant + torch.where(constant < -1e30, 0, constant) * (self.one - 1)
 
     def call(self, name, function, args, kwargs):
         if args and name in self.moves and hasattr(args[0], "without_eps"):
@@ -273,66 +391,3 @@ class Gamma(LRP):
     def __init__(self, gamma=0.25, eps=0.01):
         super().__init__(eps)
         self.gamma = gamma
-
-
-# -- which function, which tensors -----------------------------------------------------------------
-
-
-def name_of(function):
-    """The name of a function of torch: "add" of torch.add, Tensor.add_, x + y, y + x and x += y."""
-    if function is F.max_pool2d:        # the name of this one is "fn"
-        return "max_pool2d"
-    name = getattr(function, "__name__", "")
-    if name == "__get__":               # a property, such as Tensor.mT
-        return function.__self__.__name__
-    if name.startswith("__"):
-        name = name.strip("_")
-        if name[1:] in ("add", "sub", "mul", "matmul"):     # radd, iadd and so on
-            return name[1:]
-        return "div" if name in ("truediv", "itruediv", "idiv") else name
-    return name.rstrip("_")
-
-
-def is_signal(x):
-    """Whether relevance passes through x: a tensor with derivatives that is no parameter."""
-    return (isinstance(x, torch.Tensor) and x.requires_grad
-            and not isinstance(x, nn.Parameter))
-
-
-def carries_relevance(args):
-    """Whether one of the arguments of a function, or of the tensors in lists, is a signal."""
-    for arg in args:
-        if carries_relevance(arg) if isinstance(arg, tuple | list) else is_signal(arg):
-            return True
-    return False
-
-
-def linear_output(z, eps):
-    """The output z of a linear layer, with its ε; a sum takes `without_eps`, and has its own."""
-    y = stabilised(z, eps)
-    y.without_eps = z
-    return y
-
-
-def is_in_place(function, kwargs):
-    """Whether a function changes its first argument: x.relu_(), x += y, F.relu(x, inplace=True)."""
-    name = getattr(function, "__name__", "")
-    is_operator = name.startswith("__i") and name_of(function) in ("add", "sub", "mul", "div")
-    return is_operator or kwargs.get("inplace") or (name[-1:] == "_" and name[:1] != "_")
-
-
-def out_of_place(function):
-    """The function, or for x += y, x.add_(y) and the like the one that leaves x unchanged."""
-    name = getattr(function, "__name__", "")
-    if name.startswith("__i"):
-        return getattr(torch.Tensor, f"__{name[3:]}")
-    if name.endswith("_") and not name.startswith("_"):
-        return getattr(torch.Tensor, name[:-1])
-    return function
-
-
-def without_rule(y, function):
-    """y, the result of a function for which there is no rule: relevance must not reach it."""
-    if isinstance(y, tuple | list):
-        return type(y)(without_rule(part, function) for part in y)
-    return WithoutRule.apply(y, name_of(function)) if is_signal(y) else y

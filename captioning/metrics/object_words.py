@@ -10,6 +10,7 @@ from captioning.errors import InputError
 from captioning.files import check_file, read_json
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
+VISIBLE_OBJECTS = Path(__file__).with_name("visible_objects.txt")     # no categories of COCO
 STOP_WORDS = Path(__file__).with_name("stop_words.txt")
 # category of phrases that contain an object word but name no object, such as "train tracks"
 NO_OBJECT = "none"
@@ -64,13 +65,14 @@ class Objects:
         return categories
 
 
-def load_objects(data_folder, dataset, boxes, synonyms=None):
+def load_objects(data_folder, dataset, boxes, synonyms=None, visible=False):
     """The Objects of a data set, from its objects_<dataset>.json if that exists and `synonyms` is
     not given.
 
     Otherwise they are the categories in `boxes` with the words listed for them in the file
-    `synonyms`, by default coco_objects.txt. If the file lists all these categories, its other
-    categories are included, because captions may name objects that no image shows.
+    `synonyms`, by default coco_objects.txt; visible: also those of visible_objects.txt. If the file
+    lists all these categories, its other categories are included, because captions may name objects
+    that no image shows.
     """
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists() and not synonyms:
@@ -87,6 +89,8 @@ def load_objects(data_folder, dataset, boxes, synonyms=None):
         return Objects(words, pairs, exact=True)
 
     lists = read_synonyms(synonyms or COCO_OBJECTS)
+    if visible:
+        lists |= read_synonyms(VISIBLE_OBJECTS)
     categories = {name for entry in boxes.values() for name in entry["categories"]}
     if not categories <= lists.keys():
         lists = {name: lists.get(name, []) for name in [*sorted(categories), NO_OBJECT]}
@@ -148,8 +152,9 @@ def _inflect_engine():
 
 @cache
 def plural(phrase):
-    """The plural of a noun phrase: 'wine glass' -> 'wine glasses'."""
-    return _inflect_engine().plural_noun(phrase)
+    """The plural of a noun phrase: 'wine glass' -> 'wine glasses'; 'persons' stays as it is."""
+    form = _inflect_engine().plural_noun(phrase)
+    return phrase if form.endswith("ss") else form
 
 
 def frequent_words(dataset, objects, path=None):

@@ -13,16 +13,28 @@ from PIL import Image
 from captioning.data.images import read_image
 from captioning.errors import InputError
 from captioning.explanation.methods import METHODS, SPLIT
-from captioning.files import make_folder, sync_to_disk, temporary_path, write_text
+from captioning.files import (
+    content_hash,
+    make_folder,
+    sync_to_disk,
+    temporary_path,
+    write_text,
+)
 from captioning.report import heatmaps
 from captioning.report.colours import colour_maps
-from captioning.report.explanations import ARRAYS, caption_of, read_explanation
-from captioning.report.page import as_json, page_entry, page_of, write_entry
+from captioning.report.explanations import (
+    ARRAYS,
+    caption_of,
+    foreign_file,
+    own_names,
+    read_explanation,
+)
+from captioning.report.page import PAGE, as_json, page_entry, page_of, write_entry
 
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity", "flags", "contrast_probabilities", "boxes")
+          "identity", "presence", "flags", "contrast_probabilities", "boxes", "window", "model")
 
 
 @dataclass
@@ -48,10 +60,12 @@ class ExplainedImage:
     attention: np.ndarray                   # (T, K), or (T, M, K) with M heads
     methods: dict                           # {name of the method: Relevance}
     split: dict | None = None               # {"image", "start", "previous", "rest": (T,)}, by LRP
-    flags: np.ndarray | None = None         # (T,) bool, object words that come from language
+    presence: np.ndarray | None = None      # (T,) estimate that the named object is there, or NaN
+    flags: np.ndarray | None = None         # (T,) bool, whether this estimate is low
     contrast: str = ""                      # explained is why the model prefers a word to this one
     contrast_probabilities: np.ndarray | None = None    # (T,) of that word
     boxes: np.ndarray | None = None         # (K, 4) in pixels, the regions of bottom-up features
+    window: tuple = (0, 0, 1, 1)            # x0, y0, x1, y1 of what the model sees, as fractions
     # the image and what is known of it
     name: str = ""
     image: Image.Image | None = None        # of H×W pixels
@@ -61,6 +75,7 @@ class ExplainedImage:
     objects: list = ()                      # names of n annotated objects
     object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
+    model: str = ""                         # its name, if several are compared
     shared_scale: bool = False              # whether all maps have one colour scale
     map_size: int = heatmaps.MAP_SIZE       # width of a map in the PNGs, in pixels
     settings: dict = field(default_factory=dict)        # shown on the page
@@ -77,11 +92,11 @@ class ExplainedImage:
         """The method's maps: (T, S, S) of pixels, (T, h, w) of attention, or (T, K) of regions."""
         relevance = self.methods[method]
         if self.boxes is None and relevance.pixels is not None:
-            return relevance.pixels
+            return self._in_photograph(relevance.pixels)
         values = relevance.regions
         if values is None:
             values = self.attention.mean(1) if self.attention.ndim == 3 else self.attention
-        return values if self.boxes is not None else _on_grid(values)
+        return values if self.boxes is not None else self._in_photograph(_on_grid(values))
 
     def heads(self, method):
         """The maps (T, h, w) of each head, if the method's maps are the mean of the attention."""
@@ -89,16 +104,38 @@ class ExplainedImage:
         of_attention = relevance.pixels is None and relevance.regions is None
         if self.attention.ndim == 2 or not of_attention:
             return []
-        return [_on_grid(head) for head in self.attention.swapaxes(0, 1)]
+        return [self._in_photograph(_on_grid(head)) for head in self.attention.swapaxes(0, 1)]
+
+    def _in_photograph(self, maps):
+        """Maps (T, h, w) of what the model sees -> of the whole image, 0 where it sees nothing."""
+        x0, y0, x1, y1 = np.array(self.window, float)
+        if np.abs(np.array(self.window) - (0, 0, 1, 1)).max() < 0.01:
+            return maps
+        indices = []
+        for low, high, side in ((y0, y1, maps.shape[1]), (x0, x1, maps.shape[2])):
+            count = max(100, round(side / (high - low)))        # so many that edges stay sharp
+            places = (np.arange(count) + 0.5) / count
+            indices.append(np.floor((places - low) / (high - low) * side).astype(int))
+        whole = maps[:, indices[0].clip(0, maps.shape[1] - 1)]
+        whole = whole[:, :, indices[1].clip(0, maps.shape[2] - 1)]
+        is_seen = [(i >= 0) & (i < side) for i, side in zip(indices, maps.shape[1:], strict=True)]
+        return whole * is_seen[0][:, None] * is_seen[1]
 
     def heatmap(self, word, method=None):
-        """float32 (H, W): the method's map for the word, stretched to the image."""
-        values = self.maps(self._method(method))[self._step(word)].astype(np.float32)
-        stretched = Image.fromarray(values).resize(self.image.size, Image.Resampling.BILINEAR)
-        return np.asarray(stretched)
+        """float32 (H, W): the method's map for the word, on the image's pixels.
+
+        The sum is that of the map, for LRP the image's part of the logit: the value of each of the
+        map's cells is spread evenly over the pixels that it covers."""
+        values = self.maps(self._method(method))[self._step(word)].astype(np.float64)
+        vertical = _overlaps(self.image.height, values.shape[0])
+        horizontal = _overlaps(self.image.width, values.shape[1])
+        return (vertical @ values @ horizontal.T).astype(np.float32)
 
     def overlay(self, word, method=None):
-        """PIL image: the method's map for the word in colours over the grey image."""
+        """PIL image: the method's map for the word in colours over the grey image.
+
+        A view: the map is stretched smoothly, and its colours are clipped at the 99.5th percentile
+        of its absolute values, so that they do not add up as those of `heatmap` do."""
         method = self._method(method)
         t = self._step(word)
         rgba, _ = colour_maps(self.maps(method)[t:t + 1], METHODS[method].signed)
@@ -132,7 +169,8 @@ class ExplainedImage:
     # -- text and page ---------------------------------------------------------------------------
 
     def table(self):
-        """One line per word: its probability and, by LRP, the split of its logit and its flag."""
+        """One line per word: its probability and, by LRP, the split of its logit and the estimated
+        probability that the object that it names is in the image."""
         width = max(map(len, self.words)) + 2
         lines = [f"  {'word':{width}}probability"]
         if self.split:
@@ -142,8 +180,9 @@ class ExplainedImage:
             if self.split:
                 for part in ("image", "previous", "start", "rest"):
                     line += f"{self.split[part][t]:+10.2f}"
-            if self.flags is not None and self.flags[t]:
-                line += "   from language"
+            if self.presence is not None and np.isfinite(self.presence[t]):
+                line += f"   in the image: {self.presence[t]:.0%}"
+                line += " (doubtful)" if self.flags[t] else ""
             lines.append(line)
         return "\n".join(lines)
 
@@ -163,30 +202,35 @@ class ExplainedImage:
     def save(self, folder, with_page=True):
         """Writes a PNG per method, explanation.npz, and the image's share of a page.
 
-        Other files in the folder are kept; a new folder appears only once it is complete.
-        with_page: also index.html, the page of this image alone. InputError if writing fails."""
+        They replace those of an earlier explanation, once all are complete; other files in the
+        folder are kept. with_page: also index.html, the page of this image alone. InputError if
+        writing fails, or would replace files that are not of an explanation."""
         folder = Path(folder).absolute()
+        if foreign := foreign_file(folder):
+            raise InputError(f"{foreign} is not of an explanation, and would be replaced: choose "
+                             "another folder")
         temporary = temporary_path(folder)
         try:
             make_folder(temporary)
             for method in self.methods:
                 heatmaps.draw_heatmaps(temporary / f"{method}.png", self, method)
-            np.savez_compressed(temporary / ARRAYS, **self._arrays())
             entry = page_entry(self)
             write_entry(temporary, entry, self.image)
             if with_page:
                 write_text(temporary / "index.html", page_of(as_json(entry)))
+            # by these the explanation is known to be complete
+            hashes = {path.name: content_hash(path) for path in sorted(temporary.iterdir())}
+            np.savez_compressed(temporary / ARRAYS, files=json.dumps(hashes), **self._arrays())
             for path in (*temporary.iterdir(), temporary):
                 sync_to_disk(path)
 
             if not folder.exists():
                 os.replace(temporary, folder)
                 return
-            for name in (ARRAYS, *(f"{method}.png" for method in METHODS)):
+            for name in own_names() - {*hashes, ARRAYS, PAGE}:
                 (folder / name).unlink(missing_ok=True)
-            # explanation.npz last: without it the image is explained again
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == ARRAYS):
-                os.replace(path, folder / path.name)
+            for name in (*hashes, ARRAYS):
+                os.replace(temporary / name, folder / name)
         except OSError as error:
             raise InputError(f"{folder} cannot be written ({error.strerror or error}): free some "
                              "space or choose another folder") from error
@@ -229,6 +273,12 @@ class ExplainedImage:
 def as_pil(image):
     """uint8 tensor (3, H, W) -> PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _overlaps(pixels, cells):
+    """(pixels, cells): the share of each of the cells of a line that lies on each of its pixels."""
+    edges = np.arange(pixels + 1)[:, None] / pixels * cells - np.arange(cells)
+    return np.diff(edges.clip(0, 1), axis=0)
 
 
 def _on_grid(values):

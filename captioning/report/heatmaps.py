@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from captioning.explanation.methods import METHODS
-from captioning.files import atomic_path
+from captioning.files import atomic_path, shortened
 from captioning.report import colours
 from captioning.report.colours import PARTS
 
@@ -55,7 +55,7 @@ def draw_heatmaps(path, explained, method):
     """Draws the image, and beside it one heatmap per word; below it the split of the word's logit.
 
     Each heatmap has its own colour scale, unless they share one; the number below it is the value
-    of the strongest colour. Words that come from language are underlined."""
+    of the strongest colour. Words whose object is probably not there are underlined."""
     image = explained.image
     signed = METHODS[method].signed
     cell = explained.map_size
@@ -82,7 +82,8 @@ def draw_heatmaps(path, explained, method):
     row_height = px(22) + height + (px(12) if explained.split else 0) + px(16) + gap
     sheet_width = max(columns * (cell + gap) + gap, px(620))
     contrast = f" rather than “{explained.contrast}”" if explained.contrast else ""
-    title = textwrap.wrap(f"{explained.caption}{contrast}   [{method}]", sheet_width // px(9))
+    caption = shortened(explained.caption, 1000)
+    title = textwrap.wrap(f"{caption}{contrast}   [{method}]", sheet_width // px(9))
     top_margin = px(20) * len(title) + px(12)
     rows = -(-(len(heatmaps) + 1) // columns)
     legend = top_margin + rows * row_height + px(4)
@@ -101,7 +102,7 @@ def draw_heatmaps(path, explained, method):
             draw.text((left, y + px(2)), "image", GREY, font(px(13)))
             continue
         t = position - 1
-        word = explained.words[t]
+        word = shortened(explained.words[t], 40)
         face = font(px(14), bold=True)
         while len(word) > 4 and face.getlength(word) > cell:
             word = word[:-2] + "…"
@@ -136,7 +137,7 @@ def draw_heatmaps(path, explained, method):
             x += face.getlength(PART_NAMES[part]) + px(26)
         text = "— the logit's parts (LRP)"
         if explained.flags is not None and any(explained.flags):
-            text += "; underlined: from language, hardly from the image"
+            text += "; underlined: an object that is probably not there"
         draw.text((x, y), text, GREY, face)
     with atomic_path(path, sync=False) as temporary:
         sheet.save(temporary, "png", compress_level=4)

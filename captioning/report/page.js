@@ -129,16 +129,20 @@ function splitBar(split, t) {
   return `${zero} no-repeat, linear-gradient(90deg, ${stops.join(", ")}, transparent ${100 * x}%)`
 }
 
+function estimate(probability) {
+  return `the estimated probability that it is in the image is ${percent(probability)}`
+}
+
 function showCaption() {
-  const { words, split, flags } = current()
+  const { words, split, flags, presence } = current()
   $("caption").replaceChildren(...words.map((word, i) => {
     const button = make("button", { tabIndex: -1 }, make("span", { className: "word" }, word))
     button.classList.toggle("special", /^<.*>$/.test(word))
     if (i === 0) button.disabled = true     // <start> is read, not predicted
     else if (split) button.append(styled("span", "split", `background: ${splitBar(split, i - 1)}`))
-    if (i && flags[i - 1]) {
-      button.classList.add("flagged")
-      button.title = "comes from language: the image contributes little"
+    if (i) {
+      button.classList.toggle("flagged", Boolean(flags[i - 1]))
+      if (typeof presence[i - 1] === "number") button.title = estimate(presence[i - 1])
     }
     button.onmouseenter = () => at.pinned || openWord(i - 1)
     button.onfocus = () => at.pinned || openWord(i - 1)
@@ -150,7 +154,7 @@ function showCaption() {
     [make("span", {}, styled("i", "", `background: var(--${name})`), text), " "])
   $("parts").replaceChildren("Bars: parts of each word's logit (LRP); those left of the line " +
     "oppose the word:", ...squares, flags.some(Boolean)
-    ? "(wavy underline: the word comes from language, hardly from the image)" : "")
+    ? "(wavy underline: the object that the word names is probably not there)" : "")
 }
 
 // colours the words read before the explained word by their relevance for it, and greys the later
@@ -206,12 +210,12 @@ function origin(split, t) {
   return `Most support comes from: ${PARTS[name]}.${image}`
 }
 
-// whether the word can be trusted, as far as the model's flags say
-function trust(flags, t) {
-  if (flags[t]) return "Doubtful: it comes from language, the image contributes little to it. " +
-    "The object may still be there."
-  return flags.length ? "Not flagged. Only words that name objects can be flagged, and a word that " +
-    "is not can still be wrong." : "Unknown: no flags (see evaluation.py --calibrate)."
+// whether the word can be trusted, as far as the model's estimates say
+function trust({ flags, presence }, t) {
+  if (typeof presence[t] === "number") return (flags[t] ? "Doubtful: " : "") +
+    `this word names an object; ${estimate(presence[t])}.`
+  return presence.length ? "No estimate: there are estimates of words that name objects only, and " +
+    "others can be wrong, too." : "Unknown: no estimates (see evaluation.py --calibrate)."
 }
 
 function detail() {
@@ -230,7 +234,7 @@ function detail() {
     parts.push(make("h3", {}, "Where does it come from?"),
       make("p", {}, origin(entry.split, t)), table([...splitRows(entry.split, t), total]),
       make("p", { className: "hint" }, "<start>: expected of every caption; rest: of biases and ε"),
-      make("h3", {}, "Can I trust it?"), make("p", {}, trust(entry.flags, t)))
+      make("h3", {}, "Can I trust it?"), make("p", {}, trust(entry, t)))
   }
 
   const rows = best.some(([other]) => other === word) ? best : [...best, [word, p]]

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from captioning.errors import InputError
 from captioning.explanation.methods import METHODS
 from captioning.files import write_text
 from captioning.metrics.object_words import stop_words
 from captioning.report.colours import colour_maps, legend, normalise_words, scale_regions
 from captioning.report.heatmaps import labels, thumbnail
 
+PAGE = "index.html"
 ENTRY = "entry.html"            # in each image's folder
 THUMBNAIL = "thumbnail.webp"
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title>
@@ -25,7 +27,7 @@ FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title
 %s
 </script><script>parent.postMessage(document.scripts[0].textContent, "*")</script>
 """
-FORMAT = 2          # of entries; the page shows no others
+FORMAT = 3          # of entries; the page shows no others
 EMBEDDED = 30
 # sides in pixels; heatmaps are stretched
 IMAGE_SIDE = 720
@@ -59,6 +61,8 @@ def page_entry(explained):
             "split": split or None,
             "logits": _rounded(explained.logits), "contrast": contrast,
             "flags": [] if explained.flags is None else np.array(explained.flags).tolist(),
+            "presence": [float(f"{value:.3g}") if np.isfinite(value) else None
+                         for value in ([] if explained.presence is None else explained.presence)],
             "boxes": None if boxes is None else np.round(boxes / sides, 4).tolist(),
             "references": list(explained.references), "objects": objects,
             "settings": explained.settings,
@@ -126,8 +130,9 @@ def write_entry(folder, entry, image):
 
 
 def read_entry(folder):
-    """The JSON text of the entry in the folder's entry.html."""
-    return Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[2]
+    """The JSON text of the entry in the folder's entry.html, encoded again: whoever changed that
+    file must not reach the page."""
+    return as_json(json.loads(Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[2]))
 
 
 def has_entry(folder):
@@ -138,6 +143,15 @@ def has_entry(folder):
         return are_files and json.loads(read_entry(folder))["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+def check_page(folder):
+    """InputError if the folder has an index.html that is not a page of explanations."""
+    path = Path(folder, PAGE)
+    start = "<title>Explanations</title>"
+    if path.exists() and not (path.is_file() and start.encode() in path.read_bytes()[:1000]):
+        raise InputError(f"{path} is not a page of explanations, and would be replaced: choose "
+                         "another --save_path")
 
 
 def write_page(path, captions):

@@ -36,7 +36,8 @@ def ngrams(ids, n, V):
 def write_frequencies(path, captions, V):
     """Writes document frequencies: the number of images with a caption that contains an n-gram.
 
-    captions: array (images, R, L) of ids from <start> to <end>; <end> counts as a word. The HDF5
+    captions: array (images, R, L) of ids from <start> to <end>, zero-padded, also where images have
+    fewer than R captions; <end> counts as a word. The HDF5
     file contains sorted `keys_<n>` and `counts_<n>` for n = 1..4; n-grams of a single image are
     omitted, as CIDEr-D gives them the same weight as unseen ones. InputError if V words are too
     many for 64-bit keys.
@@ -87,6 +88,7 @@ class CiderD:
 
     def __call__(self, captions, references):
         """CIDEr-D (B, S) of captions (B, S, T) against references (B, R, L), without <start>.
+        References without any id are padding, which does not count.
 
         Ten times the cosine similarity of clipped tf-idf vectors, times a Gaussian penalty for a
         difference in length, averaged over n = 1..4 and over the references."""
@@ -106,7 +108,9 @@ class CiderD:
         lengths = ((ids != 0).sum(-1) - 1).clamp(min=0).double()        # without <end>
         difference = lengths[:, :S, None] - lengths[:, None, S:]
         penalty = torch.exp(-difference ** 2 / (2 * SIGMA ** 2))
-        return (10 / N * cosines * penalty).mean(-1)
+        is_reference = (references != 0).any(-1).cpu()[:, None]                        # (B, 1, R)
+        scores = 10 / N * cosines * penalty * is_reference
+        return scores.sum(-1) / is_reference.sum(-1)
 
     def tf_idf(self, keys, table):
         """tf-idf vectors (B, S, M) of n-gram keys (B, S, P); M: the image's distinct n-grams."""

@@ -6,7 +6,7 @@ from captioning import decoding, processes
 from captioning.device import without_gradient
 from captioning.errors import InputError
 from captioning.explanation.lrp_inference import weighted_hidden
-from captioning.training.losses import count_words, word_rows
+from captioning.training.losses import word_rows
 
 
 class SCST:
@@ -31,8 +31,11 @@ class SCST:
         self.learned_at = None      # the last step with a reward that differed from its baseline
 
     def counts(self, batch):
-        """Words of all references."""
-        return count_words(batch["captions"])[None]
+        """Words of each image's mean reference, summed over the images."""
+        captions = batch["captions"]
+        words = (captions[..., 1:] != 0).sum((1, 2))
+        references = (captions != 0).any(-1).sum(1)     # the others are padding
+        return (words / references).sum()[None]
 
     def __call__(self, model, features, batch, counts):
         references = batch["captions"]
@@ -51,10 +54,8 @@ class SCST:
 
         log_p = self.log_probabilities(model, features, tokens, context)               # (B, S, T)
         loss = -(advantage.to(log_p.device) * log_p.sum(-1)).sum() / self.samples
-        # all images have equally many references, so that this is the words of the mean reference
-        mean_words = counts[0] / references.shape[1]
         log = rewards.sum().to(log_p.device), torch.tensor(rewards.numel(), device=log_p.device)
-        return loss / mean_words, log
+        return loss / counts[0], log
 
     def sample_captions(self, model, context, seeds):
         """decoding.Decoded samples of each image, after its greedy caption if a baseline."""

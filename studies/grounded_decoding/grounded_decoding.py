@@ -40,7 +40,7 @@ def random_flags(rate):
     """A function like grounding.flags that flags each object word with probability `rate`."""
     generator = torch.Generator().manual_seed(1)
 
-    def flag(explanation, captions, vocabulary, calibration):
+    def flag(model, features, explanation, captions, vocabulary, calibration):
         mask = grounding.object_words(captions, vocabulary, calibration.objects)
         return mask & (torch.rand(mask.shape, generator=generator) < rate)
     return flag
@@ -51,6 +51,9 @@ def main(args):
     test = grounding.read_scores(args.scores, "test")
     torch.set_num_threads(1)
     model, vocabulary = checkpoint.load(args.weight, "cpu")
+    calibration = grounding.load(args.weight, model)
+    correct = grounding.estimates(val[val.present > 0], calibration)
+    test = grounding.estimates(test, calibration)
     boxes = load_boxes(Path(args.data_folder, "demo", "boxes_demo.json"))
     objects = load_objects(args.data_folder, "demo", boxes)
     data = CaptionDataset(args.data_folder, "demo", "test",
@@ -76,10 +79,10 @@ def main(args):
     print("| | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
     report("beam search", partial(decode, model))
     for kept in KEPT:
-        threshold = grounding.fit_threshold(val.absolute_share, val.present, kept)
-        rate = (test.absolute_share < threshold).mean()
+        threshold = correct.quantile(1 - kept)
+        rate = (test < threshold).mean()
         grounded = partial(grounding.decode_grounded, model,
-                           calibration=grounding.Calibration(threshold, objects))
+                           calibration=calibration._replace(threshold=threshold))
         report(f"grounded, {kept:.0%} kept", grounded)
         with mock.patch.object(grounding, "flags", random_flags(rate)):
             report(f"random, {rate:.0%} of object words", grounded)

@@ -80,6 +80,65 @@ def test_read_coco_splits_images_by_id(tmp_path):
     assert records[0].tokens == [["caption", "0", "of", "1"], ["caption", "1", "of", "1"]]
 
 
+def split_named_validation(content):
+    content["images"][2]["split"] = "validation"
+    return content
+
+
+def split_named_dev(content):
+    content["images"][2]["split"] = "dev"
+    return content
+
+
+def sentences_as_text(content):
+    content["images"][1]["sentences"] = ["It's a cat!"]
+    return content
+
+
+def raw_of_none(content):
+    content["images"][0]["sentences"] = [{"raw": None, "tokens": ["a", "dog"]}]
+    content["images"][0]["filepath"] = None
+    return content
+
+
+def list_at_the_top(content):
+    return content["images"]
+
+
+@pytest.mark.parametrize("change", [split_named_validation, split_named_dev, sentences_as_text,
+                                    raw_of_none, list_at_the_top])
+def test_relatives_of_karpathy_s_format(tmp_path, change):
+    expected = read_karpathy(write(tmp_path / "k.json", karpathy()))
+    found = read_karpathy(write(tmp_path / "k.json", change(karpathy())))
+    for record, other in zip(found, expected, strict=True):
+        assert (record.name, record.path, record.split) == (other.name, other.path, other.split)
+        assert record.tokens == other.tokens
+
+
+def test_without_a_validation_split_training_images_form_it(tmp_path, capsys):
+    content = karpathy()
+    del content["images"][2]
+    records = read_karpathy(write(tmp_path / "k.json", content))
+    assert [record.split for record in records] == ["train", "val", "test"]
+    assert "1 of its 2 training images" in capsys.readouterr().out
+
+
+def test_equal_names_in_two_folders(tmp_path):
+    content = karpathy()
+    content["images"][1]["filename"] = "1.jpg"
+    records = read_karpathy(write(tmp_path / "k.json", content))
+    assert [record.name for record in records] == ["1.jpg", "val2014/1.jpg", "3.jpg", "4.jpg"]
+    assert records[1].path == "val2014/1.jpg"
+
+
+def test_words_keep_their_combining_marks(tmp_path):
+    """Most vowels of Hindi are such marks, and so are decomposed accents."""
+    content = karpathy()
+    words = ["एक", "लड़का", "पिज़्ज़ा", "cafe\u0301"]
+    content["images"][0]["sentences"] = [{"raw": "x", "tokens": words}, " ".join(words)]
+    assert read_karpathy(write(tmp_path / "k.json", content))[0].tokens == [words, words]
+
+
 @pytest.mark.parametrize(("count", "expected"), [(118_287, [110_000, 5_000]),
                                                  (115_000, [110_000, 5_000]),
                                                  (114_999, [109_999, 5_000]), (112, [107, 5])])
@@ -152,13 +211,13 @@ KARPATHY = [
     (("images", 1, "filename"), "/etc/passwd", "/etc/passwd"),
     (("images", 1, "filename"), "C:\\x.jpg", "lies outside the image folder"),
     (("images", 1, "filename"), "a\nb.jpg", "not printable"),
-    (("images", 1, "filename"), "1.jpg", "'1.jpg' twice"),
+    (("images", 2, "filename"), "1.jpg", "'1.jpg' twice"),
     (("images", 1, "filepath"), "..", "lies outside the image folder"),
     (("images", 1, "filepath"), 5, "'filepath'"),
     (("images", 1, "split"), "training", "'training'"),
     (("images", 1, "sentences"), KeyError, "'sentences'"),
     (("images", 1, "sentences"), [], "no caption with words for '2.jpg'"),
-    (("images", 1, "sentences"), ["a cat"], "number 0 of its sentences of '2.jpg'"),
+    (("images", 1, "sentences"), [5], "number 0 of its sentences of '2.jpg'"),
     (("images", 1, "sentences", 0, "raw"), 5, "'raw'"),
     (("images", 1, "sentences", 0, "raw"), "\ud800", "surrogates"),
     (("images", 1, "sentences", 0, "raw"), KeyError, "no caption with words for '2.jpg'"),
@@ -169,10 +228,10 @@ COCO = [
     (("annotations", 0, "image_id"), 5555, "image id 5555"),
     (("annotations", 0, "image_id"), True, "'image_id'"),
     (("annotations", 0, "caption"), None, "'caption'"),
-    (("images", 0, "id"), "7", "'id'"),
+    (("images", 0, "id"), 7.5, "'id'"),
     (("images", 0, "id"), 2, "the same id"),
     (("images", 0, "file_name"), f"{2:012d}.jpg", "twice"),
-    (("images", 0, "file_name"), "../x.jpg", "lies outside the image folder"),
+    (("images", 0, "file_name"), "..", "lies outside the image folder"),
     (("annotations",), [], "no caption with words")]
 INSTANCES = [
     (("categories",), KeyError, "no key 'categories'"),
@@ -183,7 +242,7 @@ INSTANCES = [
     (("annotations", 0, "category_id"), 77, "image id 100"),
     (("annotations", 0, "bbox"), [1, 2, 3], "instances_val2017.json is damaged"),
     (("annotations", 0, "bbox"), [1, 2, -3, 4], "width, height in pixels"),
-    (("annotations", 0, "bbox"), [1, 2, float("nan"), 4], "not a number"),
+    (("annotations", 0, "bbox"), [1, 2, float("nan"), 4], "instances_val2017.json is damaged"),
     (("annotations", 0, "bbox"), [1, 2, 10**400, 4], "too large"),
     (("annotations", 0, "bbox"), [1, 2, "3", 4], "instances_val2017.json is damaged")]
 

@@ -36,6 +36,60 @@ def test_sixteen_bit_images_are_scaled(tmp_path):
     assert (image.int() - torch.from_numpy(RAMP).int()).abs().max() <= 1
 
 
+ROWS = RAMP.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize("image", [
+    RAMP, ROWS, ROWS.astype(">u2"), RAMP / 255, (RAMP / 255).astype(np.float32)[..., None],
+    RAMP[..., None].repeat(3, 2), Image.fromarray(ROWS), Image.fromarray(RAMP / np.float32(255)),
+    "big_endian.tif"], ids=lambda image: type(image).__name__)
+def test_every_entry_reads_images_of_more_than_8_bits_alike(tmp_path, monkeypatch, image):
+    """Files, PIL images and arrays."""
+    monkeypatch.chdir(tmp_path)
+    twin = Image.fromarray(ROWS)
+    stored = twin.tobytes("raw", "I;16B")
+    Image.frombytes("I;16B", twin.size, stored).save("big_endian.tif")
+    read = images.read_image(image)
+    assert read.shape == (3, *RAMP.shape) and read.dtype == torch.uint8
+    assert (read.int() - torch.from_numpy(RAMP).int()).abs().max() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    """Viewers show neither the colours below full transparency nor those of a palette's entry."""
+    pixels = np.full((12, 16, 4), 200, np.uint8)
+    pixels[:, 4:, 3] = 0
+    pixels[:, :4, 3] = 255
+    picture = Image.fromarray(pixels)
+    if mode == "P":
+        palette = Image.fromarray((pixels[..., 3] == 0).astype(np.uint8)).convert("P")
+        palette.putpalette([200, 200, 200, 10, 20, 30])
+        palette.save(tmp_path / "x.png", transparency=1)
+    else:
+        picture.convert(mode).save(tmp_path / "x.png")
+    for image in (tmp_path / "x.png", Image.open(tmp_path / "x.png")):
+        read = images.read_image(image)
+        assert (read[..., :4] == 200).all() and (read[..., 4:] == 255).all()
+
+
+def test_avif_is_read(tmp_path):
+    """HEIC as well, where pillow-heif is installed."""
+    for ending in ("avif", "heic"):
+        if ending.upper().replace("HEIC", "HEIF") in images.FORMATS:
+            Image.fromarray(RAMP).convert("RGB").save(tmp_path / f"x.{ending}", quality=95)
+            read = images.read_image(tmp_path / f"x.{ending}")
+            assert (read.int() - torch.from_numpy(RAMP).int()).abs().float().mean() < 8
+
+
+@pytest.mark.parametrize("image", [
+    None, b"bytes", 5, torch.zeros(3, 40, 40), np.zeros((0, 3)), np.zeros((4, 4, 5)),
+    np.full((4, 4, 3), 2.0), np.full((4, 4), np.nan), np.full((4, 4), -1), np.array(["a"]),
+    torch.zeros(4, 4, 3, requires_grad=True)], ids=str)
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(InputError, match="the image is no path, PIL image, or array"):
+        images.read_image(image)
+
+
 def write_rotated(path):
     """Writes a portrait image as cameras do: stored in landscape format, 12×16, with EXIF
     orientation 6, which demands a clockwise rotation by 90°. Its stored left half is white."""

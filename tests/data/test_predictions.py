@@ -3,7 +3,12 @@ import json
 
 import pytest
 
-from captioning.data.predictions import image_ids, read_predictions, read_references
+from captioning.data.predictions import (
+    ImageNames,
+    read_captions_of,
+    read_predictions,
+    read_references,
+)
 from captioning.errors import InputError
 
 NAMES = ["COCO_val2014_000000000042.jpg", "COCO_val2014_000000000073.jpg"]
@@ -14,36 +19,63 @@ def write(path, content):
     return path
 
 
-def test_both_formats_are_equivalent(tmp_path):
-    by_name = [{"image": NAMES[1], "caption": "é"}, {"image": NAMES[0], "caption": "a"}]
-    by_id = [{"image_id": 73, "caption": "é", "id": 1}, {"image_id": 42, "caption": "a"}]
-    first, second = (read_predictions(write(tmp_path / "p.json", content), NAMES, image_ids(NAMES))
-                     for content in (by_name, by_id))
-    assert first == second == {NAMES[0]: "a", NAMES[1]: "é"} and list(first) == NAMES
+PLAIN = [(42, "a"), (73, "é")]
 
 
-def test_ambiguous_image_ids_are_omitted(tmp_path):
-    names = ["train_1.jpg", "val_1.jpg", "x2.png", "none.jpg"]
-    assert image_ids(names) == {2: "x2.png", None: "none.jpg"}
+@pytest.mark.parametrize("content", [
+    [{"image": NAMES[1], "caption": "é"}, {"image": NAMES[0], "caption": "a"}],
+    [{"image_id": 73, "caption": "é", "id": 1}, {"image_id": 42, "caption": "a"}],
+    [{"image_id": str(number), "caption": text} for number, text in PLAIN],
+    [{"image_id": f"{number:012d}", "caption": text} for number, text in PLAIN],
+    [{"image_id": float(number), "caption": text} for number, text in PLAIN],
+    [{"image_id": name, "caption": text} for name, (_, text) in zip(NAMES, PLAIN, strict=True)],
+    [{"image_id": NAMES[0][:-4], "caption": "a"}, {"image_id": NAMES[1][:-4], "caption": "é"}],
+    [{"file_name": name, "caption": text} for name, (_, text) in zip(NAMES, PLAIN, strict=True)],
+    [{"image": f"val2014/{name}", "image_id": number, "caption": text}
+     for name, (number, text) in zip(NAMES, PLAIN, strict=True)],
+    [{"image_id": number, "caption": [text]} for number, text in PLAIN],
+    {"annotations": [{"image_id": number, "caption": text} for number, text in PLAIN]},
+    {str(number): text for number, text in PLAIN}, {name: [text] for name, (_, text) in
+                                                    zip(NAMES, PLAIN, strict=True)},
+    "\ufeff" + json.dumps([{"image_id": number, "caption": text} for number, text in PLAIN]),
+    '[{"image_id": 42, "caption": "a", "score": NaN}, {"image_id": 73, "caption": "é"}]',
+    '{"image_id": 42, "caption": "a"}\n\n{"image_id": 73, "caption": "é"}\n'], ids=str)
+def test_formats_are_equivalent(tmp_path, content):
+    path = write(tmp_path / "p.json", content)
+    for images in (None, ImageNames(NAMES), ImageNames(NAMES, {"42": NAMES[0], "73": NAMES[1]})):
+        found = read_predictions(path, NAMES, images)
+        assert found == {NAMES[0]: "a", NAMES[1]: "é"} and list(found) == NAMES
+    assert read_captions_of(path, NAMES[:1]) == {NAMES[0]: "a"}
+
+
+def test_ambiguous_images_are_not_found(tmp_path):
+    names = ["train_1.jpg", "val_1.jpg", "x2.png", "a/7.jpg", "b/7.jpg", "none.jpg"]
+    images = ImageNames(names)
+    assert [images.find(key) for key in (2, "x2", "b/7.jpg")] == ["x2.png", "x2.png", "b/7.jpg"]
+    assert [images.find(key) for key in (1, 7, "7.jpg", "8.png", "none_2.jpg")] == [None] * 5
     path = write(tmp_path / "p.json", [{"image_id": 1, "caption": "a"}])
     with pytest.raises(InputError, match="a caption for 1, which is not among"):
-        read_predictions(path, names, image_ids(names))
+        read_predictions(path, names)
+    path = write(tmp_path / "p.json", [{"image": "x2.png", "image_id": "val_1", "caption": "a"}])
+    with pytest.raises(InputError, match="x2.png and val_1, which are different images"):
+        read_predictions(path, names)
 
 
 def test_partial_predictions(tmp_path):
     path = write(tmp_path / "p.json", [{"image_id": 73, "caption": "a"}])
-    assert read_predictions(path, NAMES, image_ids(NAMES), partial=True) == {NAMES[1]: "a"}
+    assert read_predictions(path, NAMES, partial=True) == {NAMES[1]: "a"}
     message = "lacks captions for 1 of 2 images: .*42.jpg has no caption"
     with pytest.raises(InputError, match=message):
-        read_predictions(path, NAMES, image_ids(NAMES))
+        read_predictions(path, NAMES)
 
 
 @pytest.mark.parametrize("content, message", [
     ("[{", "p.json"), ({}, "must contain a list"), ([], "must contain a list"), ([1], "number 0"),
+    ({NAMES[0]: "a", NAMES[1]: 5}, "number 1"), ({NAMES[0]: ["a", "b"]}, "number 0"),
+    ('{"image_id": 42, "caption": "a"}\n{"image_id": 42', "p.json is damaged"),
     ([{"image_id": 42, "caption": "a"}, {"image_id": 73}], "number 1"),
-    ([{"image_id": "42", "caption": "a"}], "number 0"),
     ([{"image_id": True, "caption": "a"}], "number 0"),
-    ([{"image": 42, "caption": "a"}], "number 0"),
+    ([{"image_id": 4.5, "caption": "a"}], "number 0"),
     ([{"image": NAMES[0], "caption": None}], "number 0"),
     ([{"image_id": [42], "caption": "a"}], "number 0"),
     ([{"image": [], "caption": "a"}], "number 0"),
@@ -56,7 +88,7 @@ def test_partial_predictions(tmp_path):
 ])
 def test_invalid_predictions(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
-        read_predictions(write(tmp_path / "p.json", content), NAMES, image_ids(NAMES))
+        read_predictions(write(tmp_path / "p.json", content), NAMES)
     assert "\n" not in str(caught.value)
 
 
@@ -68,9 +100,55 @@ def coco(**changes):
 
 
 def test_read_references(tmp_path):
-    references, ids = read_references(write(tmp_path / "captions.json", coco()))
+    references, images = read_references(write(tmp_path / "captions.json", coco()))
     assert references == {NAMES[0]: ["b"], NAMES[1]: ["a", "c"]}
-    assert ids == {42: NAMES[0], 73: NAMES[1]}
+    assert [images.find(key) for key in (42, "73", NAMES[0], 9)] == [*NAMES, NAMES[0], "x"]
+
+
+def test_an_image_without_references_is_not_scored(tmp_path):
+    references, images = read_references(write(tmp_path / "captions.json", coco()))
+    content = {"42": "a", "73": "b", "9": "c"}
+    assert read_predictions(write(tmp_path / "p.json", content), list(references), images) == {
+        NAMES[0]: "a", NAMES[1]: "b"}
+
+
+def without_file_names(content):
+    return content | {"images": [{"id": image["id"]} for image in content["images"]]}
+
+
+def with_text_ids(content):
+    return {"images": [image | {"id": str(image["id"])} for image in content["images"]],
+            "annotations": [caption | {"image_id": str(caption["image_id"])}
+                            for caption in content["annotations"]]}
+
+
+def with_folders(content):
+    return content | {"images": [image | {"file_name": f"val2014/{image['file_name']}"}
+                                 for image in content["images"]]}
+
+
+def with_precanned_captions(content):
+    precanned = [{"image_id": image_id, "caption": "Quality issues are too severe", flag: True}
+                 for image_id in (42, 73) for flag in ("is_precanned", "is_rejected")]
+    return content | {"annotations": content["annotations"] + precanned}
+
+
+def as_textcaps(content):
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    return {"data": [{"image_id": f"{caption['image_id']:016d}", "caption_str": caption["caption"],
+                      "image_path": f"train/{names[caption['image_id']]}"}
+                     for caption in content["annotations"]]}
+
+
+@pytest.mark.parametrize("change", [without_file_names, with_text_ids, with_folders,
+                                    with_precanned_captions, as_textcaps])
+def test_relatives_of_coco_captions_files(tmp_path, change):
+    """Their scores with the same predictions are the same: captions meet the same references."""
+    references, images = read_references(write(tmp_path / "captions.json", change(coco())))
+    for content in ({"42": "x", "73": "y"}, {NAMES[0]: "x", NAMES[1]: "y"}):
+        found = read_predictions(write(tmp_path / "p.json", content), list(references), images)
+        pairs = [(caption, references[name]) for name, caption in found.items()]
+        assert sorted(pairs) == [("x", ["b"]), ("y", ["a", "c"])]
 
 
 @pytest.mark.parametrize("content, message", [
@@ -80,7 +158,8 @@ def test_read_references(tmp_path):
     (coco(images=[{"id": 42, "file_name": "a"}, {"id": 73, "file_name": "a"}]), "same file name"),
     (coco(annotations=[{"image_id": 5, "caption": "a"}]), "image id 5"),
     (coco(annotations=[{"image_id": 42}]), "caption"),
-    (coco(images=[{"id": "42", "file_name": "a"}]), "'id'"),
+    (coco(images=[{"id": None, "file_name": "a"}]), "'id'"),
+    (coco(images=[{"id": 42, "file_name": 5}]), "'file_name'"), ({"data": [{}]}, "'caption_str'"),
 ])
 def test_invalid_references(tmp_path, content, message):
     with pytest.raises(InputError, match=message):

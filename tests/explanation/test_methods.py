@@ -133,21 +133,25 @@ def test_maps_are_sums_over_channels_and_means_over_heads():
     assert torch.equal(region_relevance(one, "lrp"), one.features.sum(-1))
 
 
-def test_gamma_rule():
-    """R_i = Σ_j x_i (W + γW⁺)_ji / (z_j + ε sign z_j) R_j, as one dense matrix."""
+@pytest.mark.parametrize("signed", [False, True])
+def test_gamma_rule(signed):
+    """R_i = Σ_j c_ji / (z_j + ε sign z_j) R_j, z_j = Σ_i c_ji + b_j, as one dense matrix; c_ji is
+    W_ji x_i, times 1 + γ if it has the sign of y_j"""
     torch.manual_seed(0)
-    layer = nn.Conv2d(2, 3, 3, padding=1, bias=False).double()
-    x = torch.randn(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    layer = nn.Conv2d(2, 3, 3, padding=1).double()
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    x = (x if signed else x.abs()).requires_grad_()
     with Gamma(0.25, eps=0.01):
-        y = layer(x).relu()
-    assert torch.equal(y, layer(x).relu())
+        y = layer(x)
+    assert_close(y, layer(x))
     r = torch.randn_like(y)
     relevance = x * torch.autograd.grad(y, x, r)[0]
     unit = torch.eye(32, dtype=torch.float64).view(32, 2, 4, 4)
-    weight = layer.weight + 0.25 * layer.weight.clamp(min=0)
-    matrix = F.conv2d(unit, weight, padding=1).flatten(1)       # (inputs, outputs)
-    z = x.detach().flatten() @ matrix
-    shares = x.detach().flatten()[:, None] * matrix / (z + 0.01 * torch.where(z >= 0, 1.0, -1.0))
+    matrix = F.conv2d(unit, layer.weight, padding=1).flatten(1)         # (inputs, outputs)
+    products = x.detach().flatten()[:, None] * matrix
+    products = torch.where(products * y.detach().flatten() > 0, 1.25 * products, products)
+    z = products.sum(0) + layer.bias.repeat_interleave(16)
+    shares = products / (z + 0.01 * torch.where(z >= 0, 1.0, -1.0))
     torch.testing.assert_close(relevance.flatten(), shares @ (r * y).detach().flatten())
 
 

@@ -223,7 +223,7 @@ def test_an_lstm_of_another_form_is_refused(options):
 
 
 def test_the_table_is_small():
-    assert len(LRP.table) <= 30 and len(LRP.moves) + len(LRP.gathers) <= 40
+    assert len(LRP.table) <= 40 and len(LRP.moves) + len(LRP.gathers) <= 40
 
 
 # -- what has no rule ------------------------------------------------------------------------------
@@ -231,9 +231,9 @@ def test_the_table_is_small():
 
 @pytest.mark.parametrize(("name", "function"), [
     ("exp", torch.exp), ("exp", lambda x: torch.exp(input=x)), ("cumsum", lambda x: x.cumsum(1)),
-    ("pow", lambda x: x ** 2), ("max", lambda x: x.max(1).values), ("gelu", F.gelu),
-    ("layer_norm", lambda x: F.layer_norm(x, (4,))), ("einsum", lambda x: torch.einsum("ij->j", x)),
-    ("mul", lambda x: x * (x - 1)), ("matmul", lambda x: x @ x.mT), ("rdiv", lambda x: 1 / x),
+    ("pow", lambda x: x ** 2), ("max", lambda x: x.max(1).values), ("elu", F.elu),
+    ("normalize", lambda x: F.normalize(x)), ("einsum", lambda x: torch.einsum("ij->j", x)),
+    ("matmul", lambda x: x @ x.mT), ("rdiv", lambda x: 1 / x),
     ("div", lambda x: torch.div(1, x)), ("linear", lambda x: F.linear(x, x)),
     ("exp", lambda x: x.clone().exp_())])
 def test_relevance_that_reaches_an_unknown_function_raises_an_error(name, function):

@@ -105,6 +105,30 @@ def test_the_synonyms_cover_the_80_categories_of_coco_and_no_word_belongs_to_two
     assert len(lists.keys() - {"none"}) == 80 and len(words) == len(set(words))
 
 
+@pytest.mark.parametrize(("caption", "categories"), [
+    ("a football player runs on the field", ["person"]),
+    ("two basketball players on a basketball court", ["person"]),
+    ("boys at a volleyball net", ["person"]),
+    ("a man throws a football", ["person", "sports ball"]),
+    ("a power plant and a plant", ["potted plant"]), ("a bat flies in a cave", []),
+    ("a boy with a bat", ["person", "baseball bat"]), ("a blow drier", ["hair drier"]),
+    ("street lights", ["traffic light"])])
+def test_phrases_name_what_they_mean(coco, caption, categories):
+    assert [category for _, category in coco.named(tokenise(caption))] == categories
+
+
+def test_categories_of_boxes_may_have_capitals(tmp_path):
+    content = {"1.jpg": entry("person", "dog")}
+    capitals = {"1.jpg": content["1.jpg"] | {"categories": {"Person": 0, "Dog": 1}}}
+    scores = []
+    for name, boxes in (("a.json", content), ("b.json", capitals)):
+        (tmp_path / name).write_text(json.dumps(boxes))
+        read = load_boxes(tmp_path / name)
+        objects = load_objects(tmp_path, "coco2017", read)
+        scores.append(chair(["a man and a cat"], [["x"]], [read["1.jpg"]], objects))
+    assert scores[0] == scores[1] and scores[0][0]["chair_i"] == 1 / 2
+
+
 def test_synonyms_from_a_file(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("dog, puppy , police dog\n\nplate\nnone, home plate\n")

@@ -81,6 +81,7 @@ def explanation(words, methods=SHOWN, seed=0, **fields):
         explained.split = {"image": np.arange(T) % (T - 1) + 1.0, "start": np.full(T, -3.0),
                            "rest": np.full(T, 0.5), "previous": np.arange(T) * 1.0}
         explained.flags = np.arange(T) == 1
+        explained.presence = np.where(explained.flags, 0.2, np.nan)
     return explained
 
 
@@ -164,12 +165,13 @@ def test_in_a_browser(browser, index, width):
     assert start["words"] == ["<start>", *CAPTION]
     assert start["chosen"] == 3         # "a" is a stop word
     assert start["flagged"] == [False, False, True, False, False, False]
-    assert "comes from language" in start["parts"]
+    assert "probably not there" in start["parts"]
     assert start["splits"][0] is None
     assert all("--image" in bar and "--start" in bar for bar in start["splits"][1:])
     assert start["alts"][0] == "a dog </script><b> a" and start["tabbable"] == 1
     assert hover["chosen"] == 2 and "“dog”: probability 25.0\u00a0%" in hover["detail"]
-    for text in ("cat", "previous words", "+2", "−3", "logit", "+6.5", "comes from language"):
+    for text in ("cat", "previous words", "+2", "−3", "logit", "+6.5",
+                 "probability that it is in the image is 20.0\u00a0%"):
         assert text in hover["detail"], text
     for text in ("opposes the word", "supports the word; strongest colour: ±", "Layer-wise"):
         assert text in hover["captions"][0]

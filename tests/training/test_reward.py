@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from captioning.data import dataset
+from captioning.data.annotations import Record
+from captioning.data.vocabulary import build
 from captioning.errors import InputError
+from captioning.files import write_json
 from captioning.training.reward import CiderD, write_frequencies
 
 V, START, END = 14, 12, 13
@@ -96,6 +100,43 @@ def test_equals_pycocoevalcap(documents, reward):
     results = {i: [text(ids)] for i, (ids,) in enumerate(captions)}
     _, expected = cider.compute_score(texts, results)
     scores = reward(stack(captions)[..., 1:], stack(documents)[..., 1:])[:, 0]
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_images_may_have_different_numbers_of_references(documents, reward):
+    """The reward is the mean over the references that an image has, whatever the padding."""
+    few = [references[:1 + i % 3] for i, references in enumerate(documents)]
+    longest = max(len(ids) for references in few for ids in references)
+    padded = stack([references + [[0] * longest] * (3 - len(references)) for references in few])
+    captions = [[references[0]] for references in documents]
+    expected = [[plain_cider_d(ids, references, documents) for ids in image_captions]
+                for image_captions, references in zip(captions, few, strict=True)]
+    scores = reward(stack(captions)[..., 1:], padded[..., 1:])
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+@pytest.mark.parametrize("captions_per_image", [1, 5, 7])
+def test_the_reward_is_of_each_of_an_image_s_own_captions_once(tmp_path, count, captions_per_image):
+    """Whatever --captions_per_image, from the file that preparedataset.py writes."""
+    generator = random.Random(count)
+    words = build([list("abcdefgh")], 1)
+    records = []
+    for i in range(30):
+        texts = [generator.choices("abcdefgh", k=generator.randint(3, 9)) for _ in range(count)]
+        raw = [" ".join(tokens) for tokens in texts]
+        records.append(Record(f"{i}.jpg", f"{i}.jpg", "train", texts, raw))
+    write_json(dataset.wordmap_path(tmp_path, "x"), words.wordmap)
+    ids = dataset.write_split(dataset.split_path(tmp_path, "x", "train"), records, words,
+                              captions_per_image, 20, 1, None)
+    write_frequencies(tmp_path / "frequencies.hdf5", ids, len(words))
+    own = dataset.CaptionDataset(tmp_path, "x", "train").own_captions()
+
+    references = [[words.encode(tokens, 20) for tokens in record.tokens] for record in records]
+    captions = [[texts[-1]] for texts in references]
+    expected = [[plain_cider_d(texts[-1], texts, references)] for texts in references]
+    scores = CiderD(tmp_path / "frequencies.hdf5", len(words))(stack(captions)[..., 1:],
+                                                               own[..., 1:])
     np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
 
 

@@ -1,0 +1,107 @@
+"""Reads captioners of `transformers` from folders and from its hub, without running their code."""
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from captioning.errors import InputError
+from captioning.files import check_memory, shortened
+from captioning.pretrained.captioner import PretrainedCaptioner
+from captioning.pretrained.passes import image_encoder
+from captioning.pretrained.words import Words
+from captioning.weights import check_finite
+
+DESCRIBE = "Describe the image in one sentence."
+PROMPTS = {"paligemma": "caption en", "blip-2": ""}     # of models that need another one
+
+
+def load(name, device="cpu", prompt=None):
+    """(PretrainedCaptioner, Words) of a folder that `save_pretrained` wrote, or a name on its hub.
+
+    Code that comes with a model is never run, and weights of any type are used in float32. prompt:
+    a text that precedes the captions. InputError for whatever is no captioner."""
+    try:
+        import transformers
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CAPTIONERS,
+        )
+    except ImportError as error:
+        raise InputError(f"{name} is not a file, and a folder or a name on the hub requires "
+                         f"transformers ({error}): pip install transformers") from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options = {"trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+        if config.model_type not in CAPTIONERS:
+            raise InputError(f"{name} is a model of the type {config.model_type}, which does not "
+                             "caption images: give a captioner")
+        check_size(name, config, device)
+        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options)
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(f"{name} lacks weights of its model, {missing[0]} first: it was saved "
+                             "by another version of transformers, or is incomplete")
+        if image_encoder(model) is None or (model.config.is_encoder_decoder
+                                            and not hasattr(model, "decoder")):
+            raise InputError(f"{name} has no image encoder and decoder of the kinds that can be "
+                             "explained: give another captioner")
+        check_finite(model.state_dict(), name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+        processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+        for cuts in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches"):
+            if hasattr(processor, cuts):
+                setattr(processor, cuts, False)
+        text = getattr(config, "text_config", config)
+        if getattr(config, "image_token_id", None) is not None:
+            whole = transformers.AutoProcessor.from_pretrained(name, **options)
+            whole.image_processor = processor
+            ids = prompt_of_images(whole, config.model_type, prompt)
+        else:
+            starts = (getattr(config, "decoder_start_token_id", None),
+                      tokenizer.cls_token_id, text.bos_token_id)
+            start = next(start for start in starts if start is not None)
+            if config.model_type == "blip":
+                start = text.bos_token_id
+            ids = [start, *tokenizer(prompt or "", add_special_tokens=False).input_ids]
+        ends = model.generation_config.eos_token_id
+        if config.model_type == "blip" or ends is None:
+            ends = text.sep_token_id if config.model_type == "blip" else tokenizer.eos_token_id
+        words = Words(tokenizer, [ends] if isinstance(ends, int) else list(ends))
+        model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor)
+        _, H, W = model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8)).shape
+        if H != W:
+            raise InputError(f"{name} does not read square images, which is not supported: give "
+                             "another captioner")
+    except InputError:
+        raise
+    except Exception as error:      # of any kind: the library parses arbitrary files
+        raise InputError(f"{name} cannot be loaded as a captioner of transformers "
+                         f"({shortened(error) or type(error).__name__}): give a folder in which "
+                         "save_pretrained wrote model, image processor and tokenizer") from error
+    return model, words
+
+
+def check_size(name, config, device):
+    """InputError if a folder's weights do not fit into memory; a sentence if they take long."""
+    size = sum(path.stat().st_size for kind in ("*.safetensors", "*.bin")
+               for path in Path(name).glob(kind))
+    stored = getattr(config, "dtype", None) or torch.float32
+    size *= 4 / stored.itemsize
+    check_memory(1.25 * size, f"explaining {name} in float32", "use a smaller model")
+    if size > 4e9 and str(device) == "cpu":
+        print(f"{name} has {size / 4e9:.1f} billion weights, {size / 1e9:.0f} GB: on a CPU each "
+              "word takes minutes to explain")
+
+
+def prompt_of_images(processor, model_type, prompt):
+    """The ids of a prompt with the tokens in whose place a language model reads the image."""
+    text = PROMPTS.get(model_type, DESCRIBE) if prompt is None else prompt
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}],
+                                             add_generation_prompt=True)
+    elif model_type == "llava":
+        text = f"USER: {processor.image_token}\n{text} ASSISTANT:"
+    blank = np.zeros((3, 64, 64), np.uint8)
+    return processor(images=[blank], text=[text])["input_ids"][0]

