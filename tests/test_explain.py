@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import pixels
+from helpers import OWN_METHODS, pixels
 from made_up import random_image
 from PIL import Image
 
@@ -160,13 +160,13 @@ def test_arrays_equal_the_models_explanations(weights, run, tmp_path, kind, caps
 
 
 def test_files_of_an_image_and_their_loading(run, image, tmp_path):
-    folder = run("gridtd", [image], "--methods", *METHODS, "--caption", "a dog") / "a"
+    folder = run("gridtd", [image], "--methods", *OWN_METHODS, "--caption", "a dog") / "a"
     others = {"explanation.npz", "entry.html", "thumbnail.webp"}
-    assert names_in(folder) == others | {f"{method}.png" for method in METHODS}
+    assert names_in(folder) == others | {f"{method}.png" for method in OWN_METHODS}
     for path in folder.glob("*.png"):
         assert pixels(path).std() > 3
     loaded = ExplainedImage.load(folder)
-    assert loaded.words == ["a", "dog", "<end>"] and [*loaded.methods] == [*METHODS]
+    assert loaded.words == ["a", "dog", "<end>"] and [*loaded.methods] == [*OWN_METHODS]
     assert loaded.image.size == (90, 60) and loaded.heatmap("dog", "attention").shape == (60, 90)
     loaded.save(tmp_path / "again", with_page=False)
     again = stored(tmp_path / "again")
@@ -208,7 +208,7 @@ def test_captions_of_different_lengths_in_one_batch(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["gridtd", "aoa"])
 def test_contrast(weights, run, image, kind):
-    out = run(kind, [image], "--caption", "a dog", "--contrast", "runs", "--methods", *METHODS)
+    out = run(kind, [image], "--caption", "a dog", "--contrast", "runs", "--methods", *OWN_METHODS)
     model, _ = checkpoint.load(weights / f"{kind}.pth")
     inputs = preprocess(read_image(image), 112)[None]
     other = WORDS.wordmap["runs"]

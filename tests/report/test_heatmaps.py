@@ -203,7 +203,7 @@ def test_flagged_words_are_underlined(tmp_path, texts):
 def test_only_lrp_is_labelled_as_supporting_or_opposing_words(tmp_path, texts):
     labels = {method: " ".join(METHODS[method].labels) for method in METHODS}
     supporting = [method for method, label in labels.items() if "supports" in label]
-    assert supporting == ["lrp", "lrp_specific", "lrp_gamma"]
+    assert supporting == ["lrp", "lrp_specific", "lrp_gamma", "attn_lrp", "attn_lrp_gamma"]
     assert [*labels.values()].count("low high") == 2
     for method in METHODS:
         texts.clear()
