@@ -10,7 +10,13 @@ from captioning.explanation.methods import METHODS
 from captioning.report import colours
 from captioning.report.colours import LEVELS, PARTS, colour_maps
 from captioning.report.explained_image import Relevance, compact
-from captioning.report.heatmaps import draw_heatmaps, grey_background, overlay, thumbnail
+from captioning.report.heatmaps import (
+    draw_heatmaps,
+    grey_background,
+    labels,
+    overlay,
+    thumbnail,
+)
 
 GREY = Image.new("RGB", (90, 60), (128, 128, 128))
 
@@ -211,6 +217,12 @@ def test_only_lrp_is_labelled_as_supporting_or_opposing_words(tmp_path, texts):
         drawn = " ".join(texts)
         assert all(label in drawn for label in METHODS[method].labels)
         assert ("supports" in drawn) == METHODS[method].additive
+
+
+def test_the_legend_names_the_contrast():
+    supporting = ("supports “cat”", "supports the word rather than “cat”")
+    assert labels(METHODS["lrp"], "cat") == supporting != labels(METHODS["lrp"])
+    assert labels(METHODS["gradient"], "cat") == METHODS["gradient"].labels
 
 
 def test_a_folder_that_is_missing_is_an_input_error(tmp_path):
