@@ -28,6 +28,7 @@ from captioning.explanation.methods import METHODS, check_methods, methods_for_r
 from captioning.files import check_file, content_hash, fingerprint, read_json
 from captioning.report.explained_image import as_pil
 from captioning.report.explanations import choose_folders, is_explained, write_index
+from captioning.report.heatmaps import MAP_SIZE
 from captioning.report.page import check_page
 from captioning.runs import record_run
 
@@ -77,6 +78,8 @@ def get_args_parser():
         "and an index.html of all explanations in it, those of earlier commands included")
     add("--shared_scale", action="store_true", help="draw all words of a caption on one colour "
         "scale, so that weak maps look weak")
+    add("--map_size", type=cli.number(int, 50, 2000), default=MAP_SIZE, help="width in pixels of "
+        "each map in the PNGs: 600 suits print")
     add("--quiet", action="store_true", help="print only the captions, without their words")
     add("--overwrite", action="store_true", help="also regenerate explanations that were made with "
         "the same settings")
@@ -149,6 +152,7 @@ def identify(targets, args, model, vocabulary, regions):
               args.shared_scale, bool(args.images), caption_settings(args), args.prompt]
     if args.decoding == "sample":
         common.append(args.seed)
+    common.append(args.map_size)
     calibration = grounding.calibration_path(args.weight)
     common.append(read_json(calibration) if calibration.exists() else None)
     common = fingerprint(common)
@@ -261,7 +265,7 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
                 explained, name=target.folder.name, image=as_pil(image), window=window,
                 source=os.path.abspath(target.path), upright=bool(args.images),
                 references=target.references, shared_scale=args.shared_scale, settings=shown | seen,
-                identity=target.identity, model=name)
+                map_size=args.map_size, identity=target.identity, model=name)
             explained.save(target.folder, with_page=False)
             table = "" if args.quiet else f"\n{explained.table()}"
             bar.write(f"{target.path.name}: {explained.caption}{table}")

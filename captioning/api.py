@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from captioning import checkpoint, decoding, grounding
-from captioning.data.images import read_image
+from captioning.data.images import SUFFIXES, read_image
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError
@@ -17,9 +17,24 @@ from captioning.explanation.methods import METHODS, SPLIT, check_methods, region
 from captioning.report.explained_image import ExplainedImage, Relevance, as_pil
 
 
+def of_each(function):
+    """Lets a function of one image take a list of images too, or a folder -> a list of results."""
+    @functools.wraps(function)
+    def of_all(image, *args, **options):
+        if isinstance(image, str | os.PathLike) and os.path.isdir(image):
+            paths = sorted(Path(image).iterdir())
+            image = [path for path in paths if path.suffix.lower() in SUFFIXES]
+        if isinstance(image, list | tuple):
+            return [function(each, *args, **options) for each in image]
+        return function(image, *args, **options)
+    return of_all
+
+
+@of_each
 def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), contrast=None,
             device="auto", prompt=None):
-    """Captions an image and explains every word -> ExplainedImage.
+    """Captions an image and explains every word -> ExplainedImage; of a list of images, or of the
+    images in a folder -> a list of them.
 
     image: a path, a PIL image, or an array (H, W, 3), uint8, uint16 or float in [0, 1]. weight:
     path of a checkpoint of a model that reads pixels, or folder of a model of transformers, to

@@ -1,47 +1,72 @@
 #!/usr/bin/env bash
-# Runs every stage on generated images: data, training, evaluation, explanations and fine-tuning. No
-# GPU is needed. The script can be interrupted; running it again resumes.
+# Explains a photograph, then runs every stage on generated images: data, training, evaluation,
+# explanations and fine-tuning. No GPU is needed. The script can be interrupted; running it again
+# resumes. Edit the choices below, or set them as variables: epochs=5 bash configs/demo.sh
+scenes=${scenes:-4000}                      # images to train on
+epochs=${epochs:-10}                        # of training
+finetune_epochs=${finetune_epochs:-1}       # of fine-tuning
+minutes="15 to 30"                          # that all stages take on two cores
 . "$(dirname "$0")/environment.sh"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}    # the layers are too small for more threads
 
-[ -f data/demo/test_demo.hdf5 ] || python preparedataset.py --dataset demo
+stage() { echo; echo "== $*"; }
+explain() {
+    python explain.py \
+        --weight "$1/checkpoint_best.pth" \
+        --images data/demo/images/test_0000[0-7].png \
+        --methods lrp attention \
+        --save_path "$1/explanations"
+}
 
-model=gridtd bash configs/train_demo.sh
+echo "Seven stages: a photograph is explained at once; scenes, training, evaluation, fine-tuning,"
+echo "its evaluation and a comparison take $minutes minutes on two cores."
 
+stage "1 of 7: a photograph, captioned and explained by the model in models/"
+python explain.py --images docs/figures/dahlia.jpg --save_path output/photograph
+echo "open $PWD/output/photograph/index.html"
+
+stage "2 of 7: $scenes scenes of emoji objects"
+[ -f data/demo/test_demo.hdf5 ] ||
+    python preparedataset.py --dataset demo --demo_size "$scenes" 500 500
+
+stage "3 of 7: training, $epochs epochs"
+model=gridtd bash configs/train_demo.sh --epochs "$epochs"
+
+# beside the fine-tuning, which uses one core; its output appears afterwards
+stage "4 and 5 of 7: evaluation, and fine-tuning with evidence erasure"
 python evaluation.py \
     --weight output/demo/checkpoint_best.pth \
     --dataset demo \
+    --calibrate \
     --explanations correctness \
     --max_images 200 \
-    --save_path output/demo
-
-python explain.py \
-    --weight output/demo/checkpoint_best.pth \
-    --images data/demo/images/test_0000[0-7].png \
-    --methods lrp attention \
-    --save_path output/demo/explanations
+    --save_path output/demo > output/demo/evaluation.txt 2>&1 &
+background=$!
+trap 'kill $background 2>/dev/null || true' EXIT
 
 python finetune.py \
     --weight output/demo/checkpoint_best.pth \
     --erase_tune \
-    --erase_weight 0.1 \
-    --epochs 1 \
+    --epochs "$finetune_epochs" \
     --decoder_lr 5e-4 \
     --lr_schedule cosine \
     --workers 1 \
     --save_path output/demo_finetuned
 
+wait $background || { cat output/demo/evaluation.txt >&2; exit 2; }
+cat output/demo/evaluation.txt
+explain output/demo
+
+stage "6 of 7: evaluation and explanations of the fine-tuned model"
 python evaluation.py \
     --weight output/demo_finetuned/checkpoint_best.pth \
     --dataset demo \
+    --calibrate \
     --save_path output/demo_finetuned
+explain output/demo_finetuned
 
-python explain.py \
-    --weight output/demo_finetuned/checkpoint_best.pth \
-    --images data/demo/images/test_0000[0-7].png \
-    --methods lrp attention \
-    --save_path output/demo_finetuned/explanations
-
+stage "7 of 7: what fine-tuning changed"
 python studies/before_after/before_after.py output/demo output/demo_finetuned
 
+echo "open $PWD/output/demo/explanations/index.html (before fine-tuning) and"
+echo "open $PWD/output/demo_finetuned/explanations/index.html (after it)"
 echo "$PWD/output/demo $PWD/output/demo_finetuned"

@@ -8,7 +8,6 @@ model=${model:-gridtd}                      # or aoa
 data=${data:-data}
 save_path=${save_path:-output/demo}
 . "$(dirname "$0")/environment.sh"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}    # the layers are too small for more threads
 
 python train.py \
     --dataset demo \

@@ -17,6 +17,9 @@ from captioning.metrics.score_table import format_table
 from captioning.report.plots import save
 from captioning.runs import record_run
 
+# what metrics_<split>.json contains besides scores: it is in the table, not in the figure
+NO_SCORES = ("explained_words", "box_share")
+
 
 def get_args_parser():
     parser = Parser(__doc__.split("\n")[0])
@@ -28,9 +31,9 @@ def get_args_parser():
 
 
 def draw(path, runs):
-    """Draws one panel per metric, with its own scale and one bar per run."""
+    """Draws one panel per score, with its own scale and one bar per run."""
     from matplotlib.figure import Figure
-    table = pd.DataFrame(runs)          # one row per metric, one column per run
+    table = pd.DataFrame(runs).drop(list(NO_SCORES), errors="ignore")   # one column per run
     columns = min(5, len(table))
     rows = math.ceil(len(table) / columns)
     size = 2.4 * columns + 1, 2.1 * rows + 0.3 * len(runs) + 0.3

@@ -68,6 +68,10 @@ def test_images_of_every_kind_and_own_captions(weight, photograph):
     first, *others = [explain(image, weight, device="cpu") for image in
                       (photograph, random_image(), np.asarray(random_image()))]
     assert all(np.array_equal(first.heatmap(0), other.heatmap(0)) for other in others)
+    folder, listed = (explain(images, weight, device="cpu")
+                      for images in (photograph.parent, [photograph, random_image()]))
+    assert [each.name for each in folder] == ["holiday.png"]
+    assert [each.caption for each in listed] == [first.caption] * 2 == [folder[0].caption] * 2
     assert first.words[-1] == "<end>" or len(first.words) == 50
 
 

@@ -152,8 +152,9 @@ def _inflect_engine():
 
 @cache
 def plural(phrase):
-    """The plural of a noun phrase: 'wine glass' -> 'wine glasses'."""
-    return _inflect_engine().plural_noun(phrase)
+    """The plural of a noun phrase: 'wine glass' -> 'wine glasses'; 'persons' stays as it is."""
+    form = _inflect_engine().plural_noun(phrase)
+    return phrase if form.endswith("ss") else form
 
 
 def frequent_words(dataset, objects, path=None):

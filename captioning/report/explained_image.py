@@ -77,6 +77,7 @@ class ExplainedImage:
     # how it was explained
     model: str = ""                         # its name, if several are compared
     shared_scale: bool = False              # whether all maps have one colour scale
+    map_size: int = heatmaps.MAP_SIZE       # width of a map in the PNGs, in pixels
     settings: dict = field(default_factory=dict)        # shown on the page
     identity: str = ""                      # hash of all that the explanation depends on
 

@@ -12,9 +12,8 @@ from captioning.files import atomic_path, shortened
 from captioning.report import colours
 from captioning.report.colours import PARTS
 
-CELL = 190          # width of a heatmap in pixels
+MAP_SIZE = 190      # width of a heatmap in pixels
 COLUMNS = 6
-GAP = 10
 GREY = (90, 90, 90)     # of secondary text
 PART_NAMES = {"image": "image", "previous": "previous words", "start": "<start>", "rest": "rest"}
 
@@ -56,80 +55,90 @@ def draw_heatmaps(path, explained, method):
     """Draws the image, and beside it one heatmap per word; below it the split of the word's logit.
 
     Each heatmap has its own colour scale, unless they share one; the number below it is the value
-    of the strongest colour. Words that come from language are underlined."""
+    of the strongest colour. Words whose object is probably not there are underlined."""
     image = explained.image
     signed = METHODS[method].signed
+    cell = explained.map_size
+
+    def px(length):
+        """A length for maps of MAP_SIZE pixels, in proportion to the maps' size."""
+        return max(1, round(length * cell / MAP_SIZE))
+
     # beyond an aspect ratio of 1.5 the image is limited by its height
-    scale = min(CELL / image.width, 1.5 * CELL / image.height)
+    scale = min(cell / image.width, 1.5 * cell / image.height)
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.resize((width, height))
     maps = explained.maps(method)
     if explained.boxes is None:
         rgba, tops = colours.colour_maps(maps, signed, explained.shared_scale)
-        cells = [overlay(small, map_colours) for map_colours in rgba]
+        heatmaps = [overlay(small, map_colours) for map_colours in rgba]
     else:
         values, tops = colours.scale_regions(maps, explained.shared_scale)
-        cells = [_draw_boxes(small, explained.boxes * scale, row, signed) for row in values]
+        heatmaps = [_draw_boxes(small, explained.boxes * scale, row, signed) for row in values]
 
-    # the sheet: a title, rows of cells, and the legend
-    columns = min(COLUMNS, len(cells) + 1)
-    row_height = 22 + height + (12 if explained.split else 0) + 16 + GAP
-    sheet_width = max(columns * (CELL + GAP) + GAP, 620)
+    # the sheet: a title, rows of heatmaps, and the legend
+    columns = min(COLUMNS, len(heatmaps) + 1)
+    gap = px(10)
+    row_height = px(22) + height + (px(12) if explained.split else 0) + px(16) + gap
+    sheet_width = max(columns * (cell + gap) + gap, px(620))
     contrast = f" rather than “{explained.contrast}”" if explained.contrast else ""
     caption = shortened(explained.caption, 1000)
-    title = textwrap.wrap(f"{caption}{contrast}   [{method}]", sheet_width // 9)
-    top_margin = 20 * len(title) + 12
-    rows = -(-(len(cells) + 1) // columns)
-    legend = top_margin + rows * row_height + 4
-    sheet = Image.new("RGB", (sheet_width, legend + (40 if explained.split else 22)), "white")
+    title = textwrap.wrap(f"{caption}{contrast}   [{method}]", sheet_width // px(9))
+    top_margin = px(20) * len(title) + px(12)
+    rows = -(-(len(heatmaps) + 1) // columns)
+    legend = top_margin + rows * row_height + px(4)
+    below_legend = px(40 if explained.split else 22)
+    sheet = Image.new("RGB", (sheet_width, legend + below_legend), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.multiline_text((GAP, 6), "\n".join(title), "black", font(15), spacing=4)
+    draw.multiline_text((gap, px(6)), "\n".join(title), "black", font(px(15)), spacing=px(4))
 
-    for position, cell in enumerate([small, *cells]):
-        x = GAP + position % columns * (CELL + GAP)
+    for position, heatmap in enumerate([small, *heatmaps]):
+        x = gap + position % columns * (cell + gap)
         y = top_margin + position // columns * row_height
-        left = x + (CELL - width) // 2
-        below = y + 23 + height
-        sheet.paste(cell, (left, y + 20))
+        left = x + (cell - width) // 2
+        below = y + px(23) + height
+        sheet.paste(heatmap, (left, y + px(20)))
         if position == 0:
-            draw.text((left, y + 2), "image", GREY, font(13))
+            draw.text((left, y + px(2)), "image", GREY, font(px(13)))
             continue
         t = position - 1
         word = shortened(explained.words[t], 40)
-        face = font(14, bold=True)
-        while len(word) > 4 and face.getlength(word) > CELL:
+        face = font(px(14), bold=True)
+        while len(word) > 4 and face.getlength(word) > cell:
             word = word[:-2] + "…"
-        draw.text((left, y + 1), word, "black", face)
+        draw.text((left, y + px(1)), word, "black", face)
         if explained.flags is not None and explained.flags[t]:
             end = left + face.getlength(word)
-            draw.line((left, y + 18, end, y + 18), PARTS["previous"], 2)
+            draw.line((left, y + px(18), end, y + px(18)), PARTS["previous"], px(2))
         if explained.split:
-            _draw_split(draw, (x, below, x + CELL, below + 9), explained, t)
-            below += 12
+            _draw_split(draw, (x, below, x + cell, below + px(9)), explained, t)
+            below += px(12)
         strongest = f"{'±' if signed else ''}{tops[t]:.2g}"
-        draw.text((x + CELL, below - 1), strongest, GREY, font(11), anchor="ra")
+        draw.text((x + cell, below - 1), strongest, GREY, font(px(11)), anchor="ra")
 
     # the colour scale
     low, high = labels(METHODS[method], explained.contrast)
-    bar = overlay(Image.new("RGB", (110, 12), (128,) * 3), colours.legend(signed, 110)[None])
-    draw.text((GAP, legend), low, GREY, font(12))
-    x = GAP + round(font(12).getlength(low)) + 6
-    sheet.paste(bar, (x, legend + 2))
+    face = font(px(12))
+    grey = Image.new("RGB", (px(110), px(12)), (128,) * 3)
+    bar = overlay(grey, colours.legend(signed, px(110))[None])
+    draw.text((gap, legend), low, GREY, face)
+    x = gap + round(face.getlength(low)) + px(6)
+    sheet.paste(bar, (x, legend + px(2)))
     scales = "all maps have the same scale" if explained.shared_scale else (
         "each map has its own scale")
     text = f"{high}; {scales}: below it the value of the strongest colour"
-    draw.text((x + 116, legend), text, GREY, font(12))
+    draw.text((x + px(116), legend), text, GREY, face)
     if explained.split:
-        x = GAP
-        y = legend + 20
+        x = gap
+        y = legend + px(20)
         for part, colour in PARTS.items():
-            draw.rectangle((x, y + 3, x + 9, y + 12), colour)
-            draw.text((x + 14, y), PART_NAMES[part], GREY, font(12))
-            x += font(12).getlength(PART_NAMES[part]) + 26
+            draw.rectangle((x, y + px(3), x + px(9), y + px(12)), colour)
+            draw.text((x + px(14), y), PART_NAMES[part], GREY, face)
+            x += face.getlength(PART_NAMES[part]) + px(26)
         text = "— the logit's parts (LRP)"
         if explained.flags is not None and any(explained.flags):
             text += "; underlined: an object that is probably not there"
-        draw.text((x, y), text, GREY, font(12))
+        draw.text((x, y), text, GREY, face)
     with atomic_path(path, sync=False) as temporary:
         sheet.save(temporary, "png", compress_level=4)
 

@@ -10,7 +10,13 @@ from captioning.explanation.methods import METHODS
 from captioning.report import colours
 from captioning.report.colours import LEVELS, PARTS, colour_maps
 from captioning.report.explained_image import Relevance, compact
-from captioning.report.heatmaps import draw_heatmaps, grey_background, overlay, thumbnail
+from captioning.report.heatmaps import (
+    draw_heatmaps,
+    grey_background,
+    labels,
+    overlay,
+    thumbnail,
+)
 
 GREY = Image.new("RGB", (90, 60), (128, 128, 128))
 
@@ -182,6 +188,25 @@ def test_the_split_is_a_bar_whose_lengths_are_the_parts(tmp_path, texts):
     assert bar["start"] == pytest.approx(bar["previous"], rel=0.1)
 
 
+def test_end_does_not_set_the_scale_of_the_bars(tmp_path):
+    """However large its parts are: the other words' bars stay as long, and its own is cut off."""
+    lengths = []
+    for of_end in (1.0, 100.0):
+        split = {part: np.zeros(2) for part in PARTS}
+        split["image"] = np.array([2.0, 0.0])
+        split["start"] = np.array([0.0, of_end])
+        lengths.append(counts(draw(tmp_path / "x.png", ["dog", "<end>"], np.zeros((2, 4, 4)),
+                                   split=split)))
+    assert lengths[0]["image"] == lengths[1]["image"] > 1000
+    assert lengths[0]["start"] < lengths[1]["start"] < 1.2 * lengths[1]["image"]
+
+
+def test_maps_have_the_size_that_was_asked_for(tmp_path):
+    shapes = [pixels(draw(tmp_path / "x.png", ["dog"], np.zeros((1, 4, 4)), map_size=size)).shape
+              for size in (190, 380)]
+    assert np.allclose(np.array(shapes[1][:2]) / shapes[0][:2], 2, atol=0.05)
+
+
 def test_flagged_words_are_underlined(tmp_path, texts):
     split = {part: np.zeros(2) for part in PARTS}
     drawn = [counts(draw(tmp_path / "x.png", ["a", "dog"], np.zeros((2, 4, 4)), split=split,
@@ -200,6 +225,12 @@ def test_only_lrp_is_labelled_as_supporting_or_opposing_words(tmp_path, texts):
         drawn = " ".join(texts)
         assert all(label in drawn for label in METHODS[method].labels)
         assert ("supports" in drawn) == METHODS[method].additive
+
+
+def test_the_legend_names_the_contrast():
+    supporting = ("supports “cat”", "supports the word rather than “cat”")
+    assert labels(METHODS["lrp"], "cat") == supporting != labels(METHODS["lrp"])
+    assert labels(METHODS["gradient"], "cat") == METHODS["gradient"].labels
 
 
 def test_a_folder_that_is_missing_is_an_input_error(tmp_path):

@@ -269,6 +269,7 @@ def test_regions_are_one_tab_stop(browser, tmp_path):
     """)
     assert seen["start"]["stops"] == 1 and seen["start"]["role"] == "listbox"
     assert seen["start"]["options"] == 3
+    assert "divided among regions" in seen["start"]["captions"][0]
     # relevance 0.2, −1 and 0.5; opaque for the strongest
     strokes = dict(seen["start"]["strokes"])
     assert "--red" in strokes["0"] and "--blue" in strokes["1"] and "--red" in strokes["2"]
