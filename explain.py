@@ -32,8 +32,8 @@ from captioning.runs import record_run
 def get_args_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--weight", default=checkpoint.FLICKR8K, help="checkpoint of a captioning model, or a "
-        "folder or name of one of transformers (default: models/flickr8k.pth)")
+    add("--weight", default=checkpoint.PHOTOGRAPHS, help="checkpoint of a captioning model, or a "
+        "folder or name of one of transformers (default: models/photographs.pth)")
     add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, "

@@ -17,7 +17,7 @@ from captioning.explanation.methods import METHODS, SPLIT, check_methods, region
 from captioning.report.explained_image import ExplainedImage, Relevance, as_pil
 
 
-def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), contrast=None,
+def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",), contrast=None,
             device="auto", prompt=None):
     """Captions an image and explains every word -> ExplainedImage.
 
