@@ -40,6 +40,7 @@ METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "bert", "map", "chair"
 def get_args_parser():
     parser = cli.Parser(__doc__)
     cli.add_device(parser)
+    cli.add_threads(parser)
     cli.add_seed(parser)
     add = parser.add_argument_group("input", "either --weight or --predictions").add_argument
     add("--weight", metavar="CHECKPOINT", help="caption the split with this model and score its "
@@ -96,10 +97,10 @@ def get_args_parser():
 def main(args):
     processes.start()
     args = complete(args)
-    cli.print_settings(args)
     device = pick_device(args.device)
+    cli.print_settings(args, get_args_parser(), device)
     if args.explanations:
-        torch.set_num_threads(1)    # results must not depend on the number of cores
+        args.threads = args.threads or 1    # results must not depend on the number of cores
     cli.set_seed(args.seed)
     metrics = evaluate_model(args, device) if args.weight else evaluate_predictions(args, device)
     if processes.rank() == 0:
@@ -118,7 +119,8 @@ def complete(args):
             raise InputError(f"--{flag} requires --weight: captions without a model cannot be "
                              "explained")
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
-    args.save_path = args.save_path or str(Path(args.weight or args.predictions).parent)
+    source = Path(args.weight or args.predictions)
+    args.save_path = args.save_path or str(source if source.is_dir() else source.parent)
     return args
 
 
@@ -143,6 +145,7 @@ def evaluate_model(args, device):
     content = {} if checkpoint.is_pretrained(args.weight) else checkpoint.read(args.weight)
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content,
                                         prompt=args.prompt)
+    cli.set_threads(args.threads, model)
     from_features = (content.get("training") or {}).get("from_features", False)
     methods = args.methods
     check_methods(model, methods, args.weight)

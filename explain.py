@@ -3,10 +3,11 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import contextlib
-import hashlib
+import copy
 import os
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
 from captioning.data.images import SUFFIXES, read_image
 from captioning.data.predictions import read_captions_of
+from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.methods import METHODS, check_methods, methods_for_regions
-from captioning.files import check_file, fingerprint, read_json, reading
+from captioning.files import check_file, content_hash, fingerprint, read_json
 from captioning.report.explained_image import as_pil
 from captioning.report.explanations import choose_folders, is_explained, write_index
+from captioning.report.page import check_page
 from captioning.runs import record_run
 
 
@@ -35,6 +38,8 @@ def get_args_parser():
     add("--weight", default=checkpoint.PHOTOGRAPHS, help="checkpoint of a captioning model, or a "
         "folder or name of one of transformers (default: models/photographs.pth)")
     add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
+    add("--compare_weight", nargs="+", default=[], metavar="WEIGHT", help="further models, whose "
+        "explanations of the same images follow those of --weight on the page")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, "
         "rotated upright as their EXIF orientation specifies")
@@ -48,18 +53,21 @@ def get_args_parser():
     group = parser.add_argument_group("explanation")
     add = group.add_argument
     add("--methods", nargs="+", choices=list(METHODS), default=["lrp", "attention"],
-        help="explanation methods")
+        help="explanation methods (default: lrp attention)")
     add("--caption", help="explain this caption instead of the model's own")
-    add("--captions", metavar="FILE", help="explain the captions of another system: a JSON list of "
+    add("--captions", metavar="FILE", help="explain what --weight would have said about the "
+        "captions of another system, not why that system said them: a JSON list of "
         "{\"image\": file name, \"caption\": text}, or COCO results with \"image_id\"")
     add("--contrast", metavar="WORD", help="explain why the model prefers each word to this one: "
         "the difference of their logits")
     add("--eps", type=cli.non_negative,
         help="ε of LRP's ε-rule (default: 0.01, for models of transformers 0)")
-    add("--batch_size", type=cli.positive_int, default=8, help="images per batch")
+    add("--batch_size", type=cli.positive_int, help="images per batch (default: 1 on a CPU, so "
+        "that the first result comes soon, else 8)")
     add("--chunk", type=cli.positive_int, help="words per backward pass through the encoder; fewer "
         "need less memory (default: 1 on a CPU, else all)")
     cli.add_device(group)
+    cli.add_threads(group)
     cli.add_seed(group)
 
     cli.add_decoding(parser)
@@ -103,8 +111,9 @@ def find_images(arguments):
     return list(dict.fromkeys(paths))
 
 
-def find_targets(args, data):
-    """The Targets that the flags name. data: the CaptionDataset of --dataset, or None."""
+def find_targets(args, data, name=""):
+    """The Targets that the flags name. data: the CaptionDataset of --dataset, or None; name: of the
+    model, if several are compared."""
     if data is None:
         targets = [Target(path) for path in find_images(args.images)]
     else:
@@ -118,7 +127,7 @@ def find_targets(args, data):
     if args.captions is not None:
         names = list(dict.fromkeys(target.path.name for target in targets))
         given = read_captions_of(args.captions, names)
-    folders = choose_folders([target.path for target in targets], args.save_path)
+    folders = choose_folders([target.path for target in targets], args.save_path, name)
     for target, folder in zip(targets, folders, strict=True):
         target.caption = given.get(target.path.name, args.caption)
         target.folder = folder
@@ -142,15 +151,13 @@ def identify(targets, args, model, vocabulary, regions):
         common.append(args.seed)
     calibration = grounding.calibration_path(args.weight)
     common.append(read_json(calibration) if calibration.exists() else None)
-    if regions:
-        state = os.stat(regions.features)
-        common += [state.st_mtime_ns, state.st_size]
     common = fingerprint(common)
     for target in targets:
         # reading the image later reports why it cannot be read
-        with contextlib.suppress(InputError), reading(target.path):
-            content = hashlib.sha256(target.path.read_bytes()).hexdigest()
-            own = [content, target.caption, list(target.references), target.boxes]
+        with contextlib.suppress(InputError):
+            own = [content_hash(target.path), target.caption, list(target.references), target.boxes]
+            if regions:
+                own.append(regions.content_hash(target.index))
             target.identity = fingerprint([common, *own])
 
 
@@ -168,12 +175,14 @@ def read_regions(regions, targets, images):
     return regions.read_features(indices), boxes
 
 
-def explain_all(args, model, vocabulary, targets, regions):
+def explain_all(args, model, vocabulary, targets, regions, name=""):
     """Explains the Targets that have no explanation with these settings.
 
-    regions: the data set with region features, or None. Returns {path: InputError} of the images
-    and captions that cannot be read."""
+    regions: the data set with region features, or None; name: of the model, if several are
+    compared. Returns {path: InputError} of the images and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
+    # words outside the vocabulary; models of transformers have pieces of all words
+    as_unknown = args.captions is not None and not checkpoint.is_pretrained(args.weight)
     decode = grounding.decoder(args.weight, model, args.grounded, cli.decoding_options(args))
     eps = args.eps
     if eps is None:
@@ -188,21 +197,23 @@ def explain_all(args, model, vocabulary, targets, regions):
                or not is_explained(target.folder, target.identity)]
     if len(pending) < len(targets):
         print(f"{len(targets) - len(pending)} of {len(targets)} images are already explained")
-    pending = processes.shard(pending)
+    # whole batches, since the last digits depend on what else is in a batch
+    batches = [targets[i:i + args.batch_size] for i in range(0, len(targets), args.batch_size)]
+    batches = processes.shard([batch for batch in batches if any(t in pending for t in batch)])
     broken = {}
     steps = len(args.methods) + 1       # for each image: every method, then drawing
-    bar = tqdm(total=len(pending) * steps, desc=f"explaining {len(pending)} images", unit="step",
-               disable=processes.rank() > 0)
+    bar = tqdm(total=sum(map(len, batches)) * steps, desc=f"explaining {len(pending)} images",
+               unit="step", disable=processes.rank() > 0)
 
-    for start in range(0, len(pending), args.batch_size):
+    for selected in batches:
         # read the images
         batch = []
         images = []
-        for target in pending[start:start + args.batch_size]:
+        for target in selected:
             try:
                 if target.caption is not None:
                     encode_caption(target.caption, vocabulary,
-                                   f"the caption of {target.path.name}")
+                                   f"the caption of {target.path.name}", as_unknown)
                 images.append(read_image(target.path, upright=bool(args.images)))
                 batch.append(target)
             except InputError as error:
@@ -221,10 +232,22 @@ def explain_all(args, model, vocabulary, targets, regions):
         # caption them, and explain the captions
         texts = None if batch[0].caption is None else [target.caption for target in batch]
         seeds = decoding.image_seeds([target.identity for target in batch], args.seed)
-        captions = captions_of(model, vocabulary, inputs, texts, partial(decode, seeds=seeds))
+        captions = captions_of(model, vocabulary, inputs, texts, partial(decode, seeds=seeds),
+                               as_unknown)
         results = explain_batch(model, vocabulary, inputs, captions, args.methods, args.contrast,
                                 eps, args.chunk, calibration, boxes, bar.update)
         for target, image, explained in zip(batch, images, results, strict=True):
+            if target not in pending:
+                bar.update()
+                continue
+            if as_unknown:      # by its own words
+                for t, word in enumerate(tokenise(target.caption)):
+                    if explained.words[t] == vocabulary.words[vocabulary.unk]:
+                        explained.words[t] = f"{word}[unk]"
+                unknown = [word for word in explained.words if word.endswith("[unk]")]
+                if unknown:
+                    bar.write(f"{target.path.name}: explained as <unk>, since the model does not "
+                              f"know them: {', '.join(unknown)}")
             if target.boxes:
                 explained.objects, corners = named_boxes(target.boxes, *image.shape[:0:-1])
                 explained.object_boxes = np.array(corners, np.float32).reshape(-1, 4)
@@ -238,7 +261,7 @@ def explain_all(args, model, vocabulary, targets, regions):
                 explained, name=target.folder.name, image=as_pil(image), window=window,
                 source=os.path.abspath(target.path), upright=bool(args.images),
                 references=target.references, shared_scale=args.shared_scale, settings=shown | seen,
-                identity=target.identity)
+                identity=target.identity, model=name)
             explained.save(target.folder, with_page=False)
             table = "" if args.quiet else f"\n{explained.table()}"
             bar.write(f"{target.path.name}: {explained.caption}{table}")
@@ -251,14 +274,42 @@ def explain_all(args, model, vocabulary, targets, regions):
 
 def main(args):
     processes.start()
-    cli.print_settings(args)
     device = pick_device(args.device)
+    cli.print_settings(args, get_args_parser(), device)
+    args.batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     cli.set_seed(args.seed)
     if bool(args.images) == bool(args.dataset):
         raise InputError("give either --images FILE_OR_FOLDER … or --dataset NAME")
     if sum((args.caption is not None, args.captions is not None, args.grounded)) > 1:
         raise InputError("give at most one of --caption, --captions and --grounded")
+    weights = [args.weight, *args.compare_weight]
+    names = [""] if len(weights) == 1 else [
+        f"{number}_{Path(weight).stem}" for number, weight in enumerate(weights, start=1)]
+    broken = {}
+    folders = []        # of the explained images, one list for each model
+    for weight, name in zip(weights, names, strict=True):
+        targets, own = explain_with(copy.copy(args), weight, name, device)
+        broken |= own
+        folders.append([target.folder for target in targets if target.path not in own])
+    if processes.rank():
+        return
+    if not any(folders):
+        raise InputError("none of the images can be explained; the first: "
+                         f"{next(iter(broken.values()))}")
+    write_index(args.save_path, [folder for same in zip_longest(*folders) for folder in same
+                                 if folder])
+    print(f"explanations: {args.save_path}/index.html")
+    if broken and not args.skip_broken:
+        raise InputError(f"{len(broken)} of {len(targets)} images were skipped, the others are "
+                         f"explained; the first: {next(iter(broken.values()))} (--skip_broken "
+                         "exits with status 0 all the same)")
+
+
+def explain_with(args, weight, name, device):
+    """Explains the images with one model -> its Targets, {path: InputError} of those skipped."""
+    args.weight = weight
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, prompt=args.prompt)
+    cli.set_threads(args.threads, model)
     check_methods(model, args.methods, args.weight)
     if args.caption is not None:
         encode_caption(args.caption, vocabulary)
@@ -276,22 +327,11 @@ def main(args):
         raise InputError(f"{data.path} was prepared without an image folder: run preparedataset.py "
                          "with --image_folder to explain its images")
 
-    targets = find_targets(args, data)
+    targets = find_targets(args, data, name)
+    check_page(args.save_path)
     record_run(args.save_path, args, "explain.py")
     processes.wait()        # the targets' folders depend on those that exist
-    broken = explain_all(args, model, vocabulary, targets, regions)
-    if processes.rank():
-        return
-    explained = [target.folder for target in targets if target.path not in broken]
-    if not explained:
-        raise InputError("none of the images can be read, so that there is nothing to explain: "
-                         "check --images")
-    write_index(args.save_path, explained)
-    print(f"explanations: {args.save_path}/index.html")
-    if broken and not args.skip_broken:
-        raise InputError(f"{len(broken)} of {len(targets)} images were skipped, the others are "
-                         f"explained; the first: {next(iter(broken.values()))} (--skip_broken "
-                         "exits with status 0 all the same)")
+    return targets, explain_all(args, model, vocabulary, targets, regions, name)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,12 @@ MODES = {"erase_tune": "cross-entropy, and words are unlearned where their own e
          "lrp_cider_tune": "self-critical training of captions sampled with LRP-inference",
          "ce_tune": "control: cross-entropy, as in training"}
 SELF_CRITICAL = ("cider_tune", "lrp_cider_tune")
+ERASE_WEIGHT = {"gridtd": 0.1, "aoa": 0.3}      # which suited them best (docs/results.md)
 SIZES = ("embed_dim", "hidden_dim", "attention_dim", "num_head")        # fixed by the model
 # flags whose default is the checkpoint's value
 FROM_CHECKPOINT = ("dataset", "data_folder", "model_type", "encoder", *SIZES, "finetune_encoder",
-                   "from_pixels", "dropout", "batch_size", "captions_per_epoch", "weight_decay",
-                   "grad_clip", "amp")
+                   "from_pixels", "dropout", "attention_dropout", "batch_size",
+                   "captions_per_epoch", "weight_decay", "grad_clip", "amp")
 
 
 def get_args_parser():
@@ -49,8 +50,8 @@ def get_args_parser():
     for mode, description in MODES.items():
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode,
                            help=description)
-    add("--erase_weight", type=cli.non_negative, default=0.2, help="erase_tune: weight μ of the "
-        "unlikelihood of the word on the erased image (0.1 suits gridtd, 0.3 aoa)")
+    add("--erase_weight", type=cli.non_negative, help="erase_tune: weight μ of the unlikelihood of "
+        "the word on the erased image (default: 0.1 for gridtd, 0.3 for aoa)")
     add("--erase_keep_weight", type=cli.non_negative, default=0.1, help="erase_tune: weight κ of "
         "the cross-entropy of the caption without the word's noun phrase on the erased image")
     add("--erase_share", type=cli.fraction, default=0.2, help="erase_tune: share of the image's "
@@ -147,6 +148,8 @@ def complete(settings):
     if folder.resolve() == Path(settings.save_path).resolve():
         raise InputError(f"--save_path {settings.save_path} contains the checkpoint to start from: "
                          "choose another folder")
+    if settings.erase_weight is None:
+        settings.erase_weight = ERASE_WEIGHT.get(settings.model_type, 0.2)
     if mode == "lrp_tune" and settings.label_smoothing:
         raise InputError("--lrp_tune trains without label smoothing: omit --label_smoothing")
     of_cross_entropy = (settings.ss_prob or settings.region_loss or settings.region_epochs
@@ -162,14 +165,17 @@ def complete(settings):
 
 
 def set_dropout(model, settings):
-    """Sets the dropout to --dropout; in self-critical training to 0, so that the distribution that
-    is trained is the one that captions are sampled from."""
+    """Sets the dropout to --dropout and --attention_dropout; in self-critical training to 0, so
+    that the distribution that is trained is the one that captions are sampled from."""
     if settings.mode in SELF_CRITICAL:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    elif settings.dropout is not None:
+        return
+    if settings.dropout is not None:
         model.dropout.p = settings.dropout
+    if settings.attention_dropout is not None and "attention_dropout" in model.config:
+        model.attention_dropout.p = settings.attention_dropout
 
 
 def stop_word_ids(path, vocabulary):
@@ -224,15 +230,14 @@ def self_critical_loss(settings, vocabulary, data, stop):
 
 def main(args):
     processes.start()
-    cli.print_settings(args)
     device = pick_device(args.device)
+    cli.print_settings(args, get_args_parser(), device)
     content = checkpoint.read(args.weight)
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, content=content)
     settings = with_recorded_flags(args, content, model)
     complete(settings)
-    completed = [f"--{name} {value}" for name, value in vars(settings).items()
-                 if value != getattr(args, name)]
-    print(f"settings completed from the checkpoint: {' '.join(completed)}", flush=True)
+    print(f"of the checkpoint: {settings.model_type} with {settings.encoder}, data set "
+          f"{settings.dataset}; output: {settings.save_path}", flush=True)
     cli.set_seed(settings.seed)
     record_run(settings.save_path, settings, "finetune.py")
 

@@ -177,8 +177,8 @@ def prepare(args, folder):
 
 def main(args):
     processes.start()
-    cli.print_settings(args)
     device = pick_device(args.device)
+    cli.print_settings(args, get_args_parser(), device)
     check(args)
     folder = make_folder(Path(args.output_folder, args.dataset))
     record_run(folder, args, "preparedataset.py")

@@ -14,7 +14,7 @@ from captioning.data.feature_store import check_features, open_features_of
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation import encoders
-from captioning.files import check_memory
+from captioning.files import check_memory, fingerprint
 from captioning.runs import record_run
 from captioning.training.loop import fit
 from captioning.training.losses import CrossEntropy
@@ -53,6 +53,8 @@ def add_training(parser):
     add("--num_head", type=cli.positive_int, default=8, help="aoa: number of attention heads")
     add("--dropout", type=cli.fraction, help="dropout before the output layer (default: 0.5 for "
         "gridtd, 0.3 for aoa)")
+    add("--attention_dropout", type=cli.fraction, help="aoa: dropout of the attention weights "
+        "(default: 0.1)")
 
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
@@ -84,6 +86,7 @@ def add_training(parser):
         "the region loss alone")
     add("--amp", action=BooleanOptionalAction, default=False, help="mixed precision")
     cli.add_device(group)
+    cli.add_threads(group)
     cli.add_seed(group)
     cli.add_workers(group)
 
@@ -137,6 +140,8 @@ def start_training(settings, model, vocabulary, train_data, val_data, loss, devi
     for data in (train_data, val_data):
         if data.features:
             check_features(data, model)
+    settings.data_fingerprint = fingerprint([train_data.fingerprint(), val_data.fingerprint()])
+    cli.set_threads(settings.threads, model)
     model = model.to(device)
     fit(settings, model, vocabulary, train_data, val_data, loss, device)
 
@@ -147,11 +152,11 @@ def main(args):
     settings.finetune_encoder = args.finetune_encoder or args.encoder == "small"
     settings.from_pixels = args.from_pixels or settings.finetune_encoder
     settings.epochs = args.epochs or EPOCHS.get(args.model_type, 50)
-    cli.print_settings(settings)
+    device = pick_device(settings.device)
+    cli.print_settings(settings, get_args_parser(), device)
     if settings.encoder == "bottom_up" and settings.from_pixels:
         raise InputError("--encoder bottom_up has no pixels: omit --from_pixels and "
                          "--finetune_encoder")
-    device = pick_device(settings.device)
     cli.set_seed(settings.seed)
     record_run(settings.save_path, settings, "train.py")
 

@@ -26,7 +26,15 @@ def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",)
     which `prompt` is given. caption: a text to explain instead of the model's own caption (beam
     search). methods: names of METHODS. contrast: a word; explains why the model prefers each word
     to it. InputError for files that cannot be read and for words outside the model's vocabulary."""
-    unknown = [method for method in methods if method not in METHODS]
+    for name, value in (("caption", caption), ("contrast", contrast), ("device", device)):
+        if not isinstance(value, str | None):
+            raise InputError(f"{name} must be text, but is of the type {type(value).__name__}")
+    if not isinstance(weight, str | os.PathLike):
+        raise InputError(f"weight must be the path of a checkpoint, but is of the type "
+                         f"{type(weight).__name__}")
+    methods = [methods] if isinstance(methods, str) else methods
+    methods = list(methods) if isinstance(methods, list | tuple | set) else []
+    unknown = [str(method) for method in methods if method not in list(METHODS)]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
     modified = os.stat(weight).st_mtime_ns if os.path.exists(weight) else None
@@ -54,7 +62,7 @@ def _load(path, modified, device, prompt):
     return checkpoint.load(path, device, prompt=prompt)
 
 
-def encode_caption(text, vocabulary, flag="--caption"):
+def encode_caption(text, vocabulary, flag="--caption", as_unknown=False):
     """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary.
 
     flag: what `text` belongs to, for the message."""
@@ -64,16 +72,16 @@ def encode_caption(text, vocabulary, flag="--caption"):
     unknown = [word for word in words if word not in vocabulary.wordmap]
     if not words:
         raise InputError(f"{flag} {text!r} contains no words: give at least one")
-    if unknown:
+    if unknown and not as_unknown:
         raise InputError(f"{flag} {text!r} has words outside the model's vocabulary, replace them: "
                          f"{', '.join(unknown)}")
     return torch.tensor(vocabulary.encode(words, len(words)))
 
 
-def captions_of(model, vocabulary, inputs, texts=None, decode=decoding.decode):
+def captions_of(model, vocabulary, inputs, texts=None, decode=decoding.decode, as_unknown=False):
     """Token ids (B, T+1) from <start> on, zero-padded, of B texts or else the model's captions."""
     if texts is not None:
-        ids = [encode_caption(text, vocabulary) for text in texts]
+        ids = [encode_caption(text, vocabulary, as_unknown=as_unknown) for text in texts]
         return pad_sequence(ids, batch_first=True).to(inputs.device)
     with torch.no_grad():
         tokens = decode(model, model.encode(inputs), vocabulary)

@@ -24,7 +24,18 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default once: not where there is none, or where the help text names it."""
+    """Shows choices once, beside their flag, and each default once: not where there is none, or
+    where the help text names it."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        names = [" ".join([*action.option_strings[:1], action.metavar or action.dest.upper()])
+                 for action in actions if action.required]
+        super().add_usage(" ".join(["%(prog)s", *names, "[flags]"]), actions, groups, prefix)
+
+    def _format_args(self, action, default_metavar):
+        if action.choices and action.nargs == "+":
+            return self._metavar_formatter(action, default_metavar)(1)[0] + " …"
+        return super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action):
         has_default = action.default not in (None, []) and action.default is not False
@@ -52,6 +63,7 @@ def number(kind, low, high=math.inf, low_included=True):
 
 
 MOST = 10 ** 9      # of anything that is counted
+SMALL_MODEL = 3_000_000     # parameters
 positive_int = number(int, 1, MOST)
 natural = number(int, 0, MOST)
 positive = number(float, 0, low_included=False)
@@ -62,6 +74,19 @@ fraction = number(float, 0, 1)
 def add_device(group):
     group.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
         help="device to compute on")
+
+
+def add_threads(group):
+    group.add_argument("--threads", type=number(int, 1, 1024), help="threads of the CPU (default: "
+        "1 for small models and for measures of explanations, else of PyTorch's choice)")
+
+
+def set_threads(threads, model):
+    """Sets PyTorch's threads to --threads. Without it, a small model gets one: its layers take less
+    time than starting threads does, above all beside other programs."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if threads or size < SMALL_MODEL:
+        torch.set_num_threads(threads or 1)
 
 
 def add_seed(group):
@@ -127,7 +152,15 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
-def print_settings(args):
-    """Prints all flags with their values in one line."""
-    settings = " ".join(f"--{name} {value}" for name, value in vars(args).items())
-    print(f"settings: {settings}", flush=True)
+def print_settings(args, parser, device):
+    """Prints the flags that differ from their defaults, and what was chosen without them.
+
+    All flags are in the settings.json of the output folder."""
+    chosen = vars(args) | {"device": device}
+    shown = []
+    for name, value in chosen.items():
+        is_default = value is None or value == parser.get_default(name)
+        if not is_default or value and name in ("weight", "dataset", "save_path"):
+            values = value if isinstance(value, list) else [value]
+            shown.append(" ".join([f"--{name}", *map(str, values)]))
+    print(f"settings: {' '.join(shown)}", flush=True)

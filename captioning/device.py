@@ -15,7 +15,7 @@ def pick_device(name):
                  "cpu": True}
     if name == "auto":
         name = next(kind for kind, usable in available.items() if usable)
-    if not available[name]:
+    if not available.get(name):
         raise InputError(f"--device {name} was requested, but PyTorch finds no such device on this "
                          "machine: use --device cpu or auto")
     if name == "cuda" and processes.count() > 1:

@@ -6,6 +6,7 @@ import os
 import pickle
 import platform
 import re
+import secrets
 import shutil
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,7 +14,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from captioning.errors import InputError
 
 MACHINE = re.sub(r"\W", "-", platform.node())
-TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})\.tmp$")      # the end of a `temporary_path`
+# the end of a `temporary_path`; those of earlier versions have no random part
+TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})(?:\.[0-9a-f]{8})?\.tmp$")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -91,15 +93,18 @@ def read_json(path, keys=(), lines=False):
 
 
 def temporary_path(path):
-    """A path beside `path` that names this machine and process: <name>.<machine>.<process>.tmp."""
-    return Path(path).with_name(f"{Path(path).name}.{MACHINE}.{os.getpid()}.tmp")
+    """A path beside `path` that names this machine and process, and that nobody can prepare:
+    <name>.<machine>.<process>.<random>.tmp."""
+    name = f"{Path(path).name}.{MACHINE}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    return Path(path).with_name(name)
 
 
 def remove_leftovers(folder):
     """Removes temporary files and folders that processes of this machine left when killed."""
     for path in Path(folder).iterdir():
         match = TEMPORARY.search(path.name)
-        if not match or match[1] != MACHINE:
+        # on Windows os.kill would interrupt the process
+        if not match or match[1] != MACHINE or os.name == "nt":
             continue
         try:
             os.kill(int(match[2]), 0)
@@ -135,7 +140,9 @@ def atomic_path(path, sync=True):
 
 def sync_to_disk(path):
     """Returns when the content of a file, or the list of a folder's files, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and os.path.isdir(path):
+        return      # which Windows cannot open
+    handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -193,6 +200,12 @@ def folder_name(text):
     name = re.sub(r'[<>:"/\\|?*]', "_", name).encode()[:150].decode(errors="ignore").rstrip(". ")
     is_taken = not name or name.lower() == "index.html" or name.endswith(".tmp")
     return f"_{name}_" if is_taken else name
+
+
+def content_hash(path):
+    """A short hash of a file's bytes."""
+    with reading(path, "restore it"):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def fingerprint(value):

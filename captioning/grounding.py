@@ -58,8 +58,10 @@ def scores(model, features, explanation, captions):
     explanation: by LRP, without contrast."""
     # without the image: regions of zeros would count as padding; tiny ones do not and add nothing
     blank = torch.full_like(features, torch.finfo(features.dtype).tiny)
+    log_p = explanation.word_log_p
+    if log_p is None:
+        log_p = explanation.logits.log_softmax(-1).gather(2, captions[:, 1:, None]).squeeze(2)
     with torch.no_grad():
-        log_p = model.log_p(features, captions)
         without = model.log_p(blank, captions)
     return {"image": explanation.image, "absolute_share": image_share(explanation),
             "log_p": log_p, "log_p_gain": log_p - without,

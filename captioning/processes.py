@@ -7,16 +7,28 @@ import warnings
 import torch
 from torch import distributed
 
+from captioning.errors import InputError
+
 
 def start():
     """Joins the processes of torchrun if there are several; only the first keeps writing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or distributed.is_initialized():
         return
+    try:
+        # others that were never started would be waited for
+        minutes = datetime.timedelta(minutes=10)
+        store, own_rank, size = next(distributed.rendezvous("env://", timeout=minutes))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the processes that WORLD_SIZE announces cannot be joined ({error}): "
+                         "start all of them with torchrun, or unset WORLD_SIZE") from error
     # PyTorch recommends a name instead that its older versions lack
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_reduce", FutureWarning)
     # the first process may wait for the slowest one for as long as that takes
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=datetime.timedelta(days=30))
+    days = datetime.timedelta(days=30)
+    store.set_timeout(days)
+    distributed.init_process_group(backend, store=store, rank=own_rank, world_size=size,
+                                   timeout=days)
     if rank():
         sys.stdout = open(os.devnull, "w")      # noqa: SIM115
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from captioning import processes
 from captioning.errors import InputError
-from captioning.files import make_folder, read_json, remove_leftovers, write_json
+from captioning.files import check_file, make_folder, read_json, remove_leftovers, write_json
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py", "pycocoevalcap", "matplotlib")
 JSON_TYPES = (bool, int, float, str, list, type(None))
@@ -24,18 +24,26 @@ def record_run(folder, args, script):
         return
     folder = make_folder(folder)
     remove_leftovers(folder)
-    try:
-        entries = dict(read_json(folder / "settings.json"))
-    except (InputError, TypeError, ValueError):     # there is none, or it is not ours
-        entries = {}
+    path = folder / "settings.json"
+    entries = {}
+    if path.exists():
+        entries = read_json(path)
+        is_ours = isinstance(entries, dict) and all(
+            isinstance(entry, dict) and "flags" in entry for entry in entries.values())
+        if not is_ours:
+            raise InputError(f"{path} is not of a run, and would be replaced: choose another "
+                             "--save_path")
+    log = folder / "log.txt"
+    if log.exists():
+        check_file(log, "remove it, or choose another --save_path")
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     flags = {name: value if isinstance(value, JSON_TYPES) else str(value)
              for name, value in vars(args).items()}
     entries[script] = {"started": started, "flags": flags, "git_commit": git_commit(),
                        "versions": versions()}
-    write_json(folder / "settings.json", entries)
+    write_json(path, entries)
     stream = sys.stdout.stream if isinstance(sys.stdout, Tee) else sys.stdout
-    sys.stdout = Tee(stream, folder / "log.txt")
+    sys.stdout = Tee(stream, log)
     print(f"{script}, {started}")
 
 

@@ -17,15 +17,11 @@ epochs=${epochs:-10}
 save_path=${save_path:-$(dirname "$weight")_$mode}
 . "$(dirname "$0")/environment.sh"
 
-erase_weight=0.1                            # μ of erase_tune
-[ "$model" = aoa ] && erase_weight=0.3
-
 # --erase_keep_weight 0: the rule for the rest of a caption does not suit photographs
 # (docs/results.md)
 python finetune.py \
     --$mode \
     --weight "$weight" \
-    --erase_weight "$erase_weight" \
     --erase_keep_weight 0 \
     --epochs "$epochs" \
     --decoder_lr 1e-4 \

@@ -13,12 +13,15 @@ from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.data.dataset import features_path, split_path
 from captioning.decoding import image_seeds
+from captioning.explanation.methods import METHODS
 from captioning.files import fingerprint
 from captioning.training import log
 from gridTDmodel import GridTDModel
 
 V, T = 12, 5
 
+# the explanation methods of this project's models
+OWN_METHODS = [name for name in METHODS if hasattr(GridTDModel, METHODS[name].needs or name)]
 
 CAPTIONS = torch.tensor([[1, 7, 3, 3, 9, 2], [1, 4, 11, 2, 0, 0], [1, 5, 0, 0, 0, 0]])
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import CAPTIONS, V, make, make_batch, max_pooled, random_images
+from helpers import CAPTIONS, OWN_METHODS, V, make, make_batch, max_pooled, random_images
 
 from aoamodel import AOAModel
 from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
@@ -35,7 +35,7 @@ def assert_close(actual, expected):
 
 def test_explanations(models, device):
     images = random_images()
-    for method in METHODS:
+    for method in OWN_METHODS:
         expected = METHODS[method].explain(models[0], images, CAPTIONS)
         explanation = METHODS[method].explain(models[1], images.to(device), CAPTIONS.to(device))
         for name in ("logits", "targets", "words", "features", "pixels", "attention"):

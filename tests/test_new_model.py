@@ -6,7 +6,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from helpers import CAPTIONS, max_pooled, random_images, random_regions, run_training, train_run
+from helpers import (
+    CAPTIONS,
+    OWN_METHODS,
+    max_pooled,
+    random_images,
+    random_regions,
+    run_training,
+    train_run,
+)
 
 import evaluation
 import explain
@@ -54,7 +62,7 @@ def test_relevance_is_conserved(model_type, encoder):
     torch.testing.assert_close(parts, with_biases.targets, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN_METHODS)
 def test_every_method_explains_a_batch_like_its_items(model_type, method):
     model = make(model_type, max_pooled)
     images = random_images()

@@ -2,6 +2,7 @@
 output folder: settings.json and log.txt."""
 import importlib
 import json
+import os
 import pkgutil
 import runpy
 import subprocess
@@ -15,6 +16,7 @@ from fuzz import workspace
 
 import captioning
 from captioning import runs
+from captioning.errors import InputError
 from captioning.runs import Tee, record_run
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +58,18 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, capsys):
     assert capsys.readouterr().out == "text"
 
 
-def test_other_content_of_settings_json_is_replaced(tmp_path):
-    (tmp_path / "settings.json").write_text("[1, 2")
-    record_run(tmp_path, Namespace(seed=1), "train.py")
-    assert json.loads((tmp_path / "settings.json").read_text())["train.py"]["flags"] == {"seed": 1}
+@pytest.mark.parametrize("content", ["[1, 2", "[1, 2]", '{"theme": "dark"}', '{"a": {"b": 1}}'])
+def test_settings_of_something_else_are_kept(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(InputError, match="settings.json"):
+        record_run(tmp_path, Namespace(seed=1), "train.py")
+    assert (tmp_path / "settings.json").read_text() == content
+
+
+def test_a_pipe_in_place_of_the_log_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    with pytest.raises(InputError, match="log.txt cannot be read .it is a pipe"):
+        record_run(tmp_path, Namespace(seed=1), "train.py")
 
 
 def test_the_commit_is_recorded_where_git_knows_it(monkeypatch):

@@ -27,6 +27,8 @@ def checked_dataset(file, name, kinds="iufO", shape=None):
     kinds: allowed kinds of NumPy's types. shape: its lengths, None for any but zero."""
     dataset = file.get(name)
     expect(isinstance(dataset, h5py.Dataset), f"it has no dataset '{name}'")
+    is_inside = isinstance(file.get(name, getlink=True), h5py.HardLink) and not dataset.external
+    expect(is_inside and not dataset.is_virtual, f"its dataset '{name}' lies in another file")
     is_similar = dataset.dtype.kind in kinds
     if shape is not None:
         lengths = [own or -1 if length is None else length

@@ -37,8 +37,10 @@ def store(path, records, source, regions=36):
                          "such files")
 
     C = first[1].shape[1]
+    # of computed again files the time differs
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
     attributes = {"encoder": "bottom_up", "names": fingerprint(names),
-                  "source": str(Path(source).resolve())}
+                  "source": f"{Path(source).resolve()} {fingerprint(states)}"}
     with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as store:
         rows = _rows(tables, lambda name: index(name) in store.missing, regions)
         for name, features, boxes in tqdm(rows if store.missing else (), desc=Path(path).name,

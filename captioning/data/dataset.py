@@ -1,4 +1,5 @@
 """One split of a prepared data set: captions in HDF5, with stored features or images."""
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from captioning.data import images, vocabulary
 from captioning.data.annotations import has_type
 from captioning.data.arrays import checked_dataset, open_hdf5, read_whole
 from captioning.errors import InputError
-from captioning.files import expect, fingerprint, reading, safe_name, write_bytes
+from captioning.files import content_hash, expect, fingerprint, reading, safe_name, write_bytes
 
 FEATURES_AGAIN = "run preparedataset.py with --features again"
 
@@ -241,6 +242,28 @@ class CaptionDataset(Dataset):
             order, inverse = np.unique(np.asarray(indices), return_inverse=True)
             # faster than NumPy's conversion
             return torch.from_numpy(self._file[name][order][inverse]).float()
+
+    def content_hash(self, index):
+        """A short hash of an image's file, or of its stored features."""
+        if not self.features:
+            return content_hash(self._image(index))
+        parts = [self.read_features([index])]
+        if self.has_regions:
+            parts += [self.read_boxes([index]), self.region_counts([index])]
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
+
+    def fingerprint(self):
+        """A short hash of what training reads: names, captions, references, and of the images'
+        files their sizes or of stored features the marks of their images."""
+        if self.features:
+            with open_hdf5(self.features, remedy=FEATURES_AGAIN) as file:
+                inputs = [str(sorted((name, str(value)) for name, value in file.attrs.items())),
+                          file["done"][:].tolist() if "done" in file else None]
+        else:
+            paths = [self._image(i) for i in range(len(self))]
+            inputs = [os.path.getsize(path) if path.exists() else None for path in paths]
+        captions = hashlib.sha256(self.captions.numpy().tobytes()).hexdigest()
+        return fingerprint([self.names, captions, self.references, inputs])
 
     def __getstate__(self):
         # an open file cannot be sent to another process

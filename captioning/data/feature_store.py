@@ -22,7 +22,7 @@ from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.loader import make_loader
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
-from captioning.files import fingerprint, shortened
+from captioning.files import content_hash, fingerprint, shortened
 
 FLOAT16_MAX = 65504
 
@@ -104,9 +104,10 @@ def store_of_images(path, records, image_folder, shape, attributes, encode, prep
                     workers, device, with_boxes=False):
     """Stores encode(prepare(images)), {name: array}, of the records' images; resumes an
     interrupted run."""
-    # an image's mark changes with its size in bytes, so that a replaced image is noticed
+    # an image's mark changes with its content, so that a replaced image is noticed
     files = [Path(image_folder, record.path) for record in records]
-    marks = [1 + (os.path.getsize(file) if os.path.exists(file) else 0) for file in files]
+    marks = processes.from_first(
+        lambda: [1 + int(content_hash(file), 16) % 2**63 for file in files])
     data = images.ImageBatches(image_folder, [record.path for record in records], prepare)
     attributes = attributes | {"names": fingerprint([record.name for record in records])}
     with Store(path, marks, shape, attributes, with_boxes) as store:

@@ -21,7 +21,7 @@ FORMATS = [name for name in ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP",
            if name in Image.OPEN]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic",
             ".heif")
-REPLACE = "replace the image, or omit unreadable ones with --skip_broken"
+REPLACE = "replace or remove the image"
 MEAN = (0.485, 0.456, 0.406)        # of ImageNet
 STD = (0.229, 0.224, 0.225)
 

@@ -1,10 +1,15 @@
 """The DataLoader for training, captioning and experiments."""
 import atexit
 import multiprocessing
+import os
+import shutil
 import signal
+from functools import cache
 
 from torch.utils.data import DataLoader
 
+SHARED = "/dev/shm"
+NEEDED = 0.5e9      # bytes
 STOP = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -27,9 +32,19 @@ class Loader(DataLoader):
 
 def make_loader(data, batches, workers, device):
     """A DataLoader over `data`, which lists of indices, the `batches`, index."""
+    # batches reach the main process through shared memory; without space they would never arrive
+    if workers and os.path.isdir(SHARED) and shutil.disk_usage(SHARED).free < NEEDED:
+        _print_once(f"--workers 0, as {SHARED} has less than {NEEDED / 1e9:.1f} GB (docker run "
+                    "--shm-size)")
+        workers = 0
     return Loader(data, batch_sampler=batches, collate_fn=collate,
                   num_workers=min(workers, len(batches)), pin_memory=device.type == "cuda",
                   worker_init_fn=ignore_signals)
+
+
+@cache
+def _print_once(text):
+    print(text, flush=True)
 
 
 def ignore_signals(_):

@@ -1,4 +1,5 @@
 """Mask mass: the share of positive relevance on an object's segmentation mask."""
+import hashlib
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ class Masks:
             self.numbers = {str(name): i for i, name in enumerate(names, start=1)}
             pixels = read_whole(file, f"{split}/masks", "iu", (images, None, None))
             things = read_whole(file, f"{split}/things", "iu", (images, None))
+        self.content_hash = hashlib.sha256(pixels.tobytes() + things.tobytes()).hexdigest()[:16]
         self.pixels = torch.from_numpy(pixels)
         self.things = torch.from_numpy(things.astype("int64"))
 

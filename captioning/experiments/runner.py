@@ -46,9 +46,12 @@ def run_experiments(study, data, captions, names, limit, batch_size, workers, de
 
     selected = [i for i in range(len(captions)) if has_words(i)][:limit]
     identity = fingerprint([
-        weights_fingerprint(study.model), [(data.names[i], captions[i]) for i in selected],
+        weights_fingerprint(study.model),
+        [(data.names[i], captions[i], data.references[i], data.content_hash(i)) for i in selected],
         study.methods, study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
-        sorted(study.frequent), flags])
+        sorted(study.frequent), sorted(study.stop_words), study.objects.exact,
+        study.calibration and study.calibration.threshold, study.masks and study.masks.content_hash,
+        flags])
     parts = make_folder(Path(folder) / f"parts_{identity}")
     remove_leftovers(parts)
     batches = [selected[i:i + batch_size] for i in range(0, len(selected), batch_size)]

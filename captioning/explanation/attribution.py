@@ -44,7 +44,7 @@ class Explanation:
     # LRP splits `targets` into four summands (B, T); None for gradients and attention
     image: torch.Tensor | None = None       # the sum of `features`
     start: torch.Tensor | None = None       # words[..., 0], the word <start>
-    previous: torch.Tensor | None = None    # the sum of words[..., 1:], the caption's earlier words
+    previous: torch.Tensor | None = None    # the sum of words[..., 1:], the previous words
     rest: torch.Tensor | None = None        # what biases and ε absorb, for some options more
 
     # (B, T) of words that consist of several pieces, each with logits; None: a word is one piece

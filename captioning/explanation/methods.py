@@ -50,7 +50,7 @@ def _attn_gamma(model, *args, **options):
 METHODS = {
     "lrp": Method(
         _own("lrp"),
-        "Layer-wise relevance propagation: the word's logit, divided among pixels and earlier "
+        "Layer-wise relevance propagation: the word's logit, divided among pixels and previous "
         "words.",
         additive=True, labels=("opposes the word", "supports the word")),
     "lrp_specific": Method(

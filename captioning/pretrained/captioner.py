@@ -1,4 +1,5 @@
 """A captioner of `transformers` with what scripts and experiments use of a Captioner."""
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,9 +23,14 @@ class PretrainedCaptioner(Explainer):
         super().__init__(model, words, prompt)
         self.image_processor = image_processor
         self.windows = {}       # those measured
+        words.size = model.config.get_text_config(decoder=True).vocab_size
 
     def state_dict(self):
         return self.model.state_dict()
+
+    def eval(self):
+        """The model itself, which is never trained."""
+        return self
 
     def encode(self, images):
         """The images themselves: image encoder and decoder are run together."""
@@ -114,8 +120,7 @@ class PretrainedCaptioner(Explainer):
         ids = self.prompt.expand(len(images), -1)
         if self.model.config.model_type == "blip":      # which omits the last token of a prompt
             ids = F.pad(ids, (0, 1))
-        name = "decoder_input_ids" if hasattr(self.model, "decoder") else "input_ids"
-        inputs = self.inputs(images) | {name: ids}
+        inputs = self.inputs(images) | self.text(ids)
         try:
             generated = self.model.generate(**inputs, **options)
         except ValueError as error:         # such as a method that the library gave up
@@ -127,7 +132,7 @@ class PretrainedCaptioner(Explainer):
                 row = row[len(self.prompt):]
             ends = [row.index(end) for end in self.words.ends if end in row]
             words = self.words.split(row[:min(ends)] if ends else row)
-            rows.append(torch.tensor(words + [self.words.end] * bool(ends)))
+            rows.append(torch.tensor(words + [self.words.end] * bool(ends), dtype=torch.long))
         return rows
 
     # -- explanations of every word captions[:, t + 1] at every step t -----------------------------
@@ -159,4 +164,10 @@ class PretrainedCaptioner(Explainer):
     def attention(self, images, captions, **options):
         """The attention weights alone; words, features and pixels are None."""
         result = self.explain(images, captions, Gradient(), **options | {"pixels": False})
+        if result.attention is None:
+            raise InputError(f"the attention of {self.model.config.model_type} to the image is not "
+                             "known: omit attention from --methods")
+        K = result.attention.shape[-1]
+        if math.prod(result.grid) != K:         # the language model reads fewer tokens
+            result.grid = (math.isqrt(K),) * 2
         return replace(result.summed(), words=None, features=None)

@@ -95,15 +95,19 @@ class Passes:
         """Logits (P, V) of `pieces` (P,), each predicted after the prompt and those before it."""
         P = len(pieces)
         ids = torch.cat([self.prompt, pieces[:-1]])[None]
-        options = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        options = {"logits_to_keep": P} if "logits_to_keep" in self.accepts else {}
+        output = self.model(**self.inputs(image), **self.text(ids), use_cache=False, **options)
+        return output.logits[0, -P:]
+
+    def text(self, ids):
+        """Ids (B, L) that begin with the prompt, as arguments of the model."""
         if hasattr(self.model, "decoder"):
-            options = {"decoder_input_ids": ids}
-        if "logits_to_keep" in self.accepts:
-            options["logits_to_keep"] = P
+            return {"decoder_input_ids": ids}
+        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.model.config.model_type == "paligemma":     # image and prompt see each other
-            types = F.pad(torch.zeros_like(self.prompt), (0, P - 1), value=1)
-            options["token_type_ids"] = types[None]
-        return self.model(**self.inputs(image), use_cache=False, **options).logits[0, -P:]
+            arguments["token_type_ids"] = torch.ones_like(ids)
+            arguments["token_type_ids"][:, :len(self.prompt)] = 0
+        return arguments
 
     def run(self, image, caption, rule, encoder_rule, contrast=None):
         """A forward pass: the Cut, the logits (P, V) of the pieces of the caption's words, targets

@@ -58,8 +58,9 @@ def load(name, device="cpu", prompt=None):
             whole.image_processor = processor
             ids = prompt_of_images(whole, config.model_type, prompt)
         else:
-            start = (getattr(config, "decoder_start_token_id", None)
-                     or tokenizer.cls_token_id or text.bos_token_id)
+            starts = (getattr(config, "decoder_start_token_id", None),
+                      tokenizer.cls_token_id, text.bos_token_id)
+            start = next(start for start in starts if start is not None)
             if config.model_type == "blip":
                 start = text.bos_token_id
             ids = [start, *tokenizer(prompt or "", add_special_tokens=False).input_ids]
@@ -68,7 +69,10 @@ def load(name, device="cpu", prompt=None):
             ends = text.sep_token_id if config.model_type == "blip" else tokenizer.eos_token_id
         words = Words(tokenizer, [ends] if isinstance(ends, int) else list(ends))
         model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor)
-        model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8))
+        _, H, W = model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8)).shape
+        if H != W:
+            raise InputError(f"{name} does not read square images, which is not supported: give "
+                             "another captioner")
     except InputError:
         raise
     except Exception as error:      # of any kind: the library parses arbitrary files

@@ -44,9 +44,9 @@ class Explainer(Passes):
         T = len(caption) - 1
         is_relevance = isinstance(rule, LRP)
         image = image.detach().to(self.model.dtype).requires_grad_(pixels)
-        if is_relevance:
-            rule.one = image.new_ones((), requires_grad=True)
         encoder_rule = encoder_rule or copy.copy(rule)
+        if is_relevance:        # of constants of the encoder nothing is reported
+            rule.one = image.new_ones((), requires_grad=True)
         attentions = []
 
         def watch(function, args, kwargs, result):
@@ -93,7 +93,7 @@ class Explainer(Passes):
             targets=(rows @ targets.detach())[None], word_logits=of_words(logits),
             word_log_p=of_words(logits.log_softmax(-1)), features=r_features[:, 0, own][None],
             words=None, pixels=r_pixels, attention=attention, beta=None, grid=grid,
-             inputs=features.detach()[:, own], images=image.detach())
+            inputs=features.detach()[:, own], images=image.detach())
 
         # columns: what belongs to the tokens of a word, and to those before the caption
         L = len(self.prompt) + len(pieces) - 1

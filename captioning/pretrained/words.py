@@ -13,6 +13,7 @@ class Words:
     def __init__(self, tokenizer, ends):
         self.tokenizer = tokenizer
         self.ends = ends
+        self.size = 0           # number of the model's logits
         self.words = ["<pad>", "<start>", "<end>", "<unk>"]
         self.pieces = [(), (), (ends[0],), ()]
         self.ids = {(ends[0],): self.end}
@@ -64,5 +65,6 @@ class Words:
     @cached_property
     def outputs(self):
         """The texts of the pieces, one for each logit."""
-        return [piece.strip("▁Ġ ") for piece in
-                self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
+        pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        pieces = [piece.strip("▁Ġ ") for piece in pieces]
+        return pieces + [""] * (self.size - len(pieces))        # some models have unused ones

@@ -13,16 +13,28 @@ from PIL import Image
 from captioning.data.images import read_image
 from captioning.errors import InputError
 from captioning.explanation.methods import METHODS, SPLIT
-from captioning.files import make_folder, sync_to_disk, temporary_path, write_text
+from captioning.files import (
+    content_hash,
+    make_folder,
+    sync_to_disk,
+    temporary_path,
+    write_text,
+)
 from captioning.report import heatmaps
 from captioning.report.colours import colour_maps
-from captioning.report.explanations import ARRAYS, caption_of, read_explanation
-from captioning.report.page import as_json, page_entry, page_of, write_entry
+from captioning.report.explanations import (
+    ARRAYS,
+    caption_of,
+    foreign_file,
+    own_names,
+    read_explanation,
+)
+from captioning.report.page import PAGE, as_json, page_entry, page_of, write_entry
 
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-           "identity", "presence", "flags", "contrast_probabilities", "boxes", "window")
+          "identity", "presence", "flags", "contrast_probabilities", "boxes", "window", "model")
 
 
 @dataclass
@@ -63,6 +75,7 @@ class ExplainedImage:
     objects: list = ()                      # names of n annotated objects
     object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
+    model: str = ""                         # its name, if several are compared
     shared_scale: bool = False              # whether all maps have one colour scale
     settings: dict = field(default_factory=dict)        # shown on the page
     identity: str = ""                      # hash of all that the explanation depends on
@@ -99,7 +112,8 @@ class ExplainedImage:
             return maps
         indices = []
         for low, high, side in ((y0, y1, maps.shape[1]), (x0, x1, maps.shape[2])):
-            places = (np.arange(round(side / (high - low))) + 0.5) / round(side / (high - low))
+            count = max(100, round(side / (high - low)))        # so many that edges stay sharp
+            places = (np.arange(count) + 0.5) / count
             indices.append(np.floor((places - low) / (high - low) * side).astype(int))
         whole = maps[:, indices[0].clip(0, maps.shape[1] - 1)]
         whole = whole[:, :, indices[1].clip(0, maps.shape[2] - 1)]
@@ -159,7 +173,7 @@ class ExplainedImage:
         width = max(map(len, self.words)) + 2
         lines = [f"  {'word':{width}}probability"]
         if self.split:
-            lines[0] += f"{'image':>10}{'words':>10}{'<start>':>10}{'rest':>10}"
+            lines[0] += f"{'image':>10}{'previous':>10}{'<start>':>10}{'rest':>10}"
         for t, word in enumerate(self.words):
             line = f"  {word:{width}}{self.probabilities[t]:11.3f}"
             if self.split:
@@ -187,30 +201,35 @@ class ExplainedImage:
     def save(self, folder, with_page=True):
         """Writes a PNG per method, explanation.npz, and the image's share of a page.
 
-        Other files in the folder are kept; a new folder appears only once it is complete.
-        with_page: also index.html, the page of this image alone. InputError if writing fails."""
+        They replace those of an earlier explanation, once all are complete; other files in the
+        folder are kept. with_page: also index.html, the page of this image alone. InputError if
+        writing fails, or would replace files that are not of an explanation."""
         folder = Path(folder).absolute()
+        if foreign := foreign_file(folder):
+            raise InputError(f"{foreign} is not of an explanation, and would be replaced: choose "
+                             "another folder")
         temporary = temporary_path(folder)
         try:
             make_folder(temporary)
             for method in self.methods:
                 heatmaps.draw_heatmaps(temporary / f"{method}.png", self, method)
-            np.savez_compressed(temporary / ARRAYS, **self._arrays())
             entry = page_entry(self)
             write_entry(temporary, entry, self.image)
             if with_page:
                 write_text(temporary / "index.html", page_of(as_json(entry)))
+            # by these the explanation is known to be complete
+            hashes = {path.name: content_hash(path) for path in sorted(temporary.iterdir())}
+            np.savez_compressed(temporary / ARRAYS, files=json.dumps(hashes), **self._arrays())
             for path in (*temporary.iterdir(), temporary):
                 sync_to_disk(path)
 
             if not folder.exists():
                 os.replace(temporary, folder)
                 return
-            for name in (ARRAYS, *(f"{method}.png" for method in METHODS)):
+            for name in own_names() - {*hashes, ARRAYS, PAGE}:
                 (folder / name).unlink(missing_ok=True)
-            # explanation.npz last: without it the image is explained again
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == ARRAYS):
-                os.replace(path, folder / path.name)
+            for name in (*hashes, ARRAYS):
+                os.replace(temporary / name, folder / name)
         except OSError as error:
             raise InputError(f"{folder} cannot be written ({error.strerror or error}): free some "
                              "space or choose another folder") from error

@@ -1,4 +1,8 @@
-"""A folder of explanations: one folder per image, of ExplainedImage.save, and index.html."""
+"""A folder of explanations: one folder per image, of ExplainedImage.save, and index.html.
+
+What is ours, and may be replaced: in a folder with an explanation.npz the files `own_names`, and
+an index.html that is such a page."""
+import json
 import os
 from itertools import count
 from pathlib import Path
@@ -8,8 +12,8 @@ import numpy as np
 from captioning.data.arrays import read_arrays
 from captioning.errors import InputError
 from captioning.explanation.methods import METHODS
-from captioning.files import TEMPORARY, expect, folder_name, reading
-from captioning.report.page import ENTRY, THUMBNAIL, has_entry, write_page
+from captioning.files import TEMPORARY, content_hash, expect, folder_name, reading
+from captioning.report.page import ENTRY, PAGE, THUMBNAIL, has_entry, write_page
 
 ARRAYS = "explanation.npz"
 # its arrays with one entry for each of the T words
@@ -30,25 +34,41 @@ def stored_array(folder, name):
         return None
 
 
-def choose_folders(paths, save_path):
+def choose_folders(paths, save_path, model=""):
     """A folder in `save_path` for each image in `paths`, never one that belongs to another image.
 
     An image that was explained before keeps its folder. Otherwise the folder has the stem of the
-    image as its name, with a number appended if that is taken."""
+    image as its name, with a number appended if that is taken, also by files of the user. model:
+    the name of one of several that are compared, which have folders of their own."""
     names = {}          # {image: name of its folder}
     taken = set()
     for folder in reversed(stored_folders(save_path)):
         image = stored_array(folder, "image")
         if image is not None:
-            names[str(image)] = folder.name
+            if str(stored_array(folder, "model") or "") == model:
+                names[str(image)] = folder.name
             taken.add(folder.name)
     for path in paths:
-        name = stem = folder_name(path.stem)
+        name = stem = folder_name(f"{path.stem}_{model}" if model else path.stem)
         numbers = count(2)
-        while name in taken or Path(save_path, name).is_file():
+        while name in taken or foreign_file(Path(save_path, name)):
             name = f"{stem}_{next(numbers)}"
         taken.add(names.setdefault(os.path.abspath(path), name))
     return [Path(save_path, names[os.path.abspath(path)]) for path in paths]
+
+
+def own_names():
+    """Names of the files of an explanation."""
+    return {ARRAYS, ENTRY, THUMBNAIL, PAGE, *(f"{method}.png" for method in METHODS)}
+
+
+def foreign_file(folder):
+    """A file in place of the folder or of one of `own_names` that is not ours, or None."""
+    if folder.exists() and not folder.is_dir():
+        return folder
+    is_ours = (folder / ARRAYS).exists()
+    return next((folder / name for name in sorted(own_names()) if (folder / name).exists()
+                 and not (is_ours and (folder / name).is_file())), None)
 
 
 def read_explanation(folder):
@@ -70,16 +90,15 @@ def read_explanation(folder):
 
 
 def is_explained(folder, identity):
-    """Whether the folder has an explanation with this `identity`, whose files are complete."""
+    """Whether the folder has an explanation with this `identity`, whose files are as written."""
     try:
         arrays = read_explanation(folder)
+        with reading(folder / ARRAYS):
+            hashes = json.loads(str(arrays["files"]))
+            return str(arrays["identity"]) == identity and all(
+                content_hash(folder / name) == value for name, value in hashes.items())
     except InputError:
         return False
-    plots = [folder / f"{method}.png" for method in arrays["methods"].tolist()]
-    return (str(arrays["identity"]) == identity and has_entry(folder)
-            # the last chunk of a PNG
-            and all(path.is_file() and path.read_bytes()[-8:] == b"IEND\xaeB`\x82"
-                    for path in plots))
 
 
 def write_index(save_path, first):
@@ -98,7 +117,7 @@ def write_index(save_path, first):
                            "another version: explain its image again)")
         else:
             captions[folder] = caption_of(words.tolist())
-    path = Path(save_path, "index.html")
+    path = Path(save_path, PAGE)
     if omitted:
         print(f"omitted from {path}: {', '.join(omitted)}")
     write_page(path, captions)

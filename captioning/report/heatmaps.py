@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from captioning.explanation.methods import METHODS
-from captioning.files import atomic_path
+from captioning.files import atomic_path, shortened
 from captioning.report import colours
 from captioning.report.colours import PARTS
 
@@ -16,8 +16,7 @@ CELL = 190          # width of a heatmap in pixels
 COLUMNS = 6
 GAP = 10
 GREY = (90, 90, 90)     # of secondary text
-PART_NAMES = {"image": "image", "previous": "earlier words", "start": "<start>",
-              "rest": "biases, ε"}
+PART_NAMES = {"image": "image", "previous": "previous words", "start": "<start>", "rest": "rest"}
 
 
 @functools.cache
@@ -46,6 +45,13 @@ def overlay(image, rgba):
     return Image.alpha_composite(grey, colours.convert("RGBA")).convert("RGB")
 
 
+def labels(method, contrast=""):
+    """What the lowest and the highest values of a Method's maps mean, with a contrast to a word."""
+    if contrast and method.labels[1] == "supports the word":
+        return f"supports “{contrast}”", f"supports the word rather than “{contrast}”"
+    return method.labels
+
+
 def draw_heatmaps(path, explained, method):
     """Draws the image, and beside it one heatmap per word; below it the split of the word's logit.
 
@@ -70,7 +76,8 @@ def draw_heatmaps(path, explained, method):
     row_height = 22 + height + (12 if explained.split else 0) + 16 + GAP
     sheet_width = max(columns * (CELL + GAP) + GAP, 620)
     contrast = f" rather than “{explained.contrast}”" if explained.contrast else ""
-    title = textwrap.wrap(f"{explained.caption}{contrast}   [{method}]", sheet_width // 9)
+    caption = shortened(explained.caption, 1000)
+    title = textwrap.wrap(f"{caption}{contrast}   [{method}]", sheet_width // 9)
     top_margin = 20 * len(title) + 12
     rows = -(-(len(cells) + 1) // columns)
     legend = top_margin + rows * row_height + 4
@@ -88,7 +95,7 @@ def draw_heatmaps(path, explained, method):
             draw.text((left, y + 2), "image", GREY, font(13))
             continue
         t = position - 1
-        word = explained.words[t]
+        word = shortened(explained.words[t], 40)
         face = font(14, bold=True)
         while len(word) > 4 and face.getlength(word) > CELL:
             word = word[:-2] + "…"
@@ -97,13 +104,13 @@ def draw_heatmaps(path, explained, method):
             end = left + face.getlength(word)
             draw.line((left, y + 18, end, y + 18), PARTS["previous"], 2)
         if explained.split:
-            _draw_split(draw, (x, below, x + CELL, below + 9), explained.split, t)
+            _draw_split(draw, (x, below, x + CELL, below + 9), explained, t)
             below += 12
         strongest = f"{'±' if signed else ''}{tops[t]:.2g}"
         draw.text((x + CELL, below - 1), strongest, GREY, font(11), anchor="ra")
 
     # the colour scale
-    low, high = METHODS[method].labels
+    low, high = labels(METHODS[method], explained.contrast)
     bar = overlay(Image.new("RGB", (110, 12), (128,) * 3), colours.legend(signed, 110)[None])
     draw.text((GAP, legend), low, GREY, font(12))
     x = GAP + round(font(12).getlength(low)) + 6
@@ -127,24 +134,33 @@ def draw_heatmaps(path, explained, method):
         sheet.save(temporary, "png", compress_level=4)
 
 
-def _draw_split(draw, box, split, t):
+def _draw_split(draw, box, explained, t):
     """A bar of the parts of word t, on one axis for all words.
 
-    Positive parts extend to the right of zero, negative ones to the left."""
+    Positive parts extend to the right of zero, negative ones to the left. <end>, whose parts are
+    often by far the largest, does not count for the scale, and its bar may be cut off."""
     x0, y0, x1, y1 = box
-    values = np.stack([split[part] for part in PARTS])                                 # (4, T)
-    highest = values.clip(min=0).sum(0).max()
-    lowest = values.clip(max=0).sum(0).min()
+    values = np.stack([explained.split[part] for part in PARTS])                       # (4, T)
+    counted = values[:, np.array(explained.words) != "<end>"]
+    highest = counted.clip(min=0).sum(0).max(initial=0)
+    lowest = counted.clip(max=0).sum(0).min(initial=0)
     unit = (x1 - x0) / ((highest - lowest) or 1)
     zero = right = left = x0 - lowest * unit
     for value, colour in zip(values[:, t] * unit, PARTS.values(), strict=True):
         if value > 0:
-            draw.rectangle((right, y0, right + value, y1), colour)
+            _draw_bar(draw, right, right + value, box, colour)
             right += value
         elif value < 0:
-            draw.rectangle((left + value, y0, left, y1), colour)
+            _draw_bar(draw, left + value, left, box, colour)
             left += value
     draw.line((zero, y0 - 1, zero, y1 + 1), "black")
+
+
+def _draw_bar(draw, left, right, box, colour):
+    """A rectangle from left to right, cut off at the box."""
+    x0, y0, x1, y1 = box
+    if left < x1 and right > x0:
+        draw.rectangle((max(left, x0), y0, min(right, x1), y1), colour)
 
 
 def _draw_boxes(image, boxes, values, signed):

@@ -3,8 +3,13 @@
 const entries = JSON.parse(document.getElementById("data").textContent)
 const loaded = []           // indices of entries loaded on demand, the oldest first
 const LOADED = 12, LISTED = 60
-const at = { entry: 0, word: null, region: null, method: null, head: "" }     // what is shown
-const PARTS = { image: "image", previous: "earlier words", start: "<start>", rest: "biases, ε" }
+// what is shown; a pinned word stays while the mouse passes others
+const at = { entry: 0, word: null, pinned: false, region: null, method: null, head: "" }
+const PARTS = { image: "image", previous: "previous words", start: "<start>", rest: "rest" }
+// words that need an explanation
+const SPECIAL = {
+  "<end>": "<end> is the end of the caption. Its image part is often the largest of all.",
+  "<unk>": "<unk> stands for any word that is not in the model's vocabulary." }
 const $ = id => document.getElementById(id)
 
 function make(tag, properties = {}, ...children) {
@@ -103,13 +108,14 @@ function legend(name, t) {
 // -- the caption ----------------------------------------------------------------------------------
 
 // the parts of word t as the background of a bar, on one axis for all words: positive parts to the
-// right of zero, negative ones to the left
+// right of zero, negative ones to the left; cut off where those of <end>, often large, exceed it
 function splitBar(split, t) {
   const names = Object.keys(PARTS)
   const sum = (u, sign) =>
     names.reduce((total, name) => total + Math.max(0, sign * split[name][u]), 0)
-  const steps = [...split.rest.keys()], left = Math.max(...steps.map(u => sum(u, -1)))
-  const extent = (left + Math.max(...steps.map(u => sum(u, 1)))) || 1
+  const steps = [...split.rest.keys()].filter(u => current().words[u + 1] !== "<end>")
+  const left = Math.max(0, ...steps.map(u => sum(u, -1)))
+  const extent = (left + Math.max(0, ...steps.map(u => sum(u, 1)))) || 1
   const negative = names.filter(name => split[name][t] < 0).reverse()
   const positive = names.filter(name => split[name][t] > 0)
   let x = (left - sum(t, -1)) / extent
@@ -138,14 +144,16 @@ function showCaption() {
       button.classList.toggle("flagged", Boolean(flags[i - 1]))
       if (typeof presence[i - 1] === "number") button.title = estimate(presence[i - 1])
     }
-    for (const event of ["mouseenter", "focus", "click"])
-      button.addEventListener(event, () => openWord(i - 1))
+    button.onmouseenter = () => at.pinned || openWord(i - 1)
+    button.onfocus = () => at.pinned || openWord(i - 1)
+    button.onclick = () => { openWord(i - 1); pin(true) }
     return button
   }))
   $("parts").hidden = !split
   const squares = Object.entries(PARTS).flatMap(([name, text]) =>
     [make("span", {}, styled("i", "", `background: var(--${name})`), text), " "])
-  $("parts").replaceChildren("Parts of each word's logit (LRP):", ...squares, flags.some(Boolean)
+  $("parts").replaceChildren("Bars: parts of each word's logit (LRP); those left of the line " +
+    "oppose the word:", ...squares, flags.some(Boolean)
     ? "(wavy underline: the object that the word names is probably not there)" : "")
 }
 
@@ -195,6 +203,21 @@ function splitRows(split, t) {
   })
 }
 
+// where the word comes from, in one sentence
+function origin(split, t) {
+  const [name] = Object.keys(PARTS).sort((a, b) => split[b][t] - split[a][t])
+  const image = split.image[t] < 0 ? " The image opposes it, as it does some correct words." : ""
+  return `Most support comes from: ${PARTS[name]}.${image}`
+}
+
+// whether the word can be trusted, as far as the model's estimates say
+function trust({ flags, presence }, t) {
+  if (typeof presence[t] === "number") return (flags[t] ? "Doubtful: " : "") +
+    `this word names an object; ${estimate(presence[t])}.`
+  return presence.length ? "No estimate: there are estimates of words that name objects only, and " +
+    "others can be wrong, too." : "Unknown: no estimates (see evaluation.py --calibrate)."
+}
+
 function detail() {
   if (at.region !== null) return regionDetail()
   if (at.word === null) return [make("h2", {}, "Choose a word of the caption.")]
@@ -205,20 +228,23 @@ function detail() {
   if (contrast) heading += `, explained rather than “${contrast.word}”`
   if (contrast?.p.length) heading += ` (probability ${percent(contrast.p[t])})`
   const parts = [make("h2", {}, heading)]
-  if (typeof entry.presence[t] === "number")
-    parts.push(make("p", {}, `This word names an object: ${estimate(entry.presence[t])}.`))
+  if (SPECIAL[word]) parts.push(make("p", {}, SPECIAL[word]))
   if (entry.split) {
     const total = ["", contrast ? "difference of logits" : "logit", withSign(entry.logits[t]), ""]
-    parts.push(table([...splitRows(entry.split, t), total]))
+    parts.push(make("h3", {}, "Where does it come from?"),
+      make("p", {}, origin(entry.split, t)), table([...splitRows(entry.split, t), total]),
+      make("p", { className: "hint" }, "<start>: expected of every caption; rest: of biases and ε"),
+      make("h3", {}, "Can I trust it?"), make("p", {}, trust(entry, t)))
   }
 
   const rows = best.some(([other]) => other === word) ? best : [...best, [word, p]]
+  parts.push(make("h3", {}, "What else could the model have said here?"))
   parts.push(table(rows.map(([other, p]) => [other === word ? "chosen-word" : "", other, percent(p),
     make("meter", { value: p, title: percent(p) })])))
   if (method().words && t > 0) {
     const [low, high] = method().word_labels
     parts.push(make("p", { className: "hint" },
-      `Colours of the earlier words: blue: ${low}, red: ${high}; without <start>.`))
+      `Colours of the previous words: blue: ${low}, red: ${high}; without <start>.`))
   }
   return parts
 }
@@ -274,11 +300,13 @@ function openHash() {
 function openEntry(i, word = entry => entry.first) {
   at.entry = (i + entries.length) % entries.length
   const entry = current()
-  $("current").textContent = `${entry.name}: ${entry.caption}`
+  $("current").textContent = `Image ${at.entry + 1} of ${entries.length}: ${entry.name}`
+  document.title = `${entry.name}: ${entry.caption}`
   $("images").open = false
   if (!entry.methods) return load(at.entry, word)
   const names = Object.keys(entry.methods)
   Object.assign(at, { word: word(entry), region: null, head: "" })
+  pin(false)
   if (!names.includes(at.method)) at.method = names[0]
   $("methods").replaceChildren(...names.map(name => make("button", { value: name,
     title: entry.methods[name].help, onclick: () => choose({ method: name }) }, title(name))))
@@ -286,7 +314,9 @@ function openEntry(i, word = entry => entry.first) {
   $("head").replaceChildren(make("option", { value: "" }, "mean"),
     ...[...Array(heads).keys()].map(m => make("option", { value: m }, `${m + 1}`)))
   $("objects-label").hidden = !entry.objects.length
-  document.querySelector(".region-key").hidden = !entry.boxes
+  $("side-label").hidden = names.length < 2
+  for (const [kind, isShown] of [["regions", entry.boxes], ["pixels", !entry.boxes]])
+    for (const element of document.querySelectorAll(`.of-${kind}`)) element.hidden = !isShown
   $("about").hidden = !entry.references.length && !Object.keys(entry.settings).length
   $("about-text").replaceChildren(...about(entry))
   showCaption()
@@ -325,9 +355,15 @@ function openWord(t) {
   if (word !== at.word && current().methods) choose({ word, region: null })
 }
 
+function pin(pinned) {
+  at.pinned = pinned
+  $("caption").classList.toggle("pinned", pinned)
+}
+
 // chooses a word by keyboard; the focus follows
 function stepWord(step) {
   openWord(at.word === null ? 0 : at.word + step)
+  pin(true)
   $("caption").children[at.word + 1].focus()
 }
 
@@ -416,27 +452,35 @@ $("side").onchange = $("objects").onchange = show
 $("save").onclick = savePng
 $("search").oninput = showList
 $("images").ontoggle = () => { if ($("images").open) { showList(); $("search").focus() } }
-for (const id of ["images", "previous", "next"]) $(id).hidden = entries.length < 2
+$("search").onkeydown = event => {
+  if (event.key === "Enter") $("thumbnails").firstChild?.click()
+}
+for (const id of ["images", "steps", "image-keys"]) $(id).hidden = entries.length < 2
 addEventListener("hashchange", openHash)
 
 const KEYS = {
   arrowright: () => stepWord(1),
   arrowleft: () => stepWord(-1),
-  arrowdown: () => openEntry(at.entry + 1),
-  arrowup: () => openEntry(at.entry - 1),
+  n: () => openEntry(at.entry + 1),
+  p: () => openEntry(at.entry - 1),
   m: () => {
     const names = Object.keys(current().methods)
     choose({ method: names[(names.indexOf(at.method) + 1) % names.length] })
   },
   r: () => nextRegion(),
-  escape: () => { $("images").open = false; openRegion(null); openWord(null) },
+  escape: () => {
+    $("images").open = false
+    if (at.pinned) return pin(false)
+    openRegion(null)
+    openWord(null)
+  },
 }
 
 document.addEventListener("keydown", event => {
   const typing = event.target.matches?.("select, input:not([type=checkbox])")
   if (event.ctrlKey || event.metaKey || event.altKey || typing) return
   const key = event.key.toLowerCase()
-  if (!KEYS[key] || !current().methods && !["arrowdown", "arrowup"].includes(key)) return
+  if (!KEYS[key] || !current().methods && !["n", "p"].includes(key)) return
   event.preventDefault()
   KEYS[key]()
 })

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from captioning.errors import InputError
 from captioning.explanation.methods import METHODS
 from captioning.files import write_text
 from captioning.metrics.object_words import stop_words
 from captioning.report.colours import colour_maps, legend, normalise_words, scale_regions
-from captioning.report.heatmaps import thumbnail
+from captioning.report.heatmaps import labels, thumbnail
 
+PAGE = "index.html"
 ENTRY = "entry.html"            # in each image's folder
 THUMBNAIL = "thumbnail.webp"
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>Part of index.html</title>
@@ -79,9 +81,12 @@ def _method_entry(explained, method):
     # what methods without signed maps assign to words are gradients
     of_words = kind if kind.signed else METHODS["gradient"]
     colours = [f"rgb({r} {g} {b} / {a / 255:.3f})" for r, g, b, a in legend(kind.signed).tolist()]
-    entry = {"help": kind.description, "signed": kind.signed, "labels": kind.labels,
-             "word_labels": of_words.labels, "maps": None, "regions": None, "heads": [],
-             "words": None, "legend": f"linear-gradient(90deg, {', '.join(colours)})"}
+    description = kind.description
+    if explained.boxes is not None:
+        description = description.replace("pixel", "region")
+    entry = {"help": description, "signed": kind.signed, "labels": labels(kind, explained.contrast),
+             "word_labels": labels(of_words, explained.contrast), "maps": None, "regions": None,
+             "heads": [], "words": None, "legend": f"linear-gradient(90deg, {', '.join(colours)})"}
     if explained.boxes is None:
         entry["maps"], tops = _heatmaps(maps, kind.signed, explained.shared_scale)
         entry["heads"] = [_heatmaps(head, kind.signed, explained.shared_scale)[0]
@@ -125,8 +130,9 @@ def write_entry(folder, entry, image):
 
 
 def read_entry(folder):
-    """The JSON text of the entry in the folder's entry.html."""
-    return Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[2]
+    """The JSON text of the entry in the folder's entry.html, encoded again: whoever changed that
+    file must not reach the page."""
+    return as_json(json.loads(Path(folder, ENTRY).read_text(encoding="utf-8").split("\n")[2]))
 
 
 def has_entry(folder):
@@ -137,6 +143,15 @@ def has_entry(folder):
         return are_files and json.loads(read_entry(folder))["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+def check_page(folder):
+    """InputError if the folder has an index.html that is not a page of explanations."""
+    path = Path(folder, PAGE)
+    start = "<title>Explanations</title>"
+    if path.exists() and not (path.is_file() and start.encode() in path.read_bytes()[:1000]):
+        raise InputError(f"{path} is not a page of explanations, and would be replaced: choose "
+                         "another --save_path")
 
 
 def write_page(path, captions):

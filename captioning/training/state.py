@@ -17,12 +17,13 @@ from captioning.training.log import columns, write_log
 FIXED_FLAGS = ("weight", "mode", "lrp_weight", "samples", "baseline", "dataset", "model_type",
                "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head", "batch_size",
                "captions_per_epoch", "seed", "ss_prob", "region_loss", "region_epochs",
-               "label_smoothing", "amp", "weight_decay", "dropout", "from_pixels", "decoder_lr",
-               "encoder_lr", "lr_schedule", "grad_clip", "control")
+               "label_smoothing", "amp", "weight_decay", "dropout", "attention_dropout",
+               "from_pixels", "decoder_lr", "encoder_lr", "lr_schedule", "grad_clip", "control")
 ERASE_FLAGS = ("erase_weight", "erase_keep_weight", "erase_share", "erase_fill", "erase_every",
                "erase_evidence", "erase_own_evidence", "synonyms")
 # what differs if the fingerprint of a file's content does
-FINGERPRINTS = {"stop_words_fingerprint": "other words in the file of --stop_words",
+FINGERPRINTS = {"data_fingerprint": "other data (captions or images of the data set)",
+                "stop_words_fingerprint": "other words in the file of --stop_words",
                 "object_words_fingerprint": "other object words (of the data set or --synonyms)"}
 # what checkpoints of earlier versions recorded
 RENAMED = {"captions_per_step": "captions_per_epoch", "keep_weight": "erase_keep_weight",
@@ -143,8 +144,8 @@ def resume(settings, model, vocabulary, optimizer, scaler, measure, batches):
     if scaler.is_enabled():
         scaler.load_state_dict(training["scaler"])
     state = training["state"]
-    if not best.exists() or path.resolve() not in (last.resolve(), best.resolve()):
-        state["best"] = -1.0        # the folder has no best checkpoint, or that of another run
+    if not is_best(best, state) or path.resolve() not in (last.resolve(), best.resolve()):
+        state["best"] = -1.0
     if state["log"] and not processes.rank():
         write_log(settings.save_path, state["log"], measure, settings.region_epochs)
     print(f"resuming from {path}: epoch {state['epoch'] + 1}, batch {state['step']}", flush=True)
@@ -202,6 +203,18 @@ def current_flags(recorded):
         if flags.pop(mode, False):
             flags["mode"] = mode
     return flags
+
+
+def is_best(path, state):
+    """Whether the file is the best checkpoint of the run with this state: not missing, damaged, or
+    of another run, whose log differs."""
+    try:
+        with reading(path):
+            other = checkpoint.read(path)["training"]["state"]
+            rows = min(len(other["log"]), len(state["log"]))
+            return other["best"] >= state["best"] and other["log"][:rows] == state["log"][:rows]
+    except InputError:
+        return False
 
 
 def check_flags(path, recorded, current):

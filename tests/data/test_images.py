@@ -42,7 +42,7 @@ ROWS = RAMP.astype(np.uint16) * 257
 @pytest.mark.parametrize("image", [
     RAMP, ROWS, ROWS.astype(">u2"), RAMP / 255, (RAMP / 255).astype(np.float32)[..., None],
     RAMP[..., None].repeat(3, 2), Image.fromarray(ROWS), Image.fromarray(RAMP / np.float32(255)),
-    "big_endian.tif"], ids=str)
+    "big_endian.tif"], ids=lambda image: type(image).__name__)
 def test_every_entry_reads_images_of_more_than_8_bits_alike(tmp_path, monkeypatch, image):
     """Files, PIL images and arrays."""
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import OWN_METHODS
 from torch import nn
 
 from aoamodel import AOAModel
@@ -32,7 +33,7 @@ from captioning.explanation import methods
 from captioning.metrics.object_words import Objects
 from gridTDmodel import GridTDModel
 
-METHODS = (*methods.METHODS, RANDOM)
+METHODS = (*OWN_METHODS, RANDOM)
 S = 32      # side of an image in pixels: 16 patches
 SENTENCES = ["the dog on a big red ball with a small cat", "a cat and the small dog with a ball",
              "big cat", "the big red dog on the big ball"]
@@ -47,6 +48,8 @@ REFERENCES = [["a dog", "a red ball"], ["a cat"], ["nothing"], ["the dog on the 
 
 class FixedMasks:
     """Masks of the dog, the left half of the image, and of the cat, one row."""
+    content_hash = ""
+
 
     def has(self, index, category):
         return category in ("dog", "cat")

@@ -167,7 +167,7 @@ def test_the_split_is_a_bar_whose_lengths_are_the_parts(tmp_path, texts):
     split = {part: np.array([value]) for part, value in values}
     maps = np.zeros((1, 4, 4))
     with_bar = counts(draw(tmp_path / "x.png", ["dog"], maps, "attention", split=split))
-    assert {"image", "earlier words", "<start>"} <= set(texts)
+    assert {"image", "previous words", "<start>"} <= set(texts)
     assert not any(counts(draw(tmp_path / "y.png", ["dog"], maps, "attention")).values())
     bar = {part: count - 100 for part, count in with_bar.items()}       # less the legend's squares
     assert bar["image"] > 500 and bar["image"] == pytest.approx(2 * bar["previous"], rel=0.1)
@@ -184,7 +184,7 @@ def test_flagged_words_are_underlined(tmp_path, texts):
 def test_only_lrp_is_labelled_as_supporting_or_opposing_words(tmp_path, texts):
     labels = {method: " ".join(METHODS[method].labels) for method in METHODS}
     supporting = [method for method, label in labels.items() if "supports" in label]
-    assert supporting == ["lrp", "lrp_specific", "lrp_gamma"]
+    assert supporting == ["lrp", "lrp_specific", "lrp_gamma", "attn_lrp", "attn_lrp_gamma"]
     assert [*labels.values()].count("low high") == 2
     for method in METHODS:
         texts.clear()

@@ -128,7 +128,8 @@ def test_nothing_is_fetched_and_words_are_escaped(index):
 
 WALK = """
   note("start")
-  word(2).dispatchEvent(new MouseEvent("mouseenter")); note("hover")
+  const point = i => word(i).dispatchEvent(new MouseEvent("mouseenter"))
+  point(2); note("hover")
   document.querySelector("#methods [value=attention]").focus()
   document.querySelector("#methods [value=attention]").click(); note("attention")
   key("ArrowRight"); note("right")
@@ -139,10 +140,12 @@ WALK = """
   $("side").click(); note("side"); $("side").click()
   $("objects").click()
   note("objects", { boxes: document.querySelectorAll(".annotated rect").length })
-  word(4).focus(); note("focus")
+  key("Escape"); word(4).focus(); note("focus")
   const blob = await savePng(); note("png", { size: blob.size })
+  word(2).click(); point(4); note("pinned")
+  key("Escape"); point(4); note("released")
   key("Escape"); note("escape")
-  key("ArrowDown"); note("down")
+  key("n"); note("down")
   word(1).click()
   $("opacity").value = 0.5
   $("opacity").dispatchEvent(new Event("input"))
@@ -150,6 +153,7 @@ WALK = """
   $("images").open = true; showList()
   $("search").value = "DOG image"; $("search").dispatchEvent(new Event("input"))
   note("search", { found: [...$("thumbnails").children].map(b => b.textContent) })
+  $("search").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" })); note("enter")
 """
 
 
@@ -166,7 +170,7 @@ def test_in_a_browser(browser, index, width):
     assert all("--image" in bar and "--start" in bar for bar in start["splits"][1:])
     assert start["alts"][0] == "a dog </script><b> a" and start["tabbable"] == 1
     assert hover["chosen"] == 2 and "“dog”: probability 25.0\u00a0%" in hover["detail"]
-    for text in ("cat", "earlier words", "+2", "−3", "logit", "+6.5",
+    for text in ("cat", "previous words", "+2", "−3", "logit", "+6.5",
                  "probability that it is in the image is 20.0\u00a0%"):
         assert text in hover["detail"], text
     for text in ("opposes the word", "supports the word; strongest colour: ±", "Layer-wise"):
@@ -187,6 +191,8 @@ def test_in_a_browser(browser, index, width):
     assert "attention" in seen["side"]["captions"][1] and seen["objects"]["boxes"] == 1
     assert seen["focus"]["chosen"] == 4 and seen["focus"]["hash"] == "#image 0/a~2"
     assert seen["png"]["size"] > 5000
+    # a clicked word stays while the mouse passes others, until Esc
+    assert seen["pinned"]["chosen"] == 2 and seen["released"]["chosen"] == 4
     assert seen["escape"]["chosen"] == -1 and not seen["escape"]["heats"]
     assert seen["escape"]["hash"] == "#image 0"
     # the second image has other methods
@@ -200,6 +206,7 @@ def test_in_a_browser(browser, index, width):
     assert any("--" in colour for colour in down["colours"])
     assert seen["tap"]["chosen"] == 1 and seen["tap"]["opacity"] == "0.5"
     assert seen["search"]["found"] == ["image 0: a dog </script><b> a"]
+    assert seen["enter"]["words"] == start["words"] and seen["enter"]["chosen"] == 3
     assert not any(entry["wide"] for entry in seen.values())
     assert min(width - 40, 300) <= seen["tap"]["stage"] <= width
 
@@ -284,7 +291,7 @@ def test_many_images_are_loaded_on_demand(browser, tmp_path):
     assert (tmp_path / "index.html").stat().st_size < 50_000
     seen = browse(browser, tmp_path / "index.html", """
       await until(() => current().methods); note("start")
-      for (let i = 0; i < 20; i++) { key("ArrowDown"); await until(() => current().methods) }
+      for (let i = 0; i < 20; i++) { key("n"); await until(() => current().methods) }
       note("walked")
       const pictures = $("thumbnails").getElementsByTagName("img")
       const seen = () => [...pictures].filter(i => i.naturalWidth).length
@@ -293,7 +300,7 @@ def test_many_images_are_loaded_on_demand(browser, tmp_path):
       const blob = await savePng(); note("png", { size: blob.size })
       openEntry(39); await until(() => $("detail").innerText.includes("photo%2039"))
       note("missing")
-      key("ArrowUp"); await until(() => current().methods); note("up")
+      key("p"); await until(() => current().methods); note("up")
     """, address="#photo%207/dog")
     assert seen["start"]["hash"] == "#photo 7/dog" and seen["start"]["memory"] == 1
     assert seen["start"]["chosen"] == 2
