@@ -36,8 +36,8 @@ from captioning.runs import record_run
 def get_args_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--weight", default=checkpoint.FLICKR8K, help="checkpoint of a captioning model, or a "
-        "folder or name of one of transformers (default: models/flickr8k.pth)")
+    add("--weight", default=checkpoint.PHOTOGRAPHS, help="checkpoint of a captioning model, or a "
+        "folder or name of one of transformers (default: models/photographs.pth)")
     add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
     add("--compare_weight", nargs="+", default=[], metavar="WEIGHT", help="further models, whose "
         "explanations of the same images follow those of --weight on the page")

@@ -31,7 +31,7 @@ def of_each(function):
 
 
 @of_each
-def explain(image, weight=checkpoint.FLICKR8K, caption=None, methods=("lrp",), contrast=None,
+def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",), contrast=None,
             device="auto", prompt=None):
     """Captions an image and explains every word -> ExplainedImage; of a list of images, or of the
     images in a folder -> a list of them.

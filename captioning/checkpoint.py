@@ -16,7 +16,7 @@ from captioning.explanation.encoders import IMAGE_SIZE
 from captioning.files import atomic_path, expect, reading, shortened, write_bytes
 from captioning.weights import check_finite
 
-FLICKR8K = str(Path(__file__).parents[1] / "models" / "flickr8k.pth")       # see models/README.md
+PHOTOGRAPHS = str(Path(__file__).parents[1] / "models" / "photographs.pth")     # models/README.md
 SIZES = ("vocab_size", "embed_dim", "hidden_dim", "attention_dim", "num_head", "feature_dim")
 OTHER = "check the path, or use another checkpoint"
 
@@ -153,10 +153,13 @@ def _load_published(state, path, vocabulary, num_head):
 
 def release(source, path):
     """Writes the checkpoint `source` to `path` with weights in float16, compressed, and without
-    its training state; it is read like any other checkpoint."""
+    its training state; it is read like any other checkpoint. The weights of an encoder that
+    float16 would change stay as they are."""
     content = read(source)
     for name, value in content["state_dict"].items():
-        if value.is_floating_point():
+        # an encoder is rounded only if it stays the one with which features were stored
+        is_exact = torch.equal(value.half().to(value), value)
+        if value.is_floating_point() and (is_exact or not name.startswith("encoder.")):
             content["state_dict"][name] = value.half()
     # evaluation.py reads whether the model was trained on stored features
     from_features = (content.get("training") or {}).get("from_features", False)

@@ -57,7 +57,7 @@ python train.py \
 # the 500 photographs of COCO that were not trained on, and Flickr8k's test split
 for split in val test; do
     python evaluation.py \
-        --weight "$save_path/checkpoint_best.pth" \
+        --weight "$save_path/checkpoint_last.pth" \
         --dataset karpathy \
         --data_folder data/photographs \
         --split $split \

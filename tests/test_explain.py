@@ -149,7 +149,7 @@ def test_arrays_equal_the_models_explanations(weights, run, tmp_path, kind, caps
         assert str(arrays["image"]) == str(path) and bool(arrays["upright"])
 
         lines = output.split(f"{path.name}: a dog runs\n")[1].splitlines()[:5]
-        assert lines[0].split() == ["word", "probability", "image", "words", "<start>", "rest"]
+        assert lines[0].split() == ["word", "probability", "image", "previous", "<start>", "rest"]
         for t, word in enumerate(["a", "dog", "runs", "<end>"]):
             p = expected.logits[0, t].softmax(0)[captions[0, t + 1]]
             numbers = [p, expected.image[0, t], expected.previous[0, t], expected.start[0, t],
@@ -432,7 +432,7 @@ def replace_by_pipe(path):
 
 
 def earlier_version(path):
-    path.write_text(path.read_text("utf-8").replace('"format":2', '"format":1'), "utf-8")
+    path.write_text(path.read_text("utf-8").replace('"format":3', '"format":2'), "utf-8")
 
 
 @pytest.mark.parametrize("name, damage", [

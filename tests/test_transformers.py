@@ -413,7 +413,7 @@ def test_prompts_and_images_among_tokens(folders, photograph):
                         caption=TEXTS[1], methods=("attn_lrp", "attention"))
     assert explained.words == ["the", "cat", ".", "<end>"]
     with pytest.raises(InputError, match="--prompt is for models of transformers"):
-        checkpoint.load(checkpoint.FLICKR8K, prompt="a")
+        checkpoint.load(checkpoint.PHOTOGRAPHS, prompt="a")
 
 
 def test_padding_and_cropping_are_measured(folders):

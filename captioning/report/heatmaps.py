@@ -55,7 +55,7 @@ def draw_heatmaps(path, explained, method):
     """Draws the image, and beside it one heatmap per word; below it the split of the word's logit.
 
     Each heatmap has its own colour scale, unless they share one; the number below it is the value
-    of the strongest colour. Words whose object is probably not there are underlined."""
+    of the strongest colour. Names of objects that are probably not there are underlined."""
     image = explained.image
     signed = METHODS[method].signed
     cell = explained.map_size
