@@ -1,4 +1,4 @@
-"""Captions images and explains every word: python explain.py --images docs/figures/dahlia.jpg"""
+"""Captions images and explains every word: python explain.py --images docs/figures/cat.jpg"""
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 

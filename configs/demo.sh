@@ -21,7 +21,7 @@ echo "Seven stages: a photograph is explained at once; scenes, training, evaluat
 echo "its evaluation and a comparison take $minutes minutes on two cores."
 
 stage "1 of 7: a photograph, captioned and explained by the model in models/"
-python explain.py --images docs/figures/dahlia.jpg --save_path output/photograph
+python explain.py --images docs/figures/cat.jpg --save_path output/photograph
 echo "open $PWD/output/photograph/index.html"
 
 stage "2 of 7: $scenes scenes of emoji objects"
