@@ -3,6 +3,7 @@ browser."""
 import base64
 import csv
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -26,14 +27,16 @@ COUNTS = [3, 5, 1, 5, 5, 5, 5, 5]       # number of regions of each test image, 
 
 
 @pytest.fixture(scope="module")
-def data(demo_data):
-    """The demo data folder with region features of 6 channels for its test images."""
+def data(demo_data, tmp_path_factory):
+    """A copy of the demo data folder with region features of 6 channels for its test images."""
+    folder = tmp_path_factory.mktemp("regions") / "data"
+    shutil.copytree(demo_data, folder)
     with h5py.File(split_path(demo_data, "demo", "test")) as file:
         names = file["names"].asstr()[:].tolist()
     rng = np.random.default_rng(0)
     boxes = [np.sort(rng.uniform(0, 112, (n, 2, 2)), axis=1).reshape(n, 4) for n in COUNTS]
-    store(demo_data, "test", names, boxes, [rng.random((n, 6)) for n in COUNTS])
-    return demo_data
+    store(folder, "test", names, boxes, [rng.random((n, 6)) for n in COUNTS])
+    return folder
 
 
 def store(data, split, names, boxes, features):
@@ -185,7 +188,6 @@ def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
     with h5py.File(split_path(data, "demo", "val")) as file:
         names = file["names"].asstr()[:].tolist()
     features = np.random.default_rng(0).random((len(names), 4, 6))
-    path = store(data, "val", names, np.zeros((len(names), 4, 4)), features)
+    store(data, "val", names, np.zeros((len(names), 4, 4)), features)
     with pytest.raises(InputError, match=r"for val_00000\.png .*no boxes"):
         run(weights, data, tmp_path / "out", "--split val")
-    path.unlink()
