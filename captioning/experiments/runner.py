@@ -50,8 +50,8 @@ def run_experiments(study, data, captions, names, limit, batch_size, workers, de
         [(data.names[i], captions[i], data.references[i], data.content_hash(i)) for i in selected],
         study.methods, study.seed, batch_size, sorted(study.objects.words.items()), study.boxes,
         sorted(study.frequent), sorted(study.stop_words), study.objects.exact,
-        study.calibration and study.calibration.threshold, study.masks and study.masks.content_hash,
-        flags])
+        study.calibration and study.calibration._replace(objects=None),
+        study.masks and study.masks.content_hash, flags])
     parts = make_folder(Path(folder) / f"parts_{identity}")
     remove_leftovers(parts)
     batches = [selected[i:i + batch_size] for i in range(0, len(selected), batch_size)]

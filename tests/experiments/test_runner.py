@@ -540,6 +540,9 @@ class Split:
     def __getitems__(self, indices):
         return {"images": random_images()[indices]}
 
+    def content_hash(self, index):
+        return str(index)
+
 
 def run(study, folder, names=("ablation", "pointing_game")):
     return run_experiments(study, Split(), SENTENCES, names, None, 2, 0, torch.device("cpu"),
@@ -582,8 +585,12 @@ def test_the_rows_of_batches_are_kept_until_all_tables_are_written(study, tmp_pa
     other_run = tmp_path / "resumed" / "parts_of_another_run"
     other_run.mkdir()
     monkeypatch.setattr(runner, "conclude", conclude)
+    with monkeypatch.context() as patch:    # other images: nothing is reused
+        patch.setattr(Split, "content_hash", lambda data, index: "changed")
+        run(study, tmp_path / "resumed")
+    assert len(measured_batches) == 8
     resumed = run(study, tmp_path / "resumed")
-    assert len(measured_batches) == 4
+    assert len(measured_batches) == 8
     for name in tables:
         pd.testing.assert_frame_equal(resumed[name], tables[name])
     assert [path for path in (tmp_path / "resumed").iterdir() if path.is_dir()] == [other_run]
