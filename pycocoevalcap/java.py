@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -95,17 +96,47 @@ def meteor(captions, references):
     # one answer per line: first the matches of each caption, then the scores of these matches
     questions = [" ||| ".join(["SCORE", *texts, caption])
                  for caption, texts in zip(captions, references, strict=True)]
-    matches, _ = communicate(command, "\n".join(questions) + "\n", seconds)
-    question = " ||| ".join(["EVAL", *matches.splitlines()])
-    scores, _ = communicate(command, f"{question}\n", seconds)
+    is_late = threading.Event()
+    scores = []
+    with (contextlib.suppress(BrokenPipeError),
+          subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                           stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
+                           errors="replace", start_new_session=True) as process):
+        limit = threading.Timer(seconds, lambda: (is_late.set(), kill(process)))
+        limit.start()
+        try:
+            matches = ask(process, questions, len(captions))
+            scores = ask(process, [" ||| ".join(["EVAL", *matches])], len(captions) + 1,
+                         is_last=True)
+        finally:
+            limit.cancel()
+            kill(process)
+    if is_late.is_set():
+        raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select "
+                         "another Java with JAVA_HOME")
     try:
-        *each, total = map(float, scores.splitlines())
-        if len(each) != len(captions):
-            raise ValueError("scores are missing")
+        *each, total = map(float, scores)
     except ValueError as error:
         raise InputError("METEOR's Java ended early: provide 2 GB of memory, or select another "
                          "Java with JAVA_HOME") from error
     return total, each
+
+
+def ask(process, questions, count, is_last=False):
+    """The next `count` lines that a program prints after it was given the lines `questions`."""
+    def write():
+        with contextlib.suppress(OSError, ValueError):      # it ended: its answers are missing
+            process.stdin.writelines(f"{question}\n" for question in questions)
+            process.stdin.flush()
+            if is_last:
+                process.stdin.close()
+
+    # beside reading, as both pipes hold little
+    writer = threading.Thread(target=write)
+    writer.start()
+    answers = [process.stdout.readline().strip() for _ in range(count)]
+    writer.join()
+    return answers
 
 
 def communicate(command, text, seconds, stderr=subprocess.PIPE):
