@@ -200,7 +200,7 @@ def test_captions_of_different_lengths_in_one_batch(run, tmp_path, monkeypatch):
     rows = torch.tensor([WORDS.encode(["a", "dog"], 4) + [0, 0],
                          WORDS.encode(["a", "dog", "runs", "fast"], 4)])
     monkeypatch.setattr(explain, "captions_of", lambda *_: rows)
-    out = run("aoa", make_images(tmp_path, "ab"), "--methods", "lrp")
+    out = run("aoa", make_images(tmp_path, "ab"), "--methods", "lrp", "--batch_size", "2")
     short, long = (stored(out / name) for name in "ab")
     assert short["lrp_words"].shape == (3, 3) and long["lrp_words"].shape == (5, 5)
     assert short["lrp_pixels"].shape == (3, 112, 112) and short["attention"].shape == (3, 2, 49)
@@ -252,7 +252,8 @@ def test_the_progress_bar_advances_within_a_batch(run, tmp_path, monkeypatch):
     monkeypatch.setattr(explain, "tqdm", Bar)
     paths = make_images(tmp_path, "abc")
     paths[1].write_bytes(b"not an image")
-    run("gridtd", paths, "--methods", "lrp", "gradient", "attention", "--skip_broken")
+    run("gridtd", paths, "--methods", "lrp", "gradient", "attention", "--skip_broken",
+        "--batch_size", "3")
     # the broken image, three methods of two images, drawing each
     assert updates == [4, 2, 2, 2, 1, 1]
 
@@ -398,6 +399,7 @@ def test_the_identity_covers_all_that_an_explanation_depends_on(image, tmp_path)
 
 def test_existing_explanations_are_not_computed_again(run, tmp_path, monkeypatch):
     paths = make_images(tmp_path, "abc")
+    flags = (*ATTENTION, "--batch_size", "8")
     sizes = []
     explain_batch = explain.explain_batch
 
@@ -405,16 +407,16 @@ def test_existing_explanations_are_not_computed_again(run, tmp_path, monkeypatch
         sizes.append(len(images))
         return explain_batch(model, vocabulary, images, *others)
     monkeypatch.setattr(explain, "explain_batch", counting)
-    out = run("gridtd", paths[:2], *ATTENTION)
+    out = run("gridtd", paths[:2], *flags)
     before = (out / "a" / "explanation.npz").stat().st_mtime_ns
-    run("gridtd", paths, *ATTENTION)
+    run("gridtd", paths, *flags)
     # the whole batch, so that the last digits of others do not depend on what existed
     assert sizes == [2, 3] and (out / "a" / "explanation.npz").stat().st_mtime_ns == before
     assert page_names(out) == ["a", "b", "c"]
     random_image(seed=9).save(paths[1])         # the file is replaced by another image
-    run("gridtd", paths, *ATTENTION)
-    run("gridtd", paths, *ATTENTION, "--overwrite")
-    run("aoa", paths, *ATTENTION)
+    run("gridtd", paths, *flags)
+    run("gridtd", paths, *flags, "--overwrite")
+    run("aoa", paths, *flags)
     assert sizes == [2, 3, 3, 3, 3]
 
 

@@ -29,7 +29,7 @@ class Method:
     signed: bool = True         # its maps have negative values
     has_words: bool = True      # it assigns something to the words read
     needs_pixels: bool = False  # it is defined by maps of pixels, so that region features have none
-    needs: str = ""             # the model's method that it calls, if that has another name
+    needs: str | None = None    # a method that not every model has
     # what the lowest and the highest values of its maps mean
     labels: tuple = ("negative gradient", "positive gradient")
 
@@ -61,11 +61,11 @@ METHODS = {
     "lrp_gamma": Method(
         _gamma,
         "LRP with the γ-rule in the encoder, which keeps negative evidence of convolutions.",
-        additive=True, needs="lrp", labels=("opposes the word", "supports the word")),
+        additive=True, labels=("opposes the word", "supports the word")),
     "attn_lrp": Method(
         _own("attn_lrp"),
         "AttnLRP: LRP that also passes through attention weights (models of transformers).",
-        additive=True, labels=("opposes the word", "supports the word")),
+        additive=True, needs="attn_lrp", labels=("opposes the word", "supports the word")),
     "attn_lrp_gamma": Method(
         _attn_gamma,
         "AttnLRP with the γ-rule in the encoder (models of transformers).",
@@ -82,10 +82,11 @@ METHODS = {
     "guided_backprop": Method(
         _own("guided_backprop"),
         "Guided backpropagation: the gradient along positive paths only; shows edges and "
-        "textures."),
+        "textures.", needs="guided_backprop"),
     "guided_grad_cam": Method(
         _own("guided_grad_cam"),
-        "Guided Grad-CAM: guided backpropagation, weighted with Grad-CAM.", needs_pixels=True),
+        "Guided Grad-CAM: guided backpropagation, weighted with Grad-CAM.", needs_pixels=True,
+        needs="guided_grad_cam"),
     "attention": Method(
         _own("attention"),
         "Attention: where the model looks when it predicts the word, not whether that supports the "
@@ -132,7 +133,8 @@ def methods_for_regions(methods, weight):
 def check_methods(model, methods, weight):
     """InputError if a method is not defined for the model. weight: its path, for the message."""
     for method in methods:
-        if method in METHODS and not hasattr(model, METHODS[method].needs or method):
+        needs = METHODS[method].needs if method in METHODS else None
+        if needs and not hasattr(model, needs):
             raise InputError(f"{method} is not defined for {type(model).__name__}, the model of "
                              f"{weight}: choose other --methods, for example lrp")
 

@@ -272,14 +272,16 @@ def test_more_and_fewer_than_36_regions(tmp_path):
     assert file["counts"].tolist() == [36, 10, 36]
 
 
-def test_incomplete_tsv_is_resumed_with_another(tmp_path):
+def test_incomplete_tsv_is_replaced_by_another(tmp_path):
+    """Features of two files are never mixed."""
     records = make_records("1.jpg", "2.jpg", "3.jpg")
     message = r"no features of 2 of the 3 images, among them 1\.jpg, 2\.jpg "
     with pytest.raises(InputError, match=message):
         store_tsv(tmp_path, records, [tsv_row("3", 36, 300)])
     assert (tmp_path / "out.hdf5.missing.txt").read_text() == "1.jpg\n2.jpg\n"
-    file = store_tsv(tmp_path, records, [tsv_row("2", 36, 200), tsv_row("1", 36, 100)])
-    assert file["features"][:, 0, 0].tolist() == [100, 200, 300]
+    file = store_tsv(tmp_path, records, [tsv_row("2", 36, 200), tsv_row("3", 36, 301),
+                                         tsv_row("1", 36, 100)])
+    assert file["features"][:, 0, 0].tolist() == [100, 200, 301]
     assert not (tmp_path / "out.hdf5.missing.txt").exists()
 
 
