@@ -212,8 +212,8 @@ function origin(split, t) {
 
 // whether the word can be trusted, as far as the model's estimates say
 function trust({ flags, presence }, t) {
-  if (typeof presence[t] === "number") return (flags[t] ? "Doubtful: " : "") +
-    `this word names an object; ${estimate(presence[t])}.`
+  if (typeof presence[t] === "number")
+    return `${flags[t] ? "Doubtful: this" : "This"} word names an object; ${estimate(presence[t])}.`
   return presence.length ? "No estimate: there are estimates of words that name objects only, and " +
     "others can be wrong, too." : "Unknown: no estimates (see evaluation.py --calibrate)."
 }
