@@ -19,7 +19,7 @@ from captioning.api import captions_of, encode_caption, explain_batch
 from captioning.data.boxes import load_boxes, named_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
-from captioning.data.images import SUFFIXES, read_image
+from captioning.data.images import SUFFIXES, images_in, read_image
 from captioning.data.predictions import read_captions_of
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
@@ -103,7 +103,7 @@ def find_images(arguments):
     paths = []
     for path in map(Path, arguments):
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            found = images_in(path)
         else:
             check_file(path, "check --images")
             found = [path]
@@ -185,12 +185,9 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
     regions: the data set with region features, or None; name: of the model, if several are
     compared. Returns {path: InputError} of the images and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
-    # words outside the vocabulary; models of transformers have pieces of all words
-    as_unknown = args.captions is not None and not checkpoint.is_pretrained(args.weight)
+    as_unknown = args.captions is not None      # words outside the vocabulary
     decode = grounding.decoder(args.weight, model, args.grounded, cli.decoding_options(args))
-    eps = args.eps
-    if eps is None:
-        eps = 0 if checkpoint.is_pretrained(args.weight) else 0.01
+    eps = model.eps if args.eps is None else args.eps
     shown = {"checkpoint": args.weight, **caption_settings(args), "ε of LRP": eps}
     if args.prompt is not None:
         shown["prompt"] = args.prompt
@@ -244,14 +241,11 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
             if target not in pending:
                 bar.update()
                 continue
-            if as_unknown:      # by its own words
+            if unknown := vocabulary.unknown(target.caption or ""):     # shown by its own words
                 for t, word in enumerate(tokenise(target.caption)):
-                    if explained.words[t] == vocabulary.words[vocabulary.unk]:
-                        explained.words[t] = f"{word}[unk]"
-                unknown = [word for word in explained.words if word.endswith("[unk]")]
-                if unknown:
-                    bar.write(f"{target.path.name}: explained as <unk>, since the model does not "
-                              f"know them: {', '.join(unknown)}")
+                    explained.words[t] = f"{word}[unk]" if word in unknown else word
+                bar.write(f"{target.path.name}: explained as <unk>, since the model does not know "
+                          f"them: {', '.join(unknown)}")
             if target.boxes:
                 explained.objects, corners = named_boxes(target.boxes, *image.shape[:0:-1])
                 explained.object_boxes = np.array(corners, np.float32).reshape(-1, 4)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from captioning import checkpoint, decoding, grounding
-from captioning.data.images import SUFFIXES, read_image
+from captioning.data.images import images_in, read_image
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError
@@ -22,8 +22,7 @@ def of_each(function):
     @functools.wraps(function)
     def of_all(image, *args, **options):
         if isinstance(image, str | os.PathLike) and os.path.isdir(image):
-            paths = sorted(Path(image).iterdir())
-            image = [path for path in paths if path.suffix.lower() in SUFFIXES]
+            image = images_in(image)
         if isinstance(image, list | tuple):
             return [function(each, *args, **options) for each in image]
         return function(image, *args, **options)
@@ -80,17 +79,14 @@ def _load(path, modified, device, prompt):
 def encode_caption(text, vocabulary, flag="--caption", as_unknown=False):
     """Token ids (L,) from <start> to <end>; InputError if words are not in the vocabulary.
 
-    flag: what `text` belongs to, for the message."""
-    words = tokenise(text)
-    if words and hasattr(vocabulary, "tokenizer"):      # which has pieces of all words
-        return torch.tensor([vocabulary.start, *vocabulary.read(text), vocabulary.end])
-    unknown = [word for word in words if word not in vocabulary.wordmap]
-    if not words:
+    flag: what `text` belongs to, for the message. as_unknown: these words become <unk>."""
+    unknown = vocabulary.unknown(text)
+    if not tokenise(text):
         raise InputError(f"{flag} {text!r} contains no words: give at least one")
     if unknown and not as_unknown:
         raise InputError(f"{flag} {text!r} has words outside the model's vocabulary, replace them: "
                          f"{', '.join(unknown)}")
-    return torch.tensor(vocabulary.encode(words, len(words)))
+    return torch.tensor(vocabulary.ids_of(text))
 
 
 def captions_of(model, vocabulary, inputs, texts=None, decode=decoding.decode, as_unknown=False):

@@ -32,6 +32,8 @@ class Captioner(nn.Module):
     nn.Sequential of layers that the rules know, or None for region features.
     """
 
+    eps = 0.01      # ε of LRP by default
+
     def __init__(self, config):
         super().__init__()
         self.config = config

@@ -64,6 +64,7 @@ def number(kind, low, high=math.inf, low_included=True):
 
 MOST = 10 ** 9      # of anything that is counted
 SMALL_MODEL = 3_000_000     # parameters
+THREADS = torch.get_num_threads()       # PyTorch's choice
 positive_int = number(int, 1, MOST)
 natural = number(int, 0, MOST)
 positive = number(float, 0, low_included=False)
@@ -85,8 +86,7 @@ def set_threads(threads, model):
     """Sets PyTorch's threads to --threads. Without it, a small model gets one: its layers take less
     time than starting threads does, above all beside other programs."""
     size = sum(parameter.numel() for parameter in model.parameters())
-    if threads or size < SMALL_MODEL:
-        torch.set_num_threads(threads or 1)
+    torch.set_num_threads(threads or (1 if size < SMALL_MODEL else THREADS))
 
 
 def add_seed(group):

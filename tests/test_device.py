@@ -7,6 +7,7 @@ import torch
 from helpers import CAPTIONS, OWN_METHODS, V, make, make_batch, max_pooled, random_images
 
 from aoamodel import AOAModel
+from captioning import cli
 from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioning.decoding import decode, image_seeds
 from captioning.explanation.methods import METHODS
@@ -86,3 +87,12 @@ def test_training_steps(models, device):
             scaler = torch.amp.GradScaler(place.type, enabled=False)
             results.append(train_step(model, loss, [batch], optimizer, scaler, place, 0.1))
         assert_close(results[1].float(), results[0])
+
+def test_small_models_have_one_thread_and_others_the_default(monkeypatch):
+    """Also a large model after a small one."""
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(cli, "THREADS", 7)
+    for threads, size in ((None, 10), (None, cli.SMALL_MODEL), (3, 10)):
+        cli.set_threads(threads, torch.nn.Linear(1, size, bias=False, device="meta"))
+    assert chosen == [1, 7, 3]

@@ -43,7 +43,7 @@ def images(count=2):
 
 def captions(words, texts=TEXTS):
     """Ids of the texts' words (B, T+1), from <start> to <end>, zero-padded."""
-    rows = [torch.tensor([words.start, *words.read(text), words.end]) for text in texts]
+    rows = [torch.tensor(words.ids_of(text)) for text in texts]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -151,7 +151,7 @@ def test_words_are_the_sums_of_their_pieces():
 def test_a_contrast_is_the_first_piece_that_differs():
     model = captioner("vit_gpt2")
     ids = captions(model.words)[:1]
-    other, = model.words.read("runs")
+    _, other, _ = model.words.ids_of("runs")
     explanation = model.lrp(images(1), ids, contrast=other)
     _, logits, _, _ = model.run(images(1), ids[0], LRP(0), LRP(0))
     dog, running = logits[1], logits[3]

@@ -26,6 +26,11 @@ MEAN = (0.485, 0.456, 0.406)        # of ImageNet
 STD = (0.229, 0.224, 0.225)
 
 
+def images_in(folder):
+    """The paths of the images in a folder, sorted by name."""
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
+
+
 def read_image(path, upright=False):
     """Reads an image as uint8 (3, H, W), RGB.
 

@@ -46,6 +46,15 @@ class Vocabulary:
         ids = [self.wordmap.get(word, self.unk) for word in words[:max_len]]
         return [self.start, *ids, self.end]
 
+    def unknown(self, text):
+        """The words of a text that are not in the vocabulary."""
+        return [word for word in tokenise(text) if word not in self.wordmap]
+
+    def ids_of(self, text):
+        """Ids [<start>, the words of a text, <end>]; unknown words become <unk>."""
+        words = tokenise(text)
+        return self.encode(words, len(words))
+
     def decode(self, ids):
         """The words of a sequence of ids up to <end>, without <pad> and <start>."""
         words = []

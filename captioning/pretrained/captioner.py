@@ -19,6 +19,8 @@ class PretrainedCaptioner(Explainer):
     """images: (B, 3, H, W) as the model's processor prepares them, which are also its `features`;
     captions: ids (B, T+1) of `words` from <start> on, zero-padded."""
 
+    eps = 0.0       # sums of a residual stream pass near zero
+
     def __init__(self, model, words, prompt, image_processor=None):
         super().__init__(model, words, prompt)
         self.image_processor = image_processor

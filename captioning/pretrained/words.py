@@ -47,14 +47,20 @@ class Words:
         self.known[" ".join(self.decode(ids))] = ids
         return ids
 
-    def read(self, text):
-        """The ids of a text's words."""
-        return self.split(self.tokenizer(text, add_special_tokens=False).input_ids)
+    def unknown(self, text):
+        """No words: the tokenizer has pieces of all."""
+        return []
+
+    def ids_of(self, text):
+        """Ids [<start>, the words of a text, <end>]."""
+        pieces = self.tokenizer(text, add_special_tokens=False).input_ids
+        return [self.start, *self.split(pieces), self.end]
 
     def encode(self, words, max_len):
         """Ids [<start>, those of words that `decode` returned, <end>]."""
         text = " ".join(words[:max_len])
-        return [self.start, *(self.known.get(text) or self.read(text)), self.end]
+        known = self.known.get(text)
+        return [self.start, *known, self.end] if known else self.ids_of(text)
 
     def decode(self, ids):
         """The words of ids up to <end>, in lower case, without <pad> and <start>."""

@@ -259,7 +259,7 @@ def lite0_by_names(state, images):
 def test_efficientnet_lite0(tmp_path, in_double):
     """It reads images with the normalisation of the other encoders."""
     torch.manual_seed(0)
-    model = with_random_statistics(encoders._torchvision("efficientnet_lite0").float()).double()
+    model = with_random_statistics(encoders._original("efficientnet_lite0").float()).double()
     state = model.state_dict() | {"_fc.bias": torch.zeros(1000)}
     encoder = encoder_of(state, "efficientnet_lite0", tmp_path)
     pixels = torch.rand(1, 3, 64, 64)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from aoamodel import AOAModel
 from captioning.explanation.encoders import Residual
+from captioning.explanation.rules import Guided
 from gridTDmodel import GridTDModel
 
 T = 4
@@ -181,6 +182,17 @@ def test_captum_agrees_on_the_encoder(model_type, encoder, method):
         network = Features(with_relus(model.encoder), explanation.features[b, t])
         expected = of_method(network).attribute(images[b:b + 1].clone().requires_grad_(), **options)
         assert_close(explanation.pixels[b, t], expected[0].detach())
+
+
+def test_only_a_hardtanh_that_is_a_relu_is_guided():
+    z = torch.tensor([-2.0, -0.5, 0.5, 2.0], requires_grad=True)
+    r = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    for layer, expected in ((nn.Hardtanh(), [0, -1, -1, 0]), (nn.ReLU6(), [0, 0, 0, 1])):
+        with Guided():
+            y = layer(z)
+        assert torch.equal(y, layer(z))
+        assert torch.autograd.grad(y, z, r)[0].tolist() == expected
+
 
 
 def test_guided_grad_cam_is_the_product(model):
