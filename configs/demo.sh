@@ -9,6 +9,11 @@ minutes="15 to 30"                          # that all stages take on two cores
 . "$(dirname "$0")/environment.sh"
 
 stage() { echo; echo "== $*"; }
+evaluate() {        # a folder with a model, and further flags
+    local flags=(--weight "$1/checkpoint_best.pth" --dataset demo --save_path "$1" "${@:2}")
+    # a model that names too few absent objects has no estimates, and its page no flags
+    python evaluation.py "${flags[@]}" --calibrate || python evaluation.py "${flags[@]}"
+}
 explain() {
     python explain.py \
         --weight "$1/checkpoint_best.pth" \
@@ -33,13 +38,7 @@ model=gridtd bash configs/train_demo.sh --epochs "$epochs"
 
 # beside the fine-tuning, which uses one core; its output appears afterwards
 stage "4 and 5 of 7: evaluation, and fine-tuning with evidence erasure"
-python evaluation.py \
-    --weight output/demo/checkpoint_best.pth \
-    --dataset demo \
-    --calibrate \
-    --explanations correctness \
-    --max_images 200 \
-    --save_path output/demo > output/demo/evaluation.txt 2>&1 &
+evaluate output/demo --explanations correctness --max_images 200 > output/demo/evaluation.txt 2>&1 &
 background=$!
 trap 'kill $background 2>/dev/null || true' EXIT
 
@@ -57,15 +56,7 @@ cat output/demo/evaluation.txt
 explain output/demo
 
 stage "6 of 7: evaluation and explanations of the fine-tuned model"
-evaluate_finetuned() {
-    python evaluation.py \
-        --weight output/demo_finetuned/checkpoint_best.pth \
-        --dataset demo \
-        --save_path output/demo_finetuned \
-        "$@"
-}
-# fine-tuning may leave too few wrong words to fit estimates: the page then has none
-evaluate_finetuned --calibrate || evaluate_finetuned
+evaluate output/demo_finetuned
 explain output/demo_finetuned
 
 stage "7 of 7: what fine-tuning changed"

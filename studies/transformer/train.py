@@ -1,6 +1,7 @@
 """Trains a small ViT with GPT-2 of `transformers` on the demo's scenes, from random weights:
 python studies/transformer/train.py --seed 1 --save_path output/transformer_1"""
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from captioning import cli
 from captioning.data.dataset import CaptionDataset
 from captioning.data.images import read_image
