@@ -92,15 +92,18 @@ def read(path):
 def _check_model(content, path):
     """ValueError, or another exception, unless weights and word map fit the configuration."""
     config = content["config"]
+    weights = content["state_dict"]
+    # wrong sizes must not allocate memory
+    largest = max((size for value in weights.values() for size in value.shape), default=0)
     for name, value in config.items():
         if name in SIZES:
-            expect(type(value) is int and value > 0, f"its {name} is {shortened(value, 40)}")
+            is_used = name != "feature_dim" or config["encoder"] is None
+            expect(type(value) is int and 0 < value and (value <= largest or not is_used),
+                   f"its {name} is {shortened(value, 40)}")
         elif name in ("dropout", "attention_dropout"):
             expect(0 <= value <= 1, f"its {name} is {shortened(value, 40)}")
     expect(config["encoder"] is None or config["encoder"] in IMAGE_SIZE, "its encoder is unknown")
-    with torch.device("meta"):      # shapes alone, so that wrong sizes allocate no memory
-        expected = model_class(content["model_type"])(**config).state_dict()
-    weights = content["state_dict"]
+    expected = model_class(content["model_type"])(**config).state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         expect(name in expected and name in weights, f"its model or this version of it lacks "
                                                      f"'{shortened(name, 60)}'")

@@ -26,10 +26,10 @@ def main(args):
     for record in read_flickr8k(args.flickr8k_annotations):
         if record.split != "val":
             entries.append((flickr8k, record.name, record.split, record.raw))
-    photographs, captions = coco_captions(args.coco_captions)
-    for number, image in enumerate(photographs):
-        split = "train" if number < len(photographs) - VALIDATION else "val"
-        entries.append((coco, image["file_name"], split, captions[image["id"]]))
+    names, captions = coco_captions(args.coco_captions)
+    for number, (image_id, name) in enumerate(names.items()):
+        split = "train" if number < len(names) - VALIDATION else "val"
+        entries.append((coco, name, split, captions[image_id]))
 
     root = os.path.commonpath([flickr8k, coco])
     images = []

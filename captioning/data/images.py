@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from captioning.errors import InputError
@@ -24,6 +25,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 REPLACE = "replace or remove the image"
 MEAN = (0.485, 0.456, 0.406)        # of ImageNet
 STD = (0.229, 0.224, 0.225)
+GREY = (0.299, 0.587, 0.114)         # brightness of red, green and blue
 
 
 def images_in(folder):
@@ -79,21 +81,15 @@ def as_image(array):
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _functional():
-    """torchvision's functions, imported late, as that takes as long as importing PyTorch."""
-    from torchvision.transforms.v2 import functional
-    return functional
-
-
 def resize(image, size):
     """uint8 (3, H, W) -> uint8 (3, size, size), without keeping the aspect ratio."""
-    return _functional().resize(image, [size, size], antialias=True)
+    return interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 def normalise(image):
     """uint8 (..., 3, H, W) -> float32, normalised with ImageNet's mean and standard deviation."""
-    scaled = _functional().to_dtype(image, torch.float32, scale=True)
-    return _functional().normalize(scaled, MEAN, STD)
+    mean, std = torch.tensor([MEAN, STD], device=image.device)[..., None, None]       # (3, 1, 1)
+    return (image / 255 - mean) / std
 
 
 def preprocess(image, size):
@@ -113,7 +109,7 @@ def augment(images, seeds):
     factors = 0.8 + 0.4 * draws[:, 1:]
     brightness, contrast, saturation = factors.T[..., None, None, None]         # (B, 1, 1, 1)
     x = images.float() * brightness
-    grey = _functional().rgb_to_grayscale(x)                                    # (B, 1, H, W)
+    grey = (x * x.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)         # (B, 1, H, W)
     x = grey + (x - grey) * saturation
     mean = grey.mean((2, 3), keepdim=True)
     x = mean + (x - mean) * contrast

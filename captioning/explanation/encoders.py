@@ -168,9 +168,13 @@ def _bottleneck(block):
 
 
 def _fold(conv, norm):
-    """The convolution with the batch-norm after it, by its running statistics, folded into it."""
+    """The convolution, without bias, with the batch-norm after it folded into it, by its running
+    statistics; as torch.nn.utils.fusion does, which takes a second to import."""
     with torch.no_grad():
-        return nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
+        inverse = torch.rsqrt(norm.running_var + norm.eps)
+        conv.weight *= (norm.weight * inverse)[:, None, None, None]
+        conv.bias = nn.Parameter(-norm.running_mean * inverse * norm.weight + norm.bias)
+    return conv
 
 
 def _mobile_block(module):

@@ -1,6 +1,6 @@
 """Object words: the object categories that a caption names and those present in an image."""
 import importlib
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,25 +26,23 @@ class Objects:
 
     def __init__(self, words, pairs=(), exact=False):
         self.words = {tuple(tokenise(phrase)): category for phrase, category in words.items()}
+        self.longest = max(map(len, self.words), default=1)
         self.pairs = dict(pairs)
         self.exact = exact
         self.biased = set(self.pairs.values())
-
-    @cached_property
-    def _tokenizer(self):
-        return _import("nltk.tokenize").MWETokenizer(self.words, separator=" ")
 
     def named(self, words):
         """[(step, category)] of the phrases in a list of words, each at its last word; of several
         phrases that begin at a word, the longest."""
         named = []
-        step = -1
-        for phrase in self._tokenizer.tokenize(words):
-            phrase = tuple(phrase.split(" "))
+        step = 0
+        while step < len(words):
+            starts = (tuple(words[step:step + n]) for n in range(self.longest, 0, -1))
+            phrase = next((start for start in starts if start in self.words), (words[step],))
             step += len(phrase)
             category = self.words.get(phrase, NO_OBJECT)
             if category != NO_OBJECT:
-                named.append((step, category))
+                named.append((step - 1, category))
         return named
 
     def category_ids(self, vocabulary):

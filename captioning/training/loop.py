@@ -40,7 +40,7 @@ def fit(settings, model, vocabulary, train_data, val_data, loss, device):
 
     encoder_lr = settings.encoder_lr if settings.finetune_encoder else None
     optimizer = make_optimizer(model, device, settings.decoder_lr, encoder_lr,
-                               settings.weight_decay)
+                               settings.weight_decay, settings.frozen_layers or 0)
     is_scaled = settings.amp and amp_dtype(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=is_scaled)
     state = resume(settings, model, vocabulary, optimizer, scaler, loss.measure, len(batches))
@@ -57,14 +57,19 @@ def fit(settings, model, vocabulary, train_data, val_data, loss, device):
     return state["best"]
 
 
-def make_optimizer(model, device, decoder_lr, encoder_lr=None, weight_decay=0.0):
-    """Adam over the decoder's parameters and the encoder's, unless encoder_lr is None."""
-    decoder = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
-    encoder = [p for name, p in model.named_parameters() if name.startswith("encoder.")]
-    for parameter in encoder:
-        parameter.requires_grad_(encoder_lr is not None)
+def make_optimizer(model, device, decoder_lr, encoder_lr=None, weight_decay=0.0, frozen_layers=0):
+    """Adam over the decoder's parameters and the encoder's but for its first `frozen_layers`; not
+    the encoder's if encoder_lr is None."""
+    frozen = tuple(f"encoder.{layer}." for layer in range(frozen_layers))
+    if encoder_lr is None:
+        frozen = ("encoder.",)
+    decoder, encoder = [], []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+        if parameter.requires_grad:
+            (encoder if name.startswith("encoder.") else decoder).append(parameter)
     groups = [{"params": decoder, "lr": decoder_lr}]
-    if encoder and encoder_lr is not None:
+    if encoder:
         groups.append({"params": encoder, "lr": encoder_lr})
     fused = device.type in ("cpu", "cuda")
     return torch.optim.Adam(groups, weight_decay=weight_decay, fused=fused)

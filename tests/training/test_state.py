@@ -25,7 +25,8 @@ def make_run(folder):
     model(torch.rand(2, 4, 3), torch.tensor([WORDS.encode(["a"], 1)] * 2)).sum().backward()
     optimizer.step()
     settings = SimpleNamespace(save_path=str(folder), resume="auto", seed=1, dataset="demo",
-                               from_pixels=False, finetune_encoder=False, region_epochs=0)
+                               from_pixels=False, finetune_encoder=False, frozen_layers=0,
+                               region_epochs=0)
     return settings, model, WORDS, optimizer, torch.amp.GradScaler("cpu", enabled=False)
 
 

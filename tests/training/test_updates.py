@@ -13,7 +13,8 @@ IMAGES, STEPS = 12, 3       # STEPS: per epoch
 DECODER_LR, ENCODER_LR = 0.5, 0.125
 SETTINGS = {"batch_size": 4, "accumulate": 1, "epochs": 4, "patience": 99, "decoder_lr": DECODER_LR,
             "encoder_lr": ENCODER_LR, "lr_schedule": "constant", "weight_decay": 0.25,
-            "grad_clip": 0.75, "amp": False, "finetune_encoder": True, "region_epochs": 0,
+            "grad_clip": 0.75, "amp": False, "finetune_encoder": True, "frozen_layers": 0,
+            "region_epochs": 0,
             "seed": 1, "workers": 0, "save_every": 99.0, "save_path": "", "resume": "never"}
 
 
@@ -96,6 +97,16 @@ def test_encoder_and_decoder_have_their_own_learning_rates(fit, finetune_encoder
         assert group["lr"] == lr and group["weight_decay"] == 0.25
     assert all(x.requires_grad is finetune_encoder for x in seen.model.encoder.parameters())
     assert seen.model.encoder.training is finetune_encoder and seen.model.W_o.training
+
+
+def test_frozen_layers_are_not_trained():
+    model = nn.Module()
+    model.encoder = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    model.W_o = nn.Linear(2, 1)
+    optimizer = loop.make_optimizer(model, CPU, DECODER_LR, ENCODER_LR, frozen_layers=2)
+    assert [list(map(id, group["params"])) for group in optimizer.param_groups] == [
+        list(map(id, layer.parameters())) for layer in (model.W_o, model.encoder[2])]
+    assert [x.requires_grad for x in model.encoder.parameters()] == [False, False, True, True]
 
 
 def test_cosine_schedule_falls_from_step_to_step(fit):
