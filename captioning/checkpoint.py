@@ -98,7 +98,7 @@ def _check_model(content, path):
     for name, value in config.items():
         if name in SIZES:
             is_used = name != "feature_dim" or config["encoder"] is None
-            expect(type(value) is int and 0 < value and (value <= largest or not is_used),
+            expect(type(value) is int and value > 0 and (value <= largest or not is_used),
                    f"its {name} is {shortened(value, 40)}")
         elif name in ("dropout", "attention_dropout"):
             expect(0 <= value <= 1, f"its {name} is {shortened(value, 40)}")
