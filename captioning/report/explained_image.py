@@ -29,6 +29,7 @@ from captioning.report.explanations import (
     own_names,
     read_explanation,
 )
+from captioning.report.figure import draw_figure
 from captioning.report.page import PAGE, as_json, page_entry, page_of, write_entry
 
 # fields that explanation.npz contains under their own names, unless they are None
@@ -140,6 +141,11 @@ class ExplainedImage:
         t = self._step(word)
         rgba, _ = colour_maps(self.maps(method)[t:t + 1], METHODS[method].signed)
         return heatmaps.overlay(self.image, rgba[0])
+
+    def figure(self, method=None):
+        """matplotlib Figure: the method's heatmaps of all words, with vector text and bars. Its
+        `savefig("figure.pdf")`, or .svg, is for papers."""
+        return draw_figure(self, self._method(method))
 
     def show(self, word, method=None):
         """Shows the overlay: in the notebook, else in the system's viewer."""
