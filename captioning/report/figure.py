@@ -41,8 +41,9 @@ def draw_figure(explained, method):
             continue
         t = position - 1
         is_doubtful = explained.flags is not None and explained.flags[t]
-        axis.set_title(shortened(explained.words[t], 20), fontsize=9, fontweight="bold", parse_math=False,
-                       color=[part / 255 for part in PARTS["previous"]] if is_doubtful else "black")
+        axis.set_title(shortened(explained.words[t], 20), fontsize=9, fontweight="bold",
+                       color=[part / 255 for part in PARTS["previous"]] if is_doubtful else "black",
+                       parse_math=False)
         axis.text(1, -0.02, f"{'±' if signed else ''}{tops[t]:.2g}", fontsize=6, va="top",
                   ha="right", transform=axis.transAxes)
         if explained.split:
