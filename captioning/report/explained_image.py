@@ -125,8 +125,9 @@ class ExplainedImage:
     def heatmap(self, word, method=None):
         """float32 (H, W): the method's map for the word, on the image's pixels.
 
-        The sum is that of the map, for LRP the image's part of the logit: the value of each of the
-        map's cells is spread evenly over the pixels that it covers."""
+        The value of each of the map's cells is spread evenly over the pixels that it covers, so
+        that the sum is the map's: for LRP the image's part of the logit, less what the biases of
+        the CNN absorb (docs/method.md, section 5)."""
         values = self.maps(self._method(method))[self._step(word)].astype(np.float64)
         vertical = _overlaps(self.image.height, values.shape[0])
         horizontal = _overlaps(self.image.width, values.shape[1])
