@@ -1,7 +1,7 @@
 """The PTB tokeniser of Stanford CoreNLP 3.4.1, which the official caption metrics use, in Python,
 for machines without Java.
 
-It has the same tokens for all but 10 of the 616,767 captions of COCO 2014, of which
+It has the same tokens for all but 8 of the 616,767 captions of COCO 2014, of which
 tests/metrics/test_ptb_tokeniser.py compares a sample; rare forms in other texts may differ.
 """
 import html

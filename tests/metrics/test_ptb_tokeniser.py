@@ -22,13 +22,13 @@ def coco_captions():
     return captions
 
 
-def test_tokens_equal_those_of_the_original_on_coco(coco_captions):
-    captions = random.Random(0).sample(coco_captions, 100_000)
+def test_tokens_equal_those_of_the_original_on_coco(coco_captions, pytestconfig):
+    captions = random.Random(0).sample(coco_captions, pytestconfig.getoption("captions"))
     expected = java.tokenise(captions)
     pairs = zip(captions, expected, strict=True)
     same = sum(" ".join(ptb_tokens(text)) == tokens for text, tokens in pairs)
     print(f"{same} of {len(captions)} captions have the same tokens")
-    assert same >= 99_990
+    assert same >= len(captions) - 10
 
     # what the metrics use: Java's tokens, and for captions of plain words no Java
     _, used = caption_metrics._tokenised(captions[:20_000], [[]] * 20_000)
