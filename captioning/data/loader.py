@@ -2,7 +2,6 @@
 import atexit
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import threading
@@ -27,6 +26,8 @@ class Loader(DataLoader):
     KeyboardInterrupt that is raised while a process is forked."""
 
     def __iter__(self):
+        if os.name == "nt":     # which forks no process
+            return super().__iter__()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
         try:
             return super().__iter__()
@@ -48,6 +49,9 @@ def make_loader(data, batches, workers, device):
 
 def possible_workers(workers):
     """The number of workers, or how many can be reached through the files that may be open."""
+    if os.name == "nt":
+        return workers
+    import resource     # which Windows lacks
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = max(0, limit - FILES) // FILES_PER_WORKER
     if limit == resource.RLIM_INFINITY or workers <= possible:
