@@ -13,6 +13,7 @@ from tqdm import tqdm
 from captioning.data.annotations import SPLITS, make_record
 from captioning.data.demo.drawing import paint, sprite
 from captioning.data.demo.scenes import CATEGORIES, PAIRS, describe, sample_scene
+from captioning.data.loader import end_with_parent, possible_workers
 from captioning.files import atomic_path, make_folder, remove_leftovers, write_bytes, write_json
 
 NAMES = list(CATEGORIES)
@@ -59,12 +60,13 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
 def _map(draw, size, workers, split):
     """The results of draw(number) for all images of a split."""
     bar = partial(tqdm, desc=f"drawing {split}", total=size, unit="image")
+    workers = possible_workers(workers)
     if workers < 2:
         yield from bar(map(draw, range(size)))
         return
     # Ctrl-C reaches every process of a terminal: this one alone stops the others
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)      # which new processes inherit
-    pool = multiprocessing.get_context("spawn").Pool(workers)
+    pool = multiprocessing.get_context("spawn").Pool(workers, end_with_parent)
     signal.signal(signal.SIGINT, handler)
     with pool:
         yield from bar(pool.imap(draw, range(size), chunksize=32))
