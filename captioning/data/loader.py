@@ -51,7 +51,7 @@ def possible_workers(workers):
     """The number of workers, or how many can be reached through the files that may be open."""
     if os.name == "nt":
         return workers
-    import resource     # which Windows lacks
+    import resource  # which Windows lacks
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = max(0, limit - FILES) // FILES_PER_WORKER
     if limit == resource.RLIM_INFINITY or workers <= possible:
