@@ -59,16 +59,10 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     return records
 
 
-<<<<<<< ours
-def _map(draw, size, workers, split):
-    """The results of draw(number) for all images of a split."""
-    bar = partial(tqdm, desc=f"drawing {split}", total=size, unit="image")
-    workers = possible_workers(workers)
-=======
 @contextlib.contextmanager
 def _processes(workers):
     """A function like `map` that `workers` processes compute; below 2, the calling process does."""
->>>>>>> theirs
+    workers = possible_workers(workers)
     if workers < 2:
         yield map
         return
