@@ -3,10 +3,10 @@
 # explanations and fine-tuning. No GPU is needed. The script can be interrupted; running it again
 # resumes. Edit the choices below, or set them as variables: epochs=5 bash configs/demo.sh
 scenes=${scenes:-4000}                      # images to train on
-epochs=${epochs:-7}                         # of training
-finetune_epochs=${finetune_epochs:-1}       # of fine-tuning
+epochs=${epochs:-10}                        # of training
+finetune_epochs=${finetune_epochs:-2}       # of fine-tuning
 seed=${seed:-1}
-minutes="6 to 10"                           # that all stages take on two cores
+minutes="5 to 8"                           # that all stages take on two cores
 . "$(dirname "$0")/environment.sh"
 
 stage() { echo; echo "== $*"; }
