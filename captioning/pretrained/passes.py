@@ -95,18 +95,24 @@ class Passes:
         """Logits (P, V) of `pieces` (P,), each predicted after the prompt and those before it."""
         P = len(pieces)
         ids = torch.cat([self.prompt, pieces[:-1]])[None]
-        options = {"logits_to_keep": P} if "logits_to_keep" in self.accepts else {}
-        output = self.model(**self.inputs(image), **self.text(ids), use_cache=False, **options)
-        return output.logits[0, -P:]
+        arguments = self.inputs(image) | self.text(ids)
+        if self.model.config.model_type == "paligemma":     # image and prompt see each other
+            lowest = torch.finfo(self.model.dtype).min
+            mask = image.new_full(2 * ids.shape[1:], lowest, dtype=self.model.dtype).triu(1)
+            mask[:, :len(self.prompt)] = 0
+            arguments["attention_mask"] = mask[None, None]
+        for name, value in (("use_cache", False), ("logits_to_keep", P)):
+            if name in self.accepts:
+                arguments[name] = value
+        return self.model(**arguments).logits[0, -P:]
 
     def text(self, ids):
         """Ids (B, L) that begin with the prompt, as arguments of the model."""
         if hasattr(self.model, "decoder"):
             return {"decoder_input_ids": ids}
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self.model.config.model_type == "paligemma":     # image and prompt see each other
-            arguments["token_type_ids"] = torch.ones_like(ids)
-            arguments["token_type_ids"][:, :len(self.prompt)] = 0
+        if self.model.config.model_type == "paligemma":     # a prompt alone, in which all is seen
+            arguments["token_type_ids"] = torch.zeros_like(ids)
         return arguments
 
     def run(self, image, caption, rule, encoder_rule, contrast=None):

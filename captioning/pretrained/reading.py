@@ -11,6 +11,7 @@ from captioning.pretrained.passes import image_encoder
 from captioning.pretrained.words import Words
 from captioning.weights import check_finite
 
+OLDEST = 4, 56      # version of transformers
 DESCRIBE = "Describe the image in one sentence."
 PROMPTS = {"paligemma": "caption en", "blip-2": ""}     # of models that need another one
 
@@ -22,12 +23,15 @@ def load(name, device="cpu", prompt=None):
     a text that precedes the captions. InputError for whatever is no captioner."""
     try:
         import transformers
+        if tuple(map(int, transformers.__version__.split(".")[:2])) < OLDEST:
+            raise ImportError(f"version {transformers.__version__} is installed")
         from transformers.models.auto.modeling_auto import (
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CAPTIONERS,
         )
     except ImportError as error:
         raise InputError(f"{name} is not a file, and a folder or a name on the hub requires "
-                         f"transformers ({error}): pip install transformers") from error
+                         "transformers {}.{} or newer ({}): pip install --upgrade transformers"
+                         .format(*OLDEST, error)) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     options = {"trust_remote_code": False}
