@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pretrained_models as tiny
@@ -26,7 +27,7 @@ from captioning.report.explained_image import ExplainedImage
 
 TEXTS = ("a dog running on grass", "the cat.")
 # RMSNorm computes in float32 by itself
-EXACT = {"llava": 2e-6, "paligemma": 2e-6, "smolvlm": 2e-6}
+EXACT = {"llava": 2e-6, "paligemma": 2e-6, "smolvlm": 2e-6, "gemma3": 2e-6}
 
 
 def captioner(name):
@@ -416,12 +417,38 @@ def test_prompts_and_images_among_tokens(folders, photograph):
     model, words = pretrained.load(folders["llava"], prompt="describe the image")
     assert int(model.is_image.sum()) == 16
     shown = words.tokenizer.decode(model.prompt[~model.is_image])
-    assert shown == "user : describe the image [UNK] :"
+    assert shown == "[CLS] user : describe the image [UNK] :"
     explained = explain(photograph, weight=folders["llava"], prompt="describe the image",
                         caption=TEXTS[1], methods=("attn_lrp", "attention"))
     assert explained.words == ["the", "cat", ".", "<end>"]
     with pytest.raises(InputError, match="--prompt is for models of transformers"):
         checkpoint.load(checkpoint.PHOTOGRAPHS, prompt="a")
+
+
+@pytest.mark.parametrize(("name", "prompt"), [
+    ("blip2", "[CLS]"), ("paligemma", "[CLS] caption [UNK]"),
+    ("smolvlm", "[CLS] user : <fake_token_around_image> <global-img> <fake_token_around_image> "
+     "describe the image"), ("gemma3", "[CLS] user : <boi> <eoi> describe the image")])
+def test_language_models_with_their_own_processors(folders, name, prompt, tmp_path):
+    if name == "smolvlm":
+        pytest.importorskip("num2words")        # without which its processor does not work
+    if name == "paligemma" and tiny.transformers.__version__ < "5":
+        pytest.skip("this version accepts no tokenizer but Gemma's")
+    photograph = Path(__file__).parents[1] / "docs" / "figures" / "cat.jpg"
+    model, words = pretrained.load(folders[name])
+    assert int(model.is_image.sum()) == tiny.MODELS[name][0]
+    assert words.tokenizer.decode(model.prompt[~model.is_image]).startswith(prompt)
+    if name == "gemma3":        # whose image tokens see each other
+        types = model.text(model.prompt[None])["token_type_ids"]
+        assert torch.equal(types, model.is_image[None].long())
+    run_explain("--weight", folders[name], "--images", photograph, "--methods", "lrp", "attention",
+                "--max_len", "5", "--save_path", tmp_path)
+    for explained in (ExplainedImage.load(tmp_path / "cat"),
+                      explain(photograph, weight=folders[name], caption=TEXTS[0])):
+        assert np.abs(sum(explained.split.values()) - explained.logits).max() < 1e-4
+        assert np.abs(explained.heatmap(0)).max() > 0
+    with pytest.raises(InputError, match="a caption contains the token in whose place"):
+        explain(photograph, weight=folders[name], caption="a <image>")
 
 
 def test_padding_and_cropping_are_measured(folders):
@@ -535,7 +562,7 @@ def test_what_a_captioner_cannot_do_is_refused(folders, photograph, tmp_path, mo
     with pytest.raises(InputError, match="attn_lrp is not defined"):
         explain(photograph, methods=("attn_lrp",))
     monkeypatch.setattr("transformers.__version__", "4.55.4")
-    with pytest.raises(InputError, match="4.56 or newer .version 4.55.4 is installed.: pip install"):
+    with pytest.raises(InputError, match="4.56 or newer .version 4.55.4 is installed.: pip"):
         checkpoint.load(folders["vit_gpt2"])
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="pip install --upgrade transformers"):
