@@ -13,6 +13,8 @@ TEXT = {"vocab_size": V, "bos_token_id": START, "eos_token_id": END, "pad_token_
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24}
 IMAGES = SIZES | {"image_size": 32, "patch_size": 8}
+TEMPLATE = ("User:{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>"
+            "{% else %}{{part['text']}}{% endif %}{% endfor %}<end_of_utterance>Assistant:")
 
 
 def joined(encoder, decoder):
@@ -70,6 +72,14 @@ def paligemma():
     return transformers.PaliGemmaForConditionalGeneration(config)
 
 
+def gemma3():
+    text = transformers.Gemma3TextConfig(**SIZES, num_key_value_heads=1, head_dim=8, **TEXT)
+    config = transformers.Gemma3Config(vision_config=transformers.SiglipVisionConfig(**IMAGES),
+                                       text_config=text, image_token_index=IMAGE,
+                                       mm_tokens_per_image=4)
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
 def smolvlm():
     config = transformers.SmolVLMConfig(vision_config=transformers.SmolVLMVisionConfig(**IMAGES),
                                         text_config=llama(), image_token_id=IMAGE, scale_factor=2)
@@ -88,7 +98,7 @@ MODELS = {
     "clip_gpt2": (0, lambda: joined(transformers.CLIPVisionConfig(**IMAGES), "gpt2")),
     "dinov2_bert": (0, lambda: joined(transformers.Dinov2Config(mlp_ratio=2, **IMAGES), "bert")),
     "blip": (0, blip), "git": (0, git), "blip2": (3, blip2), "llava": (16, llava),
-    "paligemma": (16, paligemma), "smolvlm": (4, smolvlm)}
+    "paligemma": (16, paligemma), "smolvlm": (4, smolvlm), "gemma3": (4, gemma3)}
 
 
 def make(name):
@@ -104,33 +114,62 @@ def make(name):
     return model.double().eval()
 
 
-def tokenizer():
-    """Words, and pieces of words that begin with ##."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+def tokenizer(**tokens):
+    """Words, and pieces of words that begin with ##; tokens: options of the tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     pieces = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)},
                                         unk_token="[UNK]"))
     pieces.normalizer = normalizers.Lowercase()
     pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     pieces.decoder = decoders.WordPiece(cleanup=False)
+    pieces.post_processor = processors.TemplateProcessing("[CLS] $A", "[CLS] $A $B",
+                                                          [("[CLS]", START)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=pieces, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
         unk_token="[UNK]", bos_token="[CLS]", eos_token="[SEP]",
-        additional_special_tokens=["<image>"])
+        additional_special_tokens=["<image>"], **tokens)
+
+
+def processor(name, words):
+    """The processor of a model, which may add tokens to the tokenizer `words`."""
+    size = {"height": 32, "width": 32}
+    if name in ("git", "llava"):        # which crop the centre
+        images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+    elif name == "paligemma":
+        images = transformers.SiglipImageProcessor(size=size)
+        images.image_seq_length = 16
+        return transformers.PaliGemmaProcessor(images, words)
+    elif name == "gemma3":
+        return transformers.Gemma3Processor(
+            transformers.Gemma3ImageProcessor(size=size), words, image_seq_length=4,
+            chat_template=TEMPLATE.replace("<image>", "<boi>"))
+    elif name == "smolvlm":             # which cuts images into tiles
+        words.add_tokens(["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"],
+                         special_tokens=True)
+        images = transformers.SmolVLMImageProcessor(size={"longest_edge": 64},
+                                                    max_image_size={"longest_edge": 32})
+        return transformers.SmolVLMProcessor(images, words, transformers.SmolVLMVideoProcessor(),
+                                             image_seq_len=4, chat_template=TEMPLATE)
+    elif name == "blip2":
+        images = transformers.BlipImageProcessor(size=size)
+        return transformers.Blip2Processor(images, words, num_query_tokens=3)
+    else:
+        images = transformers.ViTImageProcessor(size=size)
+    if name == "llava":
+        return transformers.LlavaProcessor(images, words, patch_size=8,
+                                           vision_feature_select_strategy="default",
+                                           num_additional_image_tokens=1)
+    return images
 
 
 def save(name, folder):
     """Writes the model in float32 with its tokenizer and its processor."""
-    make(name).float().save_pretrained(folder)
-    words = tokenizer()
-    if name in ("git", "llava"):        # which crop the centre
-        images = transformers.CLIPImageProcessor(size={"shortest_edge": 32},
-                                                 crop_size={"height": 32, "width": 32})
-    else:
-        images = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
-    if name == "llava":
-        images = transformers.LlavaProcessor(images, words, patch_size=8,
-                                             vision_feature_select_strategy="default",
-                                             num_additional_image_tokens=1)
-    images.save_pretrained(folder)
+    model = make(name).float()
+    tokens = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    words = tokenizer(extra_special_tokens=tokens) if name == "gemma3" else tokenizer()
+    processor(name, words).save_pretrained(folder)
+    if len(words) > V:
+        model.resize_token_embeddings(len(words))
+    model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

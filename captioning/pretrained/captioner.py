@@ -125,6 +125,8 @@ class PretrainedCaptioner(Explainer):
         ids = self.prompt.expand(len(images), -1)
         if self.model.config.model_type == "blip":      # which omits the last token of a prompt
             ids = F.pad(ids, (0, 1))
+        if self.image_token is not None:
+            options = options | {"suppress_tokens": [self.image_token]}
         inputs = self.inputs(images) | self.text(ids)
         try:
             generated = self.model.generate(**inputs, **options)

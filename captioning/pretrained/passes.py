@@ -5,6 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from captioning.errors import InputError
+
+# models that read types of tokens, and whether those of an image have a type of their own
+TYPED = {"paligemma": False, "gemma3": True}
+
 
 class Cut:
     """A context in which the outputs of the image encoder and of the embeddings are leaves.
@@ -72,8 +77,9 @@ class Passes:
         self.encoder = image_encoder(model)
         self.accepts = inspect.signature(model.forward).parameters
         self.is_tiled = model.config.model_type in ("smolvlm", "idefics3")
-        # which tokens of the prompt stand for the image
-        self.is_image = self.prompt == (getattr(model.config, "image_token_id", None) or -1)
+        # the token in whose place the image is read
+        self.image_token = getattr(model.config, "image_token_id", None)
+        self.is_image = self.prompt == (-1 if self.image_token is None else self.image_token)
 
     @property
     def device(self):
@@ -84,6 +90,9 @@ class Passes:
         own = [self.words.pieces[i] for i in caption.tolist()[1:]]
         pieces = [piece for word in own for piece in word]
         word = [t for t, word in enumerate(own) for _ in word]
+        if self.image_token in pieces:
+            raise InputError("a caption contains the token in whose place the model reads the "
+                             "image: give another caption")
         return tuple(torch.tensor(values, device=self.device) for values in (pieces, word))
 
     def inputs(self, images):
@@ -95,18 +104,25 @@ class Passes:
         """Logits (P, V) of `pieces` (P,), each predicted after the prompt and those before it."""
         P = len(pieces)
         ids = torch.cat([self.prompt, pieces[:-1]])[None]
-        options = {"logits_to_keep": P} if "logits_to_keep" in self.accepts else {}
-        output = self.model(**self.inputs(image), **self.text(ids), use_cache=False, **options)
-        return output.logits[0, -P:]
+        arguments = self.inputs(image) | self.text(ids)
+        if self.model.config.model_type == "paligemma":     # image and prompt see each other
+            lowest = torch.finfo(self.model.dtype).min
+            mask = image.new_full(2 * ids.shape[1:], lowest, dtype=self.model.dtype).triu(1)
+            mask[:, :len(self.prompt)] = 0
+            arguments["attention_mask"] = mask[None, None]
+        for name, value in (("use_cache", False), ("logits_to_keep", P)):
+            if name in self.accepts:
+                arguments[name] = value
+        return self.model(**arguments).logits[0, -P:]
 
     def text(self, ids):
         """Ids (B, L) that begin with the prompt, as arguments of the model."""
         if hasattr(self.model, "decoder"):
             return {"decoder_input_ids": ids}
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self.model.config.model_type == "paligemma":     # image and prompt see each other
-            arguments["token_type_ids"] = torch.ones_like(ids)
-            arguments["token_type_ids"][:, :len(self.prompt)] = 0
+        if self.model.config.model_type in TYPED:
+            own = TYPED[self.model.config.model_type]
+            arguments["token_type_ids"] = (ids == self.image_token).long() * own
         return arguments
 
     def run(self, image, caption, rule, encoder_rule, contrast=None):

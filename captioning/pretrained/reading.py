@@ -1,4 +1,5 @@
 """Reads captioners of `transformers` from folders and from its hub, without running their code."""
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import torch
 from captioning.errors import InputError
 from captioning.files import check_memory, shortened
 from captioning.pretrained.captioner import PretrainedCaptioner
-from captioning.pretrained.passes import image_encoder
+from captioning.pretrained.passes import TYPED, image_encoder
 from captioning.pretrained.words import Words
 from captioning.weights import check_finite
 
+OLDEST = 4, 56      # version of transformers
 DESCRIBE = "Describe the image in one sentence."
+READ = {"input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"}
 PROMPTS = {"paligemma": "caption en", "blip-2": ""}     # of models that need another one
 
 
@@ -22,12 +25,15 @@ def load(name, device="cpu", prompt=None):
     a text that precedes the captions. InputError for whatever is no captioner."""
     try:
         import transformers
+        if tuple(map(int, transformers.__version__.split(".")[:2])) < OLDEST:
+            raise ImportError(f"version {transformers.__version__} is installed")
         from transformers.models.auto.modeling_auto import (
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CAPTIONERS,
         )
     except ImportError as error:
         raise InputError(f"{name} is not a file, and a folder or a name on the hub requires "
-                         f"transformers ({error}): pip install transformers") from error
+                         "transformers {}.{} or newer ({}): pip install --upgrade transformers"
+                         .format(*OLDEST, error)) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     options = {"trust_remote_code": False}
@@ -56,7 +62,7 @@ def load(name, device="cpu", prompt=None):
         if getattr(config, "image_token_id", None) is not None:
             whole = transformers.AutoProcessor.from_pretrained(name, **options)
             whole.image_processor = processor
-            ids = prompt_of_images(whole, config.model_type, prompt)
+            ids = prompt_of_images(whole, model, prompt)
         else:
             starts = (getattr(config, "decoder_start_token_id", None),
                       tokenizer.cls_token_id, getattr(text, "bos_token_id", None))
@@ -69,10 +75,11 @@ def load(name, device="cpu", prompt=None):
             ends = text.sep_token_id if config.model_type == "blip" else tokenizer.eos_token_id
         words = Words(tokenizer, [ends] if isinstance(ends, int) else list(ends))
         model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor)
-        _, H, W = model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8)).shape
-        if H != W:
+        image = model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8))
+        if image.shape[1] != image.shape[2]:
             raise InputError(f"{name} does not read square images, which is not supported: give "
                              "another captioner")
+        model.log_p(image[None], torch.tensor([[words.start, words.end]]))      # does it run?
     except InputError:
         raise
     except Exception as error:      # of any kind: the library parses arbitrary files
@@ -94,8 +101,11 @@ def check_size(name, config, device):
               "word takes minutes to explain")
 
 
-def prompt_of_images(processor, model_type, prompt):
-    """The ids of a prompt with the tokens in whose place a language model reads the image."""
+def prompt_of_images(processor, model, prompt):
+    """The ids of a prompt with the tokens in whose place a language model reads the image.
+
+    InputError for a model that reads more than text and an image."""
+    model_type = model.config.model_type
     text = PROMPTS.get(model_type, DESCRIBE) if prompt is None else prompt
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": text}]
@@ -103,5 +113,9 @@ def prompt_of_images(processor, model_type, prompt):
                                              add_generation_prompt=True)
     elif model_type == "llava":
         text = f"USER: {processor.image_token}\n{text} ASSISTANT:"
-    blank = np.zeros((3, 64, 64), np.uint8)
-    return processor(images=[blank], text=[text])["input_ids"][0]
+    inputs = processor(images=[np.zeros((3, 64, 64), np.uint8)], text=[text])
+    more = set(inputs) & set(inspect.signature(model.forward).parameters) - READ
+    if more and model_type not in TYPED:
+        raise InputError(f"models of the type {model_type} also read {', '.join(sorted(more))}, "
+                         "which is not supported: use another model")
+    return inputs["input_ids"][0]

@@ -14,6 +14,7 @@ from captioning.explanation.functions import is_signal, name_of
 from captioning.explanation.rules import LRP
 from captioning.pretrained.passes import Passes
 
+FEW = 100_000   # features, below which a CPU starts a backward pass more slowly than it computes it
 LOST = 1e-3     # share of the parts' magnitude by which their sum may miss a word's logit
 
 
@@ -69,6 +70,8 @@ class Explainer(Passes):
             if pixels:
                 r_maps = torch.cat([r for _, _, r in used], 2)
                 maps = torch.cat([y for _, y, _ in used], 1)
+                if chunk is None and maps.device.type == "cpu":
+                    chunk = max(1, FEW // maps.numel())
                 r_pixels = attribution.through_encoder(maps, image, r_maps, chunk).transpose(0, 1)
 
         # what is the same for all rules
