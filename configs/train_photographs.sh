@@ -6,7 +6,7 @@
 #     bash configs/train_photographs.sh ANNOTATIONS IMAGES COCO_CAPTIONS COCO_IMAGES LITE0_WEIGHTS
 # The script can be interrupted; running it again resumes.
 model=${model:-gridtd}                      # or aoa
-epochs=${epochs:-6}
+epochs=${epochs:-6}                         # of each of the two stages
 save_path=${save_path:-output/${model}_photographs}
 
 if [ ! -f "${5:-}" ]; then
@@ -54,10 +54,24 @@ python train.py \
     --label_smoothing 0.1 \
     --save_path "$save_path"
 
+# then the encoder's last layers as well, from augmented photographs
+python finetune.py \
+    --weight "$save_path/checkpoint_last.pth" \
+    --ce_tune \
+    --finetune_encoder \
+    --frozen_layers 7 \
+    --epochs "$epochs" \
+    --patience "$epochs" \
+    --decoder_lr 3e-4 \
+    --encoder_lr 3e-5 \
+    --lr_schedule cosine \
+    --label_smoothing 0.1 \
+    --save_path "${save_path}_ce"
+
 # the 500 photographs of COCO that were not trained on, and Flickr8k's test split
 for split in val test; do
     python evaluation.py \
-        --weight "$save_path/checkpoint_last.pth" \
+        --weight "${save_path}_ce/checkpoint_last.pth" \
         --dataset karpathy \
         --data_folder data/photographs \
         --split $split \
