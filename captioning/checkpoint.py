@@ -98,7 +98,7 @@ def _check_model(content, path):
     for name, value in config.items():
         if name in SIZES:
             is_used = name != "feature_dim" or config["encoder"] is None
-            expect(type(value) is int and 0 < value and (value <= largest or not is_used),
+            expect(type(value) is int and value > 0 and (value <= largest or not is_used),
                    f"its {name} is {shortened(value, 40)}")
         elif name in ("dropout", "attention_dropout"):
             expect(0 <= value <= 1, f"its {name} is {shortened(value, 40)}")
@@ -156,16 +156,15 @@ def _load_published(state, path, vocabulary, num_head):
 
 def release(source, path):
     """Writes the checkpoint `source` to `path` with weights in float16, compressed, and without
-    its training state; it is read like any other checkpoint. The weights of an encoder that
-    float16 would change stay as they are."""
+    its training state; it is read like any other checkpoint. The weights of an encoder whose
+    features were stored stay as they are if float16 would change them."""
     content = read(source)
-    for name, value in content["state_dict"].items():
-        # an encoder is rounded only if it stays the one with which features were stored
-        is_exact = torch.equal(value.half().to(value), value)
-        if value.is_floating_point() and (is_exact or not name.startswith("encoder.")):
-            content["state_dict"][name] = value.half()
     # evaluation.py reads whether the model was trained on stored features
     from_features = (content.get("training") or {}).get("from_features", False)
+    for name, value in content["state_dict"].items():
+        keeps = from_features and name.startswith("encoder.")
+        if value.is_floating_point() and not (keeps and (value.half() != value).any()):
+            content["state_dict"][name] = value.half()
     content["training"] = {"from_features": from_features}
     buffer = io.BytesIO()
     torch.save(content, buffer)

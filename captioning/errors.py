@@ -30,6 +30,43 @@ def close_progress_bars():
         bar.close()
 
 
+def system_sentence(error):
+    """What an error of the operating system, or of PyTorch about other processes, means and what
+    helps; None for other errors."""
+    text = str(error)
+    if isinstance(error, OSError):
+        # that of a DataLoader's worker contains its traceback, which ends with the reason
+        reason = one_line(error.strerror or text.split("\n")[-1])
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
+            return (f"the system's limit of files, processes or memory is reached ({reason}): "
+                    "lower --workers, or raise the limit (ulimit -a)")
+        if error.filename is not None:
+            what = one_line(str(error.filename))
+        else:
+            what = "the output" if output_fails() else "a file or connection"
+        return (f"{what} cannot be read or written ({reason}): check the path, its permissions and "
+                "the free space")
+    if re.search("DataLoader worker .* (killed|exited)|Communication with the workers", text):
+        return ("a worker process has ended or cannot be reached, perhaps for lack of memory or "
+                "open files: lower --workers, or raise the limit (ulimit -a)")
+    distributed = sys.modules.get("torch.distributed")
+    if "gloo/transport" in text or distributed and isinstance(error, distributed.DistError):
+        return ("another process of torchrun has ended or was killed: see its message, and run "
+                "the same command again")
+    return None
+
+
+def output_fails():
+    """Whether the standard output cannot be written; if so, what is left of it is discarded, which
+    Python would try to write at the end."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def run_script(main, args):
     """Calls main(args); InputError ends the process with its sentence and exit status 2, and so
     does whatever the operating system refuses."""
@@ -39,22 +76,14 @@ def run_script(main, args):
     try:
         main(args)
         sys.stdout.flush()
-    except BrokenPipeError:     # the reader of the output has ended, such as `head`
+    except (InputError, OSError, RuntimeError) as error:
         close_progress_bars()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)       # as programs do that SIGPIPE ends
-    except InputError as error:
-        close_progress_bars()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        close_progress_bars()
-        if error.filename is None and error.errno == errno.ENOSPC:
-            # else Python would try to write what is left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        what = "the output" if error.filename is None else one_line(str(error.filename))
-        print(f"error: {what} cannot be read or written ({error.strerror or error}): check the "
-              "path, its permissions and the free space", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and output_fails():
+            sys.exit(141)       # as programs do that SIGPIPE ends: the output's reader has ended
+        sentence = error if isinstance(error, InputError) else system_sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         # a line of its own: a progress bar may have left the cursor within its line

@@ -147,7 +147,7 @@ def calibrate(weight, model, objects, folder, references):
     grounding of the validation split in `folder`; prints what each score contributes.
 
     references: the captions of each of the split's images."""
-    import pandas as pd     # slow to import, as is scikit-learn
+    import pandas as pd  # slow to import, as is scikit-learn
     from sklearn.metrics import roc_auc_score
     counts = pd.Series([word for texts in references for text in texts
                         for word in tokenise(text)]).value_counts()
@@ -184,7 +184,7 @@ def estimates(words, calibration):
 def read_scores(folder, split):
     """DataFrame of a split's object words by image, step and word, from the table of the experiment
     grounding in `folder`: `scores`, and present, whether the image shows the object."""
-    import pandas as pd     # slow to import
+    import pandas as pd  # slow to import
     path = Path(folder, f"grounding_words_{split}.csv")
     with reading(path, f"run evaluation.py --calibrate --save_path {folder} first"):
         rows = pd.read_csv(path, keep_default_na=False)

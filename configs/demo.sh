@@ -4,8 +4,9 @@
 # resumes. Edit the choices below, or set them as variables: epochs=5 bash configs/demo.sh
 scenes=${scenes:-4000}                      # images to train on
 epochs=${epochs:-10}                        # of training
-finetune_epochs=${finetune_epochs:-1}       # of fine-tuning
-minutes="15 to 30"                          # that all stages take on two cores
+finetune_epochs=${finetune_epochs:-2}       # of fine-tuning
+seed=${seed:-1}
+minutes="5 to 8"                           # that all stages take on two cores
 . "$(dirname "$0")/environment.sh"
 
 stage() { echo; echo "== $*"; }
@@ -34,7 +35,14 @@ stage "2 of 7: $scenes scenes of emoji objects"
     python preparedataset.py --dataset demo --demo_size "$scenes" 500 500
 
 stage "3 of 7: training, $epochs epochs"
-model=gridtd bash configs/train_demo.sh --epochs "$epochs"
+model=gridtd bash configs/train_demo.sh \
+    --epochs "$epochs" \
+    --region_epochs 2 \
+    --captions_per_epoch 3 \
+    --batch_size 20 \
+    --decoder_lr 2e-3 \
+    --encoder_lr 2e-3 \
+    --seed "$seed"
 
 # beside the fine-tuning, which uses one core; its output appears afterwards
 stage "4 and 5 of 7: evaluation, and fine-tuning with evidence erasure"
@@ -48,6 +56,7 @@ python finetune.py \
     --epochs "$finetune_epochs" \
     --decoder_lr 5e-4 \
     --lr_schedule cosine \
+    --seed "$seed" \
     --workers 1 \
     --save_path output/demo_finetuned
 

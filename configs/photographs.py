@@ -19,6 +19,14 @@ VALIDATION = 500        # photographs of COCO
 MAX_WORDS = 15          # of a training caption
 
 
+def get_args_parser():
+    parser = Parser(__doc__)
+    for name in ("flickr8k_annotations", "flickr8k_images", "coco_captions", "coco_images",
+                 "output"):
+        parser.add_argument(name)
+    return parser
+
+
 def main(args):
     flickr8k = os.path.realpath(args.flickr8k_images)
     coco = os.path.realpath(args.coco_images)
@@ -43,8 +51,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = Parser(__doc__)
-    for name in ("flickr8k_annotations", "flickr8k_images", "coco_captions", "coco_images",
-                 "output"):
-        parser.add_argument(name)
-    run_script(main, parser.parse_args())
+    run_script(main, get_args_parser().parse_args())

@@ -20,6 +20,8 @@ def pytest_addoption(parser):
                     help="how often the crash tests stop a script")
     group.addoption("--models", type=int, default=48,
                     help="random models that the numerical tests explain")
+    group.addoption("--captions", type=int, default=100_000,
+                    help="captions of COCO whose tokens are compared with the original tokeniser's")
 
 
 def pytest_configure(config):

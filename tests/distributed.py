@@ -15,10 +15,16 @@ from captioning.training import log
 
 
 def run_all(commands, folder, count=1, in_double=False):
-    """Runs [(script's name, flags)] one after the other in a group of `count` processes -> what
-    they print. in_double: train and tune in float64.
+    """`run_each` -> what the processes print; AssertionError if one fails."""
+    results = run_each(commands, folder, count, in_double)
+    for status, errors, _ in results:
+        assert status == 0, f"{status}: {errors[-3000:]}"
+    return "".join(output for _, _, output in results)
 
-    AssertionError if one fails."""
+
+def run_each(commands, folder, count=1, in_double=False):
+    """Runs [(script's name, flags)] one after the other in a group of `count` processes -> the
+    exit status, errors and output of each. in_double: train and tune in float64."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,10 +47,8 @@ def run_all(commands, folder, count=1, in_double=False):
         own.mkdir(parents=True, exist_ok=True)
     children = [workspace.start(run, own, partial(before, rank))
                 for rank, own in enumerate(folders)]
-    for child, own in zip(children, folders, strict=True):
-        status, errors = workspace.finish(child, own, time_limit=600)
-        assert status == 0, f"{status}: {errors[-3000:]}"
-    return "".join((own / "output.txt").read_text() for own in folders)
+    return [(*workspace.finish(child, own, time_limit=600), (own / "output.txt").read_text())
+            for child, own in zip(children, folders, strict=True)]
 
 
 def compute_in_double():

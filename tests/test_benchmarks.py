@@ -1,4 +1,8 @@
-"""The benchmarks' shared functions, and that the alternatives compute the same as the models."""
+"""The benchmarks' shared functions, that the alternatives compute the same as the models, and that
+all benchmarks run."""
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +19,7 @@ from benchmarks.measure import (
 from benchmarks.training import aoa_by_steps, gridtd_by_steps
 from captioning.errors import InputError
 
+BENCHMARKS = {path.stem for path in Path(__file__).parents[1].glob("benchmarks/*.py")} - {"measure"}
 SIZE = Sizes(V=20, d=8, K=6, C=5)
 CPU = torch.device("cpu")
 
@@ -55,3 +60,19 @@ def test_tables_replace_those_in_the_document():
     assert new == text.replace("old\n", table) and replaced(new, "cpu a", table) == new
     with pytest.raises(InputError, match="lacks the lines <!-- cpu c -->"):
         replaced(text, "cpu c", table)
+
+
+# without what takes long also for tiny models: passes through VGG16, and new processes
+PARTS = {"explain": ["--parts", "whole", "decoder"]}
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_benchmarks_run(name, monkeypatch, tmp_path, capsys):
+    if name == "pretrained":
+        pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    benchmark = import_module(f"benchmarks.{name}")
+    flags = ["--quick", "--repeats", "1", "--device", "cpu", *PARTS.get(name, [])]
+    benchmark.main(benchmark.get_args_parser().parse_args(flags))
+    output = capsys.readouterr().out
+    assert f"`python benchmarks/{name}.py`; " in output and "| --- |" in output

@@ -40,16 +40,25 @@ def log_probability(model, feature, words):
                for t, word in enumerate(words))
 
 
+def all_scores(model, feature, max_len):
+    """{words: log-probability} of all sequences of up to max_len ids."""
+    rows = list(itertools.product(ALLOWED[:-1], repeat=max_len - 1))
+    captions = torch.tensor([[VOCABULARY.start, *words, VOCABULARY.end] for words in rows])
+    with torch.no_grad():
+        logits = model(feature.expand(len(rows), -1, -1), captions)[..., ALLOWED]
+    scores = {(): 0.0}
+    for words, steps in zip(rows, logits.log_softmax(-1).tolist(), strict=True):
+        for t, step in enumerate(steps):
+            for word, value in zip(ALLOWED, step, strict=True):
+                scores[(*words[:t], word)] = scores[words[:t]] + value
+    return scores
+
+
 def exhaustive(model, feature, max_len, length_penalty=0.0):
     """The best sequence of all."""
-    sequences = []
-    for length in range(1, max_len + 1):
-        for words in itertools.product(ALLOWED[:-1], repeat=length - 1):
-            sequences.append((*words, VOCABULARY.end))
-            if length == max_len:
-                sequences += [(*words, last) for last in ALLOWED[:-1]]
-    scored = {words: log_probability(model, feature, words) / len(words)**length_penalty
-              for words in sequences}
+    scored = {words: score / len(words)**length_penalty
+              for words, score in all_scores(model, feature, max_len).items()
+              if words and (words[-1] == VOCABULARY.end or len(words) == max_len)}
     return max(scored.items(), key=lambda item: item[1])
 
 
@@ -121,9 +130,9 @@ def test_nothing_follows_end_and_special_tokens_are_never_generated():
         assert not tokens[after].any() and (tokens[~after] != 0).all()
 
 
-def literal_beam_search(model, feature, groups, width, max_len, diversity=0.0, length_penalty=0.0):
+def literal_beam_search(scores, groups, width, max_len, diversity=0.0, length_penalty=0.0):
     """Beam search, literally, for one image, with a beam for each group (Vijayakumar et al. 2016):
-    [(score, words)], best first. Hypotheses that end leave the beam."""
+    [(score, words)], best first. Hypotheses that end leave the beam. scores: of `all_scores`."""
     beams = [[(0.0, ())] for _ in range(groups)]
     found = [[] for _ in range(groups)]
     for length in range(1, max_len + 1):
@@ -132,7 +141,7 @@ def literal_beam_search(model, feature, groups, width, max_len, diversity=0.0, l
             candidates = []
             for _, words in beams[g]:
                 for word in ALLOWED:
-                    total = log_probability(model, feature, [*words, word])
+                    total = scores[(*words, word)]
                     candidates.append((total - diversity * said[word], total, (*words, word)))
             candidates.sort(key=lambda candidate: -candidate[0])
             for _, total, words in candidates[:width]:
@@ -157,12 +166,45 @@ def test_beam_search_equals_a_literal_one(seed, options):
     model, x = toy(seed), features(1, seed)
     found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, **options)
     groups = options.get("groups", 1)
-    expected = literal_beam_search(model, x[0], width=4 // groups, max_len=5,
+    expected = literal_beam_search(all_scores(model, x[0], 5), width=4 // groups, max_len=5,
                                    **{"groups": 1} | options)
     assert len(expected) == 4
     for n, (score, words) in enumerate(expected):
         assert tuple(found.tokens[0, n][found.tokens[0, n] != 0].tolist()) == words
         assert found.scores[0, n].item() == pytest.approx(score, abs=1e-10)
+
+
+def crowded_beam_search(scores, width, max_len, length_penalty):
+    """The score that a search finds in whose beam hypotheses that ended keep their places."""
+    def score(words):
+        return scores[words] / len(words)**length_penalty
+
+    beam = [()]
+    for _ in range(max_len):
+        longer = [[words] if words[-1:] == (VOCABULARY.end,) else
+                  [(*words, word) for word in ALLOWED] for words in beam]
+        beam = sorted(sum(longer, []), key=score, reverse=True)[:width]
+    return score(beam[0])
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_captions_are_never_worse_than_those_of_other_searches(length_penalty):
+    """288 captions: as good as those of the literal search, some better than the crowded one's."""
+    improved = 0
+    for model_type, seed in itertools.product((GridTDModel, AOAModel), range(12)):
+        model, x = toy(seed, model_type, sharp=2.0), features(4, seed)
+        scores_of = [all_scores(model, feature, 6) for feature in x]
+        for width in (2, 3, 5):
+            captions = decoding.decode(model, x, VOCABULARY, "beam_search", max_len=6,
+                                       beam_size=width, length_penalty=length_penalty)
+            for scores, caption in zip(scores_of, captions, strict=True):
+                words = tuple(caption[caption != 0].tolist())
+                score = scores[words] / len(words)**length_penalty
+                literal = literal_beam_search(scores, 1, width, 6, length_penalty=length_penalty)
+                crowded = crowded_beam_search(scores, width, 6, length_penalty)
+                assert score >= max(literal[0][0], crowded) - 1e-9
+                improved += score > crowded + 1e-9
+    assert improved > 2
 
 
 def test_a_caption_that_ended_is_not_lost_when_others_are_better_for_a_while():

@@ -11,13 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from distributed import run_all
+from distributed import run_all, run_each
 from helpers import REGIONS, prepare_flags, train_flags, train_run
 
 from aoamodel import AOAModel
 from captioning import checkpoint
-from captioning.data.dataset import features_path
+from captioning.data.dataset import features_path, split_path
 from captioning.data.vocabulary import read
+from captioning.training.loop import epoch_batches
 from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]
@@ -133,6 +134,7 @@ def test_interrupt_or_death_of_one_process_stops_all_and_leaves_a_checkpoint(dem
         os.kill(process.pid if stop == signal.SIGINT else pids[1], stop)
         output, errors = process.communicate(timeout=60)
         assert process.returncode != 0 and output.count("settings:") == 1
+        assert "[rank0]: Traceback" not in errors
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
         if stop == signal.SIGINT:
             assert "run the same command again" in errors
@@ -163,3 +165,19 @@ def test_explanations_do_not_depend_on_the_number_of_processes(demo_data, tmp_pa
         one, two = (np.load(tmp_path / name / path) for name in ("one", "two"))
         assert sorted(one.files) == sorted(two.files)
         assert all(np.array_equal(one[key], two[key]) for key in one.files)
+
+
+def test_broken_image_of_one_process_ends_each_with_one_sentence(demo_data, tmp_path):
+    data = shutil.copytree(demo_data, tmp_path / "data")
+    with h5py.File(split_path(data, "demo", "train"), "r+") as file:
+        file.attrs["image_folder"] = str(data / "demo" / "images")
+    order = epoch_batches(24, batch_size=4, seed=1, epoch=0)
+    broken = data / "demo" / "images" / f"train_{order[0][-1]:05d}.png"
+    broken.write_text("no image")
+    flags = train_flags(data, tmp_path / "out")
+    results = run_each([("train", flags)], tmp_path, 2)
+    sentences = "error: another process of torchrun has ended", f"error: {broken} is damaged"
+    for (status, errors, _), sentence in zip(results, sentences, strict=True):
+        lines = [line.split("\r")[-1] for line in errors.splitlines() if "it/s" not in line]
+        assert status == 2 and lines[-1].startswith(sentence), errors
+        assert "Traceback" not in errors and errors.count("error: ") == 1

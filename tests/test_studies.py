@@ -1,6 +1,7 @@
 """The studies: tables of runs with known numbers, changed captions, and bad input."""
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ from helpers import train_run
 from PIL import Image
 
 import evaluation
-from captioning import grounding
+from captioning import explain, grounding
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.errors import run_script
+from captioning.explanation.methods import SPLIT
 from captioning.metrics.object_words import Objects, load_objects
 from studies.before_after import before_after
 from studies.flickr8k import flickr8k
 from studies.grounded_decoding import grounded_decoding
 from studies.hallucination import hallucination
+from studies.memory import memory
 
 STUDIES = Path(__file__).parents[1] / "studies"
 OBJECTS = Objects({"dog": "dog", "ball": "ball"}, pairs=[("dog", "ball")], exact=True)
@@ -184,3 +187,39 @@ def test_figure_of_two_models(demo_data, tmp_path, capsys):
     assert f"hallucinated companions of {len(cases)} images" in capsys.readouterr().out
     figure = np.asarray(Image.open(tmp_path / "after" / "before_after.png"))
     assert figure.shape[1] == 924 and figure.std() > 10
+
+
+# -- memory of long runs, and a captioner of transformers ---------------------------------------
+
+
+def test_memory_of_long_runs(tmp_path, capsys):
+    """From the samples of finished runs; its commands are valid, and a session uses something."""
+    (tmp_path / "data/demo").mkdir(parents=True)
+    (tmp_path / "data/demo/test_demo.hdf5").touch()
+    for command in memory.commands(tmp_path):
+        script, *flags = command.split()
+        import_module(script.removesuffix(".py")).get_args_parser().parse_args(flags)
+        rows = "".join(f"{100 + second},{second}\n" for second in range(10))
+        (tmp_path / f"{script}.csv").write_text(f"MB,open files\n{rows}")
+    run(memory, "--save_path", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and lines[0] == (
+        "train.py: median of the second fifth of the time 102 MB, 2 open files")
+    assert lines[-1] == "explain.py: median of the last fifth of the time 108 MB, 8 open files"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="counts as Linux does")
+def test_memory_of_a_command(tmp_path):
+    table = memory.measure("-c __import__('time').sleep(1.5)", tmp_path / "log")
+    assert len(table) >= 2 and table["MB"].max() > 1 and table["open files"].max() >= 3
+
+
+def test_captioner_of_transformers(demo_data, tmp_path):
+    pytest.importorskip("transformers")
+    from studies.transformer import train
+    run(train, "--data_folder", demo_data, "--epochs", "1", "--save_path", tmp_path)
+    image = demo_data / "demo" / "images" / "test_00000.png"
+    explained = explain(image, weight=tmp_path, caption="a dog", methods=("lrp",))
+    assert explained.words == ["a", "dog", "<end>"]
+    total = sum(explained.split[part] for part in SPLIT)
+    np.testing.assert_allclose(total, explained.logits, rtol=1e-3, atol=1e-3)

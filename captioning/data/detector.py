@@ -1,8 +1,5 @@
 """Computes region features with one of torchvision's object detectors and stores them."""
 import torch
-from torchvision import ops
-from torchvision.models import detection
-from torchvision.transforms.v2 import functional as T
 
 from captioning.data.feature_store import FLOAT16_MAX, store_of_images, weights_fingerprint
 from captioning.errors import InputError
@@ -16,6 +13,7 @@ OVERLAP = 0.7       # largest intersection over union of two regions
 
 def build(name, weights=None):
     """Builds the detector `name` with the weights of a file (default: COCO's of torchvision)."""
+    from torchvision.models import detection  # slow to import
     # no threshold for proposals, so that every image has regions
     model = detection.__dict__[name](weights=None, weights_backbone=None, rpn_score_thresh=0.0,
                                      rpn_post_nms_top_n_test=PROPOSALS)
@@ -52,6 +50,7 @@ def store(path, records, image_folder, detector, name, regions, batch_size, work
 
 def prepare(batch):
     """List of uint8 (3, H, W) -> list of float32 (3, H, W) in [0, 1]."""
+    from torchvision.transforms.v2 import functional as T  # slow to import
     return [T.to_dtype(image, torch.float32, scale=True) for image in batch]
 
 
@@ -62,6 +61,7 @@ def best_regions(detector, batch, regions):
     and its features are the output of the detector's box head. batch: B images, float32 (3, H, W)
     in [0, 1]. Returns features (B, regions, C) and boxes (B, regions, 4) in pixels of the image,
     both zero-padded, and counts (B,) of regions."""
+    from torchvision import ops  # slow to import
     heads = detector.roi_heads
     resized, _ = detector.transform(batch)
     maps = detector.backbone(resized.tensors)

@@ -23,6 +23,7 @@ FORMATS = [name for name in ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP",
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic",
             ".heif")
 REPLACE = "replace or remove the image"
+CONVERT = "pip install pillow-heif, or convert the image"
 MEAN = (0.485, 0.456, 0.406)        # of ImageNet
 STD = (0.229, 0.224, 0.225)
 GREY = (0.299, 0.587, 0.114)         # brightness of red, green and blue
@@ -40,7 +41,9 @@ def read_image(path, upright=False):
     EXIF orientation demands. By default pixels stay in the stored orientation, to which the boxes
     and region features of a data set refer."""
     if isinstance(path, str | os.PathLike):
-        with reading(path, REPLACE), Image.open(path, formats=FORMATS) as image:
+        is_heic = Path(path).suffix.lower() in (".heic", ".heif")
+        remedy = CONVERT if is_heic and "HEIF" not in FORMATS else REPLACE
+        with reading(path, remedy), Image.open(path, formats=FORMATS) as image:
             return _as_rgb(image, upright)
     try:
         return _as_rgb(path if isinstance(path, Image.Image) else as_image(path), upright)

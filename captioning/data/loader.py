@@ -1,15 +1,18 @@
-"""The DataLoader for training, captioning and experiments."""
+"""The DataLoader for training, captioning and experiments, and its worker processes."""
 import atexit
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from functools import cache
 
 from torch.utils.data import DataLoader
 
 SHARED = "/dev/shm"
 NEEDED = 0.5e9      # bytes
+FILES = 64          # that a process without workers may open
+FILES_PER_WORKER = 16
 STOP = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -23,6 +26,8 @@ class Loader(DataLoader):
     KeyboardInterrupt that is raised while a process is forked."""
 
     def __iter__(self):
+        if os.name == "nt":     # which forks no process
+            return super().__iter__()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
         try:
             return super().__iter__()
@@ -32,14 +37,27 @@ class Loader(DataLoader):
 
 def make_loader(data, batches, workers, device):
     """A DataLoader over `data`, which lists of indices, the `batches`, index."""
+    workers = possible_workers(min(workers, len(batches)))
     # batches reach the main process through shared memory; without space they would never arrive
     if workers and os.path.isdir(SHARED) and shutil.disk_usage(SHARED).free < NEEDED:
         _print_once(f"--workers 0, as {SHARED} has less than {NEEDED / 1e9:.1f} GB (docker run "
                     "--shm-size)")
         workers = 0
-    return Loader(data, batch_sampler=batches, collate_fn=collate,
-                  num_workers=min(workers, len(batches)), pin_memory=device.type == "cuda",
-                  worker_init_fn=ignore_signals)
+    return Loader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers,
+                  pin_memory=device.type == "cuda", worker_init_fn=start_worker)
+
+
+def possible_workers(workers):
+    """The number of workers, or how many can be reached through the files that may be open."""
+    if os.name == "nt":
+        return workers
+    import resource  # which Windows lacks
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = max(0, limit - FILES) // FILES_PER_WORKER
+    if limit == resource.RLIM_INFINITY or workers <= possible:
+        return workers
+    _print_once(f"--workers {possible}, as only {limit} files may be open (ulimit -n)")
+    return possible
 
 
 @cache
@@ -47,10 +65,19 @@ def _print_once(text):
     print(text, flush=True)
 
 
-def ignore_signals(_):
+def start_worker(_):
     """Ctrl-C reaches every process of a terminal: the main process alone stops the workers."""
     for number in STOP:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent():
+    """Ends this worker process, even amid its work, as soon as its parent has ended."""
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @atexit.register

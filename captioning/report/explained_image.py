@@ -29,6 +29,7 @@ from captioning.report.explanations import (
     own_names,
     read_explanation,
 )
+from captioning.report.figure import draw_figure
 from captioning.report.page import PAGE, as_json, page_entry, page_of, write_entry
 
 # fields that explanation.npz contains under their own names, unless they are None
@@ -124,8 +125,9 @@ class ExplainedImage:
     def heatmap(self, word, method=None):
         """float32 (H, W): the method's map for the word, on the image's pixels.
 
-        The sum is that of the map, for LRP the image's part of the logit: the value of each of the
-        map's cells is spread evenly over the pixels that it covers."""
+        The value of each of the map's cells is spread evenly over the pixels that it covers, so
+        that the sum is the map's: for LRP the image's part of the logit, less what the biases of
+        the CNN absorb (docs/method.md, section 5)."""
         values = self.maps(self._method(method))[self._step(word)].astype(np.float64)
         vertical = _overlaps(self.image.height, values.shape[0])
         horizontal = _overlaps(self.image.width, values.shape[1])
@@ -140,6 +142,11 @@ class ExplainedImage:
         t = self._step(word)
         rgba, _ = colour_maps(self.maps(method)[t:t + 1], METHODS[method].signed)
         return heatmaps.overlay(self.image, rgba[0])
+
+    def figure(self, method=None):
+        """matplotlib Figure: the method's heatmaps of all words, with vector text and bars. Its
+        `savefig("figure.pdf")`, or .svg, is for papers."""
+        return draw_figure(self, self._method(method))
 
     def show(self, word, method=None):
         """Shows the overlay: in the notebook, else in the system's viewer."""

@@ -51,6 +51,19 @@ def labels(method, contrast=""):
     return method.labels
 
 
+def pictures(explained, method, image):
+    """A picture (PIL) of the method's map for each word over `image`, the explained one in another
+    size; and the values (T,) of the strongest colours."""
+    signed = METHODS[method].signed
+    maps = explained.maps(method)
+    if explained.boxes is None:
+        rgba, tops = colours.colour_maps(maps, signed, explained.shared_scale)
+        return [overlay(image, map_colours) for map_colours in rgba], tops
+    values, tops = colours.scale_regions(maps, explained.shared_scale)
+    boxes = explained.boxes * (image.width / explained.image.width)
+    return [_draw_boxes(image, boxes, row, signed) for row in values], tops
+
+
 def draw_heatmaps(path, explained, method):
     """Draws the image, and beside it one heatmap per word; below it the split of the word's logit.
 
@@ -68,13 +81,7 @@ def draw_heatmaps(path, explained, method):
     scale = min(cell / image.width, 1.5 * cell / image.height)
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.resize((width, height))
-    maps = explained.maps(method)
-    if explained.boxes is None:
-        rgba, tops = colours.colour_maps(maps, signed, explained.shared_scale)
-        heatmaps = [overlay(small, map_colours) for map_colours in rgba]
-    else:
-        values, tops = colours.scale_regions(maps, explained.shared_scale)
-        heatmaps = [_draw_boxes(small, explained.boxes * scale, row, signed) for row in values]
+    heatmaps, tops = pictures(explained, method, small)
 
     # the sheet: a title, rows of heatmaps, and the legend
     columns = min(COLUMNS, len(heatmaps) + 1)
@@ -143,33 +150,41 @@ def draw_heatmaps(path, explained, method):
         sheet.save(temporary, "png", compress_level=4)
 
 
-def _draw_split(draw, box, explained, t):
-    """A bar of the parts of word t, on one axis for all words.
-
-    Positive parts extend to the right of zero, negative ones to the left. <end>, whose parts are
-    often by far the largest, does not count for the scale, and its bar may be cut off."""
-    x0, y0, x1, y1 = box
+def split_range(explained):
+    """The lowest and the highest end of the bars of all words but <end>, whose parts are often by
+    far the largest."""
     values = np.stack([explained.split[part] for part in PARTS])                       # (4, T)
     counted = values[:, np.array(explained.words) != "<end>"]
-    highest = counted.clip(min=0).sum(0).max(initial=0)
-    lowest = counted.clip(max=0).sum(0).min(initial=0)
-    unit = (x1 - x0) / ((highest - lowest) or 1)
-    zero = right = left = x0 - lowest * unit
-    for value, colour in zip(values[:, t] * unit, PARTS.values(), strict=True):
+    return counted.clip(max=0).sum(0).min(initial=0), counted.clip(min=0).sum(0).max(initial=0)
+
+
+def split_bar(explained, t):
+    """[(left, right, colour)] of the parts of word t: positive parts extend to the right of zero,
+    negative ones to the left."""
+    bar = []
+    left = right = 0.0
+    for part, colour in PARTS.items():
+        value = explained.split[part][t]
         if value > 0:
-            _draw_bar(draw, right, right + value, box, colour)
+            bar.append((right, right + value, colour))
             right += value
         elif value < 0:
-            _draw_bar(draw, left + value, left, box, colour)
+            bar.append((left + value, left, colour))
             left += value
-    draw.line((zero, y0 - 1, zero, y1 + 1), "black")
+    return bar
 
 
-def _draw_bar(draw, left, right, box, colour):
-    """A rectangle from left to right, cut off at the box."""
+def _draw_split(draw, box, explained, t):
+    """The bar of word t, on one axis for all words; that of <end> may be cut off at the box."""
     x0, y0, x1, y1 = box
-    if left < x1 and right > x0:
-        draw.rectangle((max(left, x0), y0, min(right, x1), y1), colour)
+    lowest, highest = split_range(explained)
+    unit = (x1 - x0) / ((highest - lowest) or 1)
+    zero = x0 - lowest * unit
+    for left, right, colour in split_bar(explained, t):
+        left, right = zero + left * unit, zero + right * unit
+        if left < x1 and right > x0:
+            draw.rectangle((max(left, x0), y0, min(right, x1), y1), colour)
+    draw.line((zero, y0 - 1, zero, y1 + 1), "black")
 
 
 def _draw_boxes(image, boxes, values, signed):

@@ -18,8 +18,8 @@ FIXED_FLAGS = ("weight", "mode", "lrp_weight", "samples", "baseline", "dataset",
                "encoder", "finetune_encoder", "embed_dim", "hidden_dim", "num_head", "batch_size",
                "captions_per_epoch", "seed", "ss_prob", "region_loss", "region_epochs",
                "label_smoothing", "amp", "weight_decay", "dropout", "attention_dropout",
-               "from_pixels", "frozen_layers", "decoder_lr", "encoder_lr", "lr_schedule", "grad_clip",
-               "control")
+               "from_pixels", "frozen_layers", "decoder_lr", "encoder_lr", "lr_schedule",
+               "grad_clip", "control")
 ERASE_FLAGS = ("erase_weight", "erase_keep_weight", "erase_share", "erase_fill", "erase_every",
                "erase_evidence", "erase_own_evidence", "synonyms")
 # what differs if the fingerprint of a file's content does

@@ -1,5 +1,5 @@
 """Killed, stopped, on a full disk or in a folder without write permission: the same command again
-ends as if nothing had happened, and nothing that existed is damaged."""
+ends as if nothing had happened, and nothing that existed is damaged. Few open files are enough."""
 import contextlib
 import csv
 import functools
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -95,9 +96,9 @@ def content(path):
     return path.read_bytes()
 
 
-def assert_ends_like(expected, script, folder):
-    """Runs the script again, whose results are the `expected` ones."""
-    status, errors = workspace.run(SCRIPTS[script], folder)
+def assert_ends_like(expected, script, folder, before=lambda: None):
+    """Runs the script again, whose results are the `expected` ones. before: see workspace.start."""
+    status, errors = workspace.run(SCRIPTS[script], folder, before)
     assert status == 0, errors
     own = results(folder)
     assert expected.keys() == own.keys()
@@ -106,8 +107,8 @@ def assert_ends_like(expected, script, folder):
 
 
 def assert_no_process_left(group):
-    """No process of the group is running 10 seconds later; workers notice within 5 that their
-    parent died."""
+    """Within 10 seconds no process of the group is running any more: workers end with their parent,
+    whatever killed it."""
     deadline = time.monotonic() + 10
     while any(running_in(group)):
         assert time.monotonic() < deadline, f"processes {list(running_in(group))} are still running"
@@ -211,3 +212,21 @@ def test_folder_that_is_not_writable(fresh, script):
     finally:
         for path in (folder, *folder.rglob("*")):
             path.chmod(path.stat().st_mode | 0o200)
+
+
+def few_files():
+    """Lets this process open files up to number 15 alone."""
+    os.closerange(3, 4096)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_few_open_files(fresh, undisturbed, script):
+    """There are no workers, whose batches would never arrive."""
+    assert_ends_like(undisturbed(script)[-1], script, fresh(), few_files)
+
+
+def test_few_open_files_for_the_demo(fresh):
+    command = ("preparedataset --dataset demo --demo_size 2 1 1 --image_size 48 --device cpu "
+               "--output_folder out")
+    assert workspace.run(command, fresh(), few_files) == (0, mock.ANY)

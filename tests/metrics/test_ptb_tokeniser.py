@@ -22,13 +22,13 @@ def coco_captions():
     return captions
 
 
-def test_tokens_equal_those_of_the_original_on_coco(coco_captions):
-    captions = random.Random(0).sample(coco_captions, 100_000)
+def test_tokens_equal_those_of_the_original_on_coco(coco_captions, pytestconfig):
+    captions = random.Random(0).sample(coco_captions, pytestconfig.getoption("captions"))
     expected = java.tokenise(captions)
     pairs = zip(captions, expected, strict=True)
     same = sum(" ".join(ptb_tokens(text)) == tokens for text, tokens in pairs)
     print(f"{same} of {len(captions)} captions have the same tokens")
-    assert same >= 99_990
+    assert same >= len(captions) - 10
 
     # what the metrics use: Java's tokens, and for captions of plain words no Java
     _, used = caption_metrics._tokenised(captions[:20_000], [[]] * 20_000)
@@ -44,7 +44,9 @@ UNUSUAL = [
     "a u.s. flag on a t.v.", "red/blue and/or w/ 1/2", "1,000 x 2.5 3-d 4x4 no. 5",
     "fish 'n' chips ... !! ?? ;)", "a man <unk> a horse", "<start> a dog <end>", "a dog</s>",
     "a sign for B&amp;B", "L'Oréal", "s'mores", "spaghetti-o's", "Nov. 5", "एक कुत्ता घास में",
-    "cafe\u0301", "dog ❤\ufe0f", "\u200b a", "y'all", "-5", "½ of 5¢ in C#"]
+    "cafe\u0301", "dog ❤\ufe0f", "\u200b a", "y'all", "-5", "½ of 5¢ in C#",
+    "rock`n`roll", "don`t say o`clock", "the dog`s `bone`", "N'Sync", "d's and n's", "T's J'adore",
+    "Hawai'i I'll"]
 
 
 def test_unusual_captions():

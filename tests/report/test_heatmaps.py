@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from captioning.errors import InputError
 from captioning.explanation.methods import METHODS
+from captioning.files import shortened
 from captioning.report import colours
 from captioning.report.colours import LEVELS, PARTS, colour_maps
 from captioning.report.explained_image import Relevance, compact
@@ -237,3 +238,33 @@ def test_a_folder_that_is_missing_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError):
         draw(tmp_path / "file" / "x.png", ["a"], np.ones((1, 4, 4)))
+
+
+# -- figure for papers -----------------------------------------------------------------------------
+
+
+def test_the_figure_has_a_map_and_a_bar_of_all_parts_for_every_word(tmp_path):
+    words = ["a", "$x$", "y" * 10_000, "dog", "on", "a", "cat", "<end>"]
+    explained = random_explanation(words, flags=np.arange(8) == 3)
+    figure = explained.figure()
+    maps = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in maps[1:]] == [shortened(word, 20) for word in words]
+    assert [axis.title.get_color() != "black" for axis in maps[1:]] == explained.flags.tolist()
+    bars = [axis for axis in figure.axes if axis.patches]
+    for t, axis in enumerate(bars):
+        parts = [explained.split[part][t] for part in PARTS]
+        assert sorted(patch.get_width() for patch in axis.patches) == pytest.approx(
+            sorted(map(abs, parts)))
+        assert max(patch.get_x() + patch.get_width() for patch in axis.patches) == pytest.approx(
+            sum(part for part in parts if part > 0))
+    assert len(bars) == len(words)
+    for suffix in ("pdf", "svg"):
+        figure.savefig(tmp_path / f"x.{suffix}")
+        assert (tmp_path / f"x.{suffix}").stat().st_size > 5000
+
+
+def test_the_figure_of_region_features_and_without_a_split():
+    explained = random_explanation(["a", "<end>"], (), boxes=np.array([[0, 0, 20, 20]] * 16))
+    explained.methods["gradient"] = Relevance(regions=np.ones((2, 16)))
+    axes = explained.figure().axes
+    assert sum(bool(axis.images) for axis in axes) == 3 and not any(axis.patches for axis in axes)

@@ -1,6 +1,7 @@
 """Writes the demo data set: images, masks, boxes and object words.
 
 An image depends only on (seed, split, number), not on the number of images or workers."""
+import contextlib
 import io
 import multiprocessing
 import signal
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from captioning.data.annotations import SPLITS, make_record
 from captioning.data.demo.drawing import paint, sprite
 from captioning.data.demo.scenes import CATEGORIES, PAIRS, describe, sample_scene
+from captioning.data.loader import end_with_parent, possible_workers
 from captioning.files import atomic_path, make_folder, remove_leftovers, write_bytes, write_json
 
 NAMES = list(CATEGORIES)
@@ -31,14 +33,15 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     sprite("dog", None)     # raises before any work if the package of the emoji is missing
     records, boxes = [], {}
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with h5py.File(buffer, "w") as file, _processes(workers) as map_each:
         file.attrs["categories"] = NAMES
         for split, size in zip(SPLITS, sizes, strict=True):
             draw = partial(_draw_one, folder / "images", split, seed,
                            test_bias if split == "test" else bias, image_size)
             masks = np.zeros((size, image_size, image_size), np.uint8)
             things = np.zeros((size, 6), np.uint8)
-            for i, (record, entry, mask, numbers) in enumerate(_map(draw, size, workers, split)):
+            drawn = tqdm(map_each(draw, range(size)), f"drawing {split}", size, unit="image")
+            for i, (record, entry, mask, numbers) in enumerate(drawn):
                 records.append(record)
                 boxes[record.name] = entry
                 masks[i] = mask
@@ -56,18 +59,19 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     return records
 
 
-def _map(draw, size, workers, split):
-    """The results of draw(number) for all images of a split."""
-    bar = partial(tqdm, desc=f"drawing {split}", total=size, unit="image")
+@contextlib.contextmanager
+def _processes(workers):
+    """A function like `map` that `workers` processes compute; below 2, the calling process does."""
+    workers = possible_workers(workers)
     if workers < 2:
-        yield from bar(map(draw, range(size)))
+        yield map
         return
     # Ctrl-C reaches every process of a terminal: this one alone stops the others
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)      # which new processes inherit
-    pool = multiprocessing.get_context("spawn").Pool(workers)
+    pool = multiprocessing.get_context("spawn").Pool(workers, end_with_parent)
     signal.signal(signal.SIGINT, handler)
     with pool:
-        yield from bar(pool.imap(draw, range(size), chunksize=32))
+        yield partial(pool.imap, chunksize=32)
 
 
 def _draw_one(folder, split, seed, bias, image_size, number):
