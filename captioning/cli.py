@@ -63,7 +63,7 @@ def number(kind, low, high=math.inf, low_included=True):
 
 
 MOST = 10 ** 9      # of anything that is counted
-SMALL_MODEL = 12_000_000    # parameters
+SMALL_MODEL = 12_000_000    # parameters; models/photographs.pth has somewhat fewer
 THREADS = torch.get_num_threads()       # PyTorch's choice
 positive_int = number(int, 1, MOST)
 natural = number(int, 0, MOST)

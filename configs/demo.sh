@@ -5,8 +5,8 @@
 scenes=${scenes:-4000}                      # images to train on
 epochs=${epochs:-10}                        # of training
 finetune_epochs=${finetune_epochs:-2}       # of fine-tuning
-seed=${seed:-1}
-minutes="5 to 8"                           # that all stages take on two cores
+seed=${seed:-1}                             # of training and fine-tuning
+minutes="6 to 8"                            # that all stages take on two cores
 . "$(dirname "$0")/environment.sh"
 
 stage() { echo; echo "== $*"; }

@@ -14,7 +14,7 @@ from captioning.explanation.functions import is_signal, name_of
 from captioning.explanation.rules import LRP
 from captioning.pretrained.passes import Passes
 
-FEW = 100_000   # features, below which a CPU starts a backward pass more slowly than it computes it
+FEW = 100_000   # features; through fewer, starting a backward pass takes a CPU most of the time
 LOST = 1e-3     # share of the parts' magnitude by which their sum may miss a word's logit
 
 

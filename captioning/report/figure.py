@@ -16,6 +16,11 @@ WIDTH = 1.5         # of a map, in inches
 PIXELS = 600        # of a map's longer side
 
 
+def _hex(colour):
+    """matplotlib's name of a colour of numbers from 0 to 255."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
 def draw_figure(explained, method):
     """The image, and beside it one heatmap per word, as heatmaps.draw_heatmaps draws them ->
     matplotlib Figure."""
@@ -42,19 +47,19 @@ def draw_figure(explained, method):
         t = position - 1
         is_doubtful = explained.flags is not None and explained.flags[t]
         axis.set_title(shortened(explained.words[t], 20), fontsize=9, fontweight="bold",
-                       color=[part / 255 for part in PARTS["previous"]] if is_doubtful else "black",
+                       color=_hex(PARTS["previous"]) if is_doubtful else "black",
                        parse_math=False)
         axis.text(1, -0.02, f"{'±' if signed else ''}{tops[t]:.2g}", fontsize=6, va="top",
                   ha="right", transform=axis.transAxes)
         if explained.split:
             axis = axes[2 * row + 1, column]
             for left, right, colour in split_bar(explained, t):
-                axis.barh(0, right - left, left=left, color=[part / 255 for part in colour])
+                axis.barh(0, right - left, left=left, color=_hex(colour))
             axis.set_xlim(*split_range(explained))
             axis.axvline(0, color="black", linewidth=0.8)
 
     low, high = labels(METHODS[method], explained.contrast)
-    handles = [Patch(color=[part / 255 for part in colour], label=PART_NAMES[name])
+    handles = [Patch(color=_hex(colour), label=PART_NAMES[name])
                for name, colour in PARTS.items()] if explained.split else []
     title = f"{method}: {low} to {high}"
     if explained.flags is not None and any(explained.flags):

@@ -152,10 +152,12 @@ def draw_heatmaps(path, explained, method):
 
 def split_range(explained):
     """The lowest and the highest end of the bars of all words but <end>, whose parts are often by
-    far the largest."""
+    far the largest; they differ, even without such words."""
     values = np.stack([explained.split[part] for part in PARTS])                       # (4, T)
     counted = values[:, np.array(explained.words) != "<end>"]
-    return counted.clip(max=0).sum(0).min(initial=0), counted.clip(min=0).sum(0).max(initial=0)
+    lowest = counted.clip(max=0).sum(0).min(initial=0)
+    highest = counted.clip(min=0).sum(0).max(initial=0)
+    return lowest, highest if highest > lowest else lowest + 1
 
 
 def split_bar(explained, t):
@@ -178,7 +180,7 @@ def _draw_split(draw, box, explained, t):
     """The bar of word t, on one axis for all words; that of <end> may be cut off at the box."""
     x0, y0, x1, y1 = box
     lowest, highest = split_range(explained)
-    unit = (x1 - x0) / ((highest - lowest) or 1)
+    unit = (x1 - x0) / (highest - lowest)
     zero = x0 - lowest * unit
     for left, right, colour in split_bar(explained, t):
         left, right = zero + left * unit, zero + right * unit

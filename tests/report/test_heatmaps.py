@@ -263,6 +263,11 @@ def test_the_figure_has_a_map_and_a_bar_of_all_parts_for_every_word(tmp_path):
         assert (tmp_path / f"x.{suffix}").stat().st_size > 5000
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_figure_of_an_empty_caption():
+    assert len(random_explanation(["<end>"]).figure().axes) == 4
+
+
 def test_the_figure_of_region_features_and_without_a_split():
     explained = random_explanation(["a", "<end>"], (), boxes=np.array([[0, 0, 20, 20]] * 16))
     explained.methods["gradient"] = Relevance(regions=np.ones((2, 16)))
