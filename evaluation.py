@@ -168,7 +168,6 @@ def evaluate_model(args, device):
         masks = Masks(path, args.split, len(data))
     record_run(args.save_path, args, "evaluation.py")
 
-    # a threshold of flags for the captions of the validation split
     options = cli.decoding_options(args)
     batches = args.batch_size, args.workers, device
     # estimates are made for more words than CHAIR counts
@@ -176,7 +175,7 @@ def evaluate_model(args, device):
                          visible="grounding" in experiments)
     study = Study(model, vocabulary, tuple(methods), named, boxes, frequent, stop_words(), masks,
                   seed=args.seed)
-    if args.calibrate:
+    if args.calibrate:      # estimates are fitted to the captions of the validation split
         validation = open_data(args, "val", model, from_features)
         captions = caption_split(model, vocabulary, validation, partial(decode, **options),
                                  args.seed, *batches)

@@ -86,7 +86,7 @@ def get_args_parser():
     return parser
 
 
-@dataclass
+@dataclass(eq=False)        # each is an image of its own, and can be in a set
 class Target:
     """An image to explain."""
     path: Path
@@ -194,13 +194,13 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
 
     # what is left to do
     identify(targets, args, model, vocabulary, regions)
-    pending = [target for target in targets if args.overwrite
-               or not is_explained(target.folder, target.identity)]
+    pending = {target for target in targets if args.overwrite
+               or not is_explained(target.folder, target.identity)}
     if len(pending) < len(targets):
         print(f"{len(targets) - len(pending)} of {len(targets)} images are already explained")
     # whole batches, since the last digits depend on what else is in a batch
     batches = [targets[i:i + args.batch_size] for i in range(0, len(targets), args.batch_size)]
-    batches = processes.shard([batch for batch in batches if any(t in pending for t in batch)])
+    batches = processes.shard([batch for batch in batches if not pending.isdisjoint(batch)])
     broken = {}
     steps = len(args.methods) + 1       # for each image: every method, then drawing
     bar = tqdm(total=sum(map(len, batches)) * steps, desc=f"explaining {len(pending)} images",
@@ -294,8 +294,10 @@ def main(args):
     if not any(folders):
         raise InputError("none of the images can be explained; the first: "
                          f"{next(iter(broken.values()))}")
-    write_index(args.save_path, [folder for same in zip_longest(*folders) for folder in same
-                                 if folder])
+    in_turn = []        # each image's explanations of all models
+    for same in zip_longest(*folders):
+        in_turn += filter(None, same)
+    write_index(args.save_path, in_turn)
     print(f"explanations: {args.save_path}/index.html")
     if broken and not args.skip_broken:
         raise InputError(f"{len(broken)} of {len(targets)} images were skipped, the others are "

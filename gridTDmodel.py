@@ -80,7 +80,7 @@ class GridTDModel(Captioner):
     def read(self, words, context):
         """words (B, …) ids -> their share and g's in LSTM1's products, (B, …, 4d) and (B, …, d)."""
         E = self.embedding(words)
-        ones = (1,) * (words.dim() - 1)
+        ones = (1,) * (words.dim() - 1)     # an image's constant serves all its words
         return [F.linear(E, W_word) + constant.unflatten(0, (-1, *ones))
                 for W_word, _, constant in context.lstm1]
 

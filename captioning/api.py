@@ -17,19 +17,6 @@ from captioning.explanation.methods import METHODS, SPLIT, check_methods, region
 from captioning.report.explained_image import ExplainedImage, Relevance, as_pil
 
 
-def of_each(function):
-    """Lets a function of one image take a list of images too, or a folder -> a list of results."""
-    @functools.wraps(function)
-    def of_all(image, *args, **options):
-        if isinstance(image, str | os.PathLike) and os.path.isdir(image):
-            image = images_in(image)
-        if isinstance(image, list | tuple):
-            return [function(each, *args, **options) for each in image]
-        return function(image, *args, **options)
-    return of_all
-
-
-@of_each
 def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",), contrast=None,
             device="auto", prompt=None):
     """Captions an image and explains every word -> ExplainedImage; of a list of images, or of the
@@ -40,6 +27,11 @@ def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",)
     which `prompt` is given. caption: a text to explain instead of the model's own caption (beam
     search). methods: names of METHODS. contrast: a word; explains why the model prefers each word
     to it. InputError for files that cannot be read and for words outside the model's vocabulary."""
+    if isinstance(image, str | os.PathLike) and os.path.isdir(image):
+        image = images_in(image)
+    if isinstance(image, list | tuple):
+        return [explain(each, weight, caption, methods, contrast, device, prompt)
+                for each in image]
     for name, value in (("caption", caption), ("contrast", contrast), ("device", device)):
         if not isinstance(value, str | None):
             raise InputError(f"{name} must be text, but is of the type {type(value).__name__}")
@@ -155,7 +147,7 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
         outputs = np.array(vocabulary.outputs)
         other = vocabulary.pieces[options["contrast"]][0] if contrast is not None else None
         arrays["probabilities"] = explanation.word_log_p.exp()
-        arrays["logits"] = explanation.word_logits if contrast is None else explanation.targets
+        arrays["logits"] = explanation.word_logits
     else:
         other = options.get("contrast")
         arrays["probabilities"] = probabilities.gather(2, following)[..., 0]

@@ -286,7 +286,7 @@ def _filtered(logits, top_k, top_p):
 def caption_batch(model, images, vocabulary, amp, device, decode=decode, **options):
     """Captions, as strings, for images (B, 3, S, S) or region features (B, K, C).
 
-    amp: mixed precision; decode: `decode`, or a function like it; options: those of `decode`."""
+    amp: mixed precision; decode: captions the features, such as `decode`; options: its options."""
     model.eval()
     with torch.no_grad(), autocast(device, amp):
         tokens = decode(model, model.encode(images), vocabulary, **options)

@@ -4,7 +4,9 @@ A logistic regression estimates the probability from how the word came about: LR
 logit (docs/method.md, section 4), its probability with and without the image, its position and how
 frequent it is. `evaluation.py --calibrate` fits it and stores it beside the checkpoint. Object
 words whose estimate is below a threshold are flagged."""
+from collections import Counter
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,9 +151,10 @@ def calibrate(weight, model, objects, folder, references):
     references: the captions of each of the split's images."""
     import pandas as pd  # slow to import, as is scikit-learn
     from sklearn.metrics import roc_auc_score
-    counts = pd.Series([word for texts in references for text in texts
-                        for word in tokenise(text)]).value_counts()
-    frequencies = np.log1p(counts)
+    counts = Counter()
+    for text in chain.from_iterable(references):
+        counts.update(tokenise(text))
+    frequencies = np.log1p(pd.Series(counts))
     words = read_scores(folder, "val")
     words["frequency"] = words.index.get_level_values("word").map(frequencies).fillna(0.0)
     coefficients, probabilities = fit(words)

@@ -14,7 +14,9 @@ def lstm_products(lstm, W_x=None, W_h=None):
         lstm = lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh
     gates = []
     candidate = []
-    others = [[], [], []] if W_x is None else [[W_x.weight], [W_h.weight], [W_x.bias + W_h.bias]]
+    others = [[], [], []]
+    if W_x is not None:         # further rows of the gates' product: the sentinel's gate
+        others = [[W_x.weight], [W_h.weight], [W_x.bias + W_h.bias]]
     for parameter, other in zip((*lstm[:2], lstm[2] + lstm[3]), others, strict=True):
         i, f, g, o = parameter.chunk(4)
         gates.append(torch.cat([i, f, o, *other]))

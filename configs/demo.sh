@@ -45,8 +45,11 @@ model=gridtd bash configs/train_demo.sh \
     --seed "$seed"
 
 # beside the fine-tuning, which uses one core; its output appears afterwards
-stage "4 and 5 of 7: evaluation, and fine-tuning with evidence erasure"
-evaluate output/demo --explanations correctness --max_images 200 > output/demo/evaluation.txt 2>&1 &
+stage "4 and 5 of 7: evaluation and explanations; fine-tuning with evidence erasure"
+{
+    evaluate output/demo --explanations correctness --max_images 200
+    explain output/demo
+} > output/demo/evaluation.txt 2>&1 &
 background=$!
 trap 'kill $background 2>/dev/null || true' EXIT
 
@@ -62,7 +65,6 @@ python finetune.py \
 
 wait $background || { cat output/demo/evaluation.txt >&2; exit 2; }
 cat output/demo/evaluation.txt
-explain output/demo
 
 stage "6 of 7: evaluation and explanations of the fine-tuned model"
 evaluate output/demo_finetuned

@@ -187,6 +187,9 @@ def test_a_contrast_is_the_first_piece_that_differs():
                             running[piece["##ning"]] - running[piece["##s"]]])
     torch.testing.assert_close(explanation.targets[0, [1, 2]], expected.detach())
     torch.testing.assert_close(total(explanation), explanation.targets, rtol=0, atol=1e-12)
+    # also where the targets are differences to the other words
+    specific = model.lrp_specific(images(1), ids, contrast=other)
+    torch.testing.assert_close(specific.word_logits, explanation.targets)
 
 
 def test_lost_relevance_is_named(monkeypatch):

@@ -41,24 +41,24 @@ def store(path, records, source, regions=36):
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
     attributes = {"encoder": "bottom_up", "names": fingerprint(names),
                   "source": f"{Path(source).resolve()} {fingerprint(states)}"}
-    with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as store:
-        rows = _rows(tables, lambda name: index(name) in store.missing, regions)
-        for name, features, boxes in tqdm(rows if store.missing else (), desc=Path(path).name,
+    with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as output:
+        rows = _rows(tables, lambda name: index(name) in output.missing, regions)
+        for name, features, boxes in tqdm(rows if output.missing else (), desc=Path(path).name,
                                           unit="image"):
             if features.shape[1] != C:
                 raise InputError(f"{source} has features of {features.shape[1]} channels for "
                                  f"{name!r}, and of {C} for others: give those of one detector")
             n = len(features)
             padding = ((0, regions - n), (0, 0))
-            store.write(index(name), np.pad(features, padding)[None],
+            output.write(index(name), np.pad(features, padding)[None],
                         boxes=np.pad(boxes, padding)[None], counts=[n])
-            if not store.missing:
+            if not output.missing:
                 break
 
         # the images that the source lacks
         report = Path(f"{path}.missing.txt")
         report.unlink(missing_ok=True)
-        missing = [names[i] for i in sorted(store.missing)]
+        missing = [names[i] for i in sorted(output.missing)]
         if missing:
             write_text(report, "\n".join(missing) + "\n")
             raise InputError(f"{source} has no features of {len(missing)} of the {len(names)} "

@@ -50,8 +50,7 @@ def store(path, records, image_folder, detector, name, regions, batch_size, work
 
 def prepare(batch):
     """List of uint8 (3, H, W) -> list of float32 (3, H, W) in [0, 1]."""
-    from torchvision.transforms.v2 import functional as T  # slow to import
-    return [T.to_dtype(image, torch.float32, scale=True) for image in batch]
+    return [image / 255 for image in batch]
 
 
 def best_regions(detector, batch, regions):

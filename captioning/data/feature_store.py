@@ -162,11 +162,12 @@ class Store:
             return False
         try:
             with open_hdf5(path, ("features", "done")) as file:
-                return (all(np.array_equal(file.attrs.get(name), value)
-                            for name, value in self.attributes.items())
-                        and all((file[name].shape, file[name].dtype) == form
+                same_source = all(np.array_equal(file.attrs.get(name), value)
+                                  for name, value in self.attributes.items())
+                same_form = all((file[name].shape, file[name].dtype) == form
                                 for name, form in self.datasets.items())
-                        and (path == self.partial or np.array_equal(file["done"][:], self.marks)))
+                return same_source and same_form and (
+                    path == self.partial or np.array_equal(file["done"][:], self.marks))
         except InputError as error:
             if isinstance(error.__cause__, BlockingIOError):
                 raise InputError(f"{path} is being written by another run: wait until it ends"

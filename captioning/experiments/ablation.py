@@ -87,6 +87,7 @@ def patch_ranks(maps):
     """maps (n, H, W) -> (n, P): the rank of each patch by its sum, from 0 for the highest."""
     patch_grid(maps.shape[-2:])
     sums = F.avg_pool2d(maps[:, None], PATCH).flatten(1)
+    # the argsort of an argsort is the rank of each entry
     return sums.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 

@@ -120,7 +120,7 @@ class Batch:
         """(B, T): log-probabilities of the words."""
         return self.study.model.log_p(self.features, self.captions)
 
-    @property
+    @cached_property
     def beta(self):
         """(B, T): the sentinel's weight β (docs/method.md, section 2); None without a sentinel."""
         if not hasattr(self.study.model, "teacher_force"):

@@ -12,8 +12,6 @@ from captioning.experiments.experiment import Experiment, Part, by_word, table_o
 from captioning.experiments.tpfp import are_one_class, auc
 from captioning.report import plots
 
-FOLDS = 5
-
 
 def presence(batch, rows, steps):
     """Scores for "the image shows the object that the word names", of object words.
@@ -61,7 +59,8 @@ def scores_and_reference(values):
     reference = words["reference"]
     scores = words.drop(columns="reference", level="method").droplevel("method", axis=1)
     for a, b in combinations(scores.columns, 2):
-        combined = cross_validated(scores[[a, b]], reference["present"], reference["image"] % FOLDS)
+        fold = reference["image"] % grounding.FOLDS
+        combined = cross_validated(scores[[a, b]], reference["present"], fold)
         if combined is not None:
             scores[f"{a} + {b}"] = combined
     return scores, reference

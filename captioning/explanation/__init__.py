@@ -1,3 +1,4 @@
 """How a prediction is explained: rules, encoders, the batched backward pass, LRP-inference.
 
-Imports only the modules of captioning. The models import it; it never imports a model."""
+Imports captioning.data (images) and the modules of captioning. The models import it; it never
+imports a model."""

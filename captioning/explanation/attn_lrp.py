@@ -14,7 +14,7 @@ def softmax(rule, function, x, *args, **kwargs):
     if rule.one is None:
         return y
     dim = kwargs.get("dim", args[0] if args else -1)
-    a = y.detach()
+    a = y.detach()      # y − Jx is multiplied with 1, so that its relevance is measured
     ax = torch.where(a == 0, 0, a * x.detach())     # masked scores may be −∞
     return y + (a - ax + a * ax.sum(dim, keepdim=True)) * (rule.one - 1)
 

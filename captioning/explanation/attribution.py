@@ -49,6 +49,7 @@ class Explanation:
 
     # (B, T) of words that consist of several pieces, each with logits; None: a word is one piece
     word_logits: torch.Tensor | None = None     # the sums of their pieces' logits
+                                                # (with contrast, of the differences)
     word_log_p: torch.Tensor | None = None
 
     @property

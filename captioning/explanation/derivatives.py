@@ -68,20 +68,6 @@ class _Stabilise(Function):
         return r * ratio(z, ctx.eps), None
 
 
-class Quotient(Function):
-    """y, an elementwise function of z; its derivative is y/z, and 1 at z = 0."""
-
-    @staticmethod
-    def forward(ctx, z, y):
-        ctx.save_for_backward(z, y)
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx, r):
-        z, y = ctx.saved_tensors
-        return r * torch.where(z == 0, 1, y / z), None
-
-
 class Replace(Function):
     """The value y in place of z, with `scale` as derivative."""
 

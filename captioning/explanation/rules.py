@@ -12,8 +12,7 @@ of torch that a forward pass calls have the derivatives of the rule's table:
     relevance = x * torch.autograd.grad(logit, x)[0]
 
 The values of the forward pass do not change. A rule of your own is a class with another table, such
-as `Gamma` at the end of the second part.
-"""
+as `Gamma` at the end of the second part."""
 import threading
 
 import torch
@@ -23,7 +22,6 @@ from torch.overrides import TorchFunctionMode
 from captioning.explanation.derivatives import (
     AlphaBeta,
     GuidedReLU,
-    Quotient,
     Replace,
     away_from_zero,
     stabilised,
@@ -253,7 +251,9 @@ def constant(rule, function, *args, **kwargs):
 def elementwise(rule, function, z, *args, **kwargs):
     """y = GELU(z) and the like:  r(z) = r(y) y/z, relevance passes unchanged (section 4)."""
     kwargs.pop("inplace", None)
-    return Quotient.apply(z, out_of_place(function)(z.detach(), *args, **kwargs))
+    z0 = z.detach()
+    y = out_of_place(function)(z0, *args, **kwargs)
+    return Replace.apply(z, y, torch.where(z0 == 0, 1, y / z0))
 
 
 def bounded(rule, function, z):
@@ -314,7 +314,7 @@ def gamma_conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilati
         plus = plus + F.conv2d(x.clamp(max=0), less, None, *geometry)
         minus = minus + F.conv2d(x.clamp(max=0), more, None, *geometry)
     z = torch.where(y >= 0, plus, minus)
-    y = Replace.apply(z, y, y / away_from_zero(z.detach(), rule.eps))
+    y = Replace.apply(z, y, torch.where(z == 0, 0, y / away_from_zero(z.detach(), rule.eps)))
     y.convolution = x, weight, bias, *geometry
     return y
 
@@ -375,7 +375,7 @@ class LRP(Rule):
             return constant
         if is_number:
             return constant * self.one
-        # no relevance reaches what is masked by the lowest number or −∞
+        # the value stays, as one is 1; only what is masked, by −∞ or the lowest number, is left out
         return constant + torch.where(constant < -1e30, 0, constant) * (self.one - 1)
 
     def call(self, name, function, args, kwargs):

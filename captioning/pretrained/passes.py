@@ -145,8 +145,8 @@ class Passes:
             other = self.words.pieces[contrast]
             for t, i in enumerate(caption[1:].tolist()):
                 own = self.words.pieces[i]
-                n = next((n for n, pair in enumerate(zip(own, other, strict=False))
-                          if pair[0] != pair[1]), None)
+                differs = [a != b for a, b in zip(own, other, strict=False)]
+                n = differs.index(True) if any(differs) else None
                 place = 0 if n is None else int(torch.searchsorted(word, t)) + n
                 places += [place, place]
                 tokens += [0, 0] if n is None else [own[n], other[n]]

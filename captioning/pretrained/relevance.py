@@ -58,6 +58,7 @@ class Explainer(Passes):
         # the forward pass, and one backward pass from the words' logits
         with torch.inference_mode(False), torch.enable_grad():
             cut, logits, targets, rows = self.run(image, caption, rule, encoder_rule, contrast)
+            own_rows = rows     # each word's value, before `weights` mixes those of several words
             rows = (weights or own_targets)(caption[None], rows.dtype)[0] @ rows
             rows = rows if steps is None else rows[steps]                       # (S, targets)
             leaves = [*cut.embeddings, *cut.features] + ([rule.one] if is_relevance else [])
@@ -78,7 +79,8 @@ class Explainer(Passes):
         S = len(rows)
         features, _, r_features = used[-1]
         grid = self.grid(image, features.shape[1])
-        own = slice(features.shape[1] - grid[0] * grid[1], None)     # without a class token
+        # the encoder's last tokens form the grid; class tokens come before them
+        own = slice(features.shape[1] - grid[0] * grid[1], None)
         step = slice(None) if steps is None else steps
         pieces, word = self.pieces_of(caption)
         first = torch.searchsorted(word, torch.arange(T, device=word.device))
@@ -93,7 +95,8 @@ class Explainer(Passes):
         attention = attention if attention is None else attention[None, step]
         result = Derivatives(
             logits=(logits[first] * is_word[:, None])[None, step],
-            targets=(rows @ targets.detach())[None], word_logits=of_words(logits),
+            targets=(rows @ targets.detach())[None],
+            word_logits=(own_rows @ targets.detach())[None, step],
             word_log_p=of_words(logits.log_softmax(-1)), features=r_features[:, 0, own][None],
             words=None, pixels=r_pixels, attention=attention, beta=None, grid=grid,
             inputs=features.detach()[:, own], images=image.detach())

@@ -67,8 +67,11 @@ def foreign_file(folder):
     if folder.exists() and not folder.is_dir():
         return folder
     is_ours = (folder / ARRAYS).exists()
-    return next((folder / name for name in sorted(own_names()) if (folder / name).exists()
-                 and not (is_ours and (folder / name).is_file())), None)
+    for name in sorted(own_names()):
+        path = folder / name
+        if path.exists() and not (is_ours and path.is_file()):
+            return path
+    return None
 
 
 def read_explanation(folder):

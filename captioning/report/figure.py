@@ -1,4 +1,6 @@
 """The heatmaps of a method as a matplotlib figure, whose words and bars stay sharp in print."""
+import math
+
 from captioning.explanation.methods import METHODS
 from captioning.files import shortened
 from captioning.report.colours import PARTS
@@ -29,7 +31,7 @@ def draw_figure(explained, method):
     image = thumbnail(explained.image, PIXELS)
     heatmaps, tops = pictures(explained, method, image)
     columns = min(COLUMNS, len(heatmaps) + 1)
-    rows = -(-(len(heatmaps) + 1) // columns)
+    rows = math.ceil((len(heatmaps) + 1) / columns)
     height = WIDTH * image.height / image.width
     figure = Figure((columns * WIDTH, rows * (height + 0.5) + 0.3), layout="constrained")
     axes = figure.subplots(2 * rows, columns, squeeze=False,

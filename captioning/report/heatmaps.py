@@ -1,5 +1,6 @@
 """The PNGs of an explanation, drawn with Pillow, which takes a twentieth of matplotlib's time."""
 import functools
+import math
 import textwrap
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def draw_heatmaps(path, explained, method):
     caption = shortened(explained.caption, 1000)
     title = textwrap.wrap(f"{caption}{contrast}   [{method}]", sheet_width // px(9))
     top_margin = px(20) * len(title) + px(12)
-    rows = -(-(len(heatmaps) + 1) // columns)
+    rows = math.ceil((len(heatmaps) + 1) / columns)
     legend = top_margin + rows * row_height + px(4)
     below_legend = px(40 if explained.split else 22)
     sheet = Image.new("RGB", (sheet_width, legend + below_legend), "white")

@@ -214,8 +214,8 @@ function origin(split, t) {
 function trust({ flags, presence }, t) {
   if (typeof presence[t] === "number")
     return `${flags[t] ? "Doubtful: this" : "This"} word names an object; ${estimate(presence[t])}.`
-  return presence.length ? "No estimate: there are estimates of words that name objects only, and " +
-    "others can be wrong, too." : "Unknown: no estimates (see evaluation.py --calibrate)."
+  return presence.length ? "No estimate: only words that name objects have one. Others can be " +
+    "wrong, too." : "Unknown: no estimates (see evaluation.py --calibrate)."
 }
 
 function detail() {

@@ -56,13 +56,14 @@ def page_entry(explained):
     scores = split["image"] if split else [len(word) for word in words]
     without = stop_words() | {"<end>"}
     first = max(range(len(words)), key=lambda t: (words[t] not in without, scores[t]))
+    presence = [float(f"{value:.3g}") if np.isfinite(value) else None       # None: no object word
+                for value in (() if explained.presence is None else explained.presence)]
     return {"format": FORMAT, "name": explained.name, "caption": explained.caption,
             "words": ["<start>", *words], "first": first, "steps": steps,
             "split": split or None,
             "logits": _rounded(explained.logits), "contrast": contrast,
             "flags": [] if explained.flags is None else np.array(explained.flags).tolist(),
-            "presence": [float(f"{value:.3g}") if np.isfinite(value) else None
-                         for value in ([] if explained.presence is None else explained.presence)],
+            "presence": presence,
             "boxes": None if boxes is None else np.round(boxes / sides, 4).tolist(),
             "references": list(explained.references), "objects": objects,
             "settings": explained.settings,

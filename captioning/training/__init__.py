@@ -1,3 +1,3 @@
 """Training and fine-tuning: loop, losses, self-critical training, CIDEr-D, resuming, log.
 
-Imports captioning.data, captioning.explanation, captioning.metrics and modules of captioning."""
+Imports captioning.data, captioning.explanation and the modules of captioning."""

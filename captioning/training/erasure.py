@@ -190,6 +190,7 @@ def own_evidence(relevance, categories, count):
     share = fractions(relevance)
     largest_other = (share * is_other(categories)[..., None]).amax(1)                  # (B, K)
     own = torch.where(share[:, 0] > largest_other, share[:, 0], 0)
+    # the argsort of an argsort is the rank of each entry
     rank = own.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (own > 0) & (rank < count)
 

@@ -143,8 +143,9 @@ def region_loss(model, features, captions, vocabulary):
     noisy-OR. Special tokens do not count. Returns the summed binary cross-entropy, predicted words,
     and distinct words of the images."""
     logits = model.region_logits(features).float()                                     # (B, K, V)
-    if model.encoder is None:       # regions that are all zero are padding
-        logits = logits.masked_fill((features == 0).all(-1, keepdim=True), -100.0)
+    mask = model.region_mask(features)
+    if mask is not None:
+        logits = logits.masked_fill(~mask[..., None], -100.0)
     highest = logits.amax(1)                                                           # (B, V)
     words = present_words(captions, vocabulary)
     losses = F.binary_cross_entropy_with_logits(highest, words, reduction="none")

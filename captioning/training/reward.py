@@ -116,6 +116,7 @@ class CiderD:
         """tf-idf vectors (B, S, M) of n-gram keys (B, S, P); M: the image's distinct n-grams."""
         known_keys, counts = table
         ordered, order = keys.flatten(1).sort(dim=1)                                   # (B, M)
+        # the distinct n-grams are numbered in their order
         number = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(1)
         entry = torch.empty_like(order).scatter_(1, order, number)      # of each key
         tf = torch.zeros(*keys.shape[:2], entry.shape[1], dtype=torch.float64)

@@ -17,6 +17,7 @@ for seed in ${SEEDS:-1 2 3}; do
         --dataset demo \
         --max_len 20 \
         --explanations correctness pointing_game deletion_insertion \
+        --max_images 200 \
         --methods lrp lrp_gamma attn_lrp gradient grad_cam attention random \
         --calibrate \
         --save_path $model/scores

@@ -164,6 +164,13 @@ def test_gamma_rule(signed):
     torch.testing.assert_close(relevance.flatten(), shares @ (r * y).detach().flatten())
 
 
+def test_gamma_rule_of_outputs_that_are_zero():
+    x = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    with Gamma(0.25, eps=0):
+        y = F.conv2d(x, torch.randn(3, 2, 3, 3))
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros_like(x))
+
+
 @MODELS
 def test_a_method_registered_at_run_time(model_type, monkeypatch):
     """LRP with another rule, which takes the same options; below the encoder nothing differs."""
