@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on several machines (nodes), with one process per GPU. All nodes need the repository, data/
-# and output/ in a shared folder. Start the same command on every node:
+# (run preparedataset.py first, on one of them) and output/ in a shared folder. Start the same
+# command on every node:
 #     NODES=2 GPUS=4 HEAD=node1:29500 bash configs/multi_node.sh
 # NODES: number of nodes; GPUS: number of GPUs of each; HEAD: host and free port of any one of them.
 # With SLURM, from the repository: sbatch configs/multi_node.sh (edit the lines #SBATCH below).
