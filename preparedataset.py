@@ -60,8 +60,8 @@ def get_args_parser():
     add("--features", choices=["none", "cnn", "bottom_up"], default="none",
         help="features to store: none, which opens no image, of a CNN, or of regions")
     add("--encoder", choices=list(encoders.IMAGE_SIZE), default="vgg16", help="cnn: encoder")
-    add("--encoder_weights", metavar="FILE", help="cnn: weights of the encoder (default: ImageNet "
-        "weights, downloaded)")
+    add("--encoder_weights", metavar="FILE", help="cnn: weights of the encoder, or a checkpoint "
+        "whose encoder was trained (default: ImageNet weights, downloaded)")
     add("--bottom_up", metavar="FOLDER_OR_TSV", help="bottom_up: features of other software, a tsv "
         "file or a folder of such files")
     add("--detector", choices=detector.DETECTORS, help="bottom_up: detector that computes the "

@@ -8,9 +8,14 @@ from captioning.files import reading, shortened
 
 
 def read_weights(path, what="encoder"):
-    """The state_dict stored in a file. what: kind of network, for messages."""
+    """The state_dict stored in a file; of a checkpoint of ours, that of its encoder. what: kind of
+    network, for messages."""
     with reading(path, f"give weights of the {what}, a state_dict saved with torch.save"):
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state.get("state_dict"), dict):
+            everything = state["state_dict"]
+            state = {key.removeprefix("encoder."): everything[key] for key in everything
+                     if key.startswith("encoder.")}
         check_finite(state, path)
     return state
 

