@@ -78,13 +78,15 @@ trained=${save_path}_ce/released.pth
 prepare "$trained" data/photographs_trained
 python finetune.py \
     --weight "$trained" \
+    --dataset karpathy \
     --data_folder data/photographs_trained \
-    --no-from_pixels \
-    --no-finetune_encoder \
     --erase_tune \
     --erase_keep_weight 0 \
+    --batch_size 24 \
+    --captions_per_epoch 3 \
     --epochs 1 \
     --lr_schedule cosine \
+    --grad_clip 1 \
     --save_path "${save_path}_erase"
 
 # the 500 photographs of COCO that were not trained on, and Flickr8k's test split
