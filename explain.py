@@ -5,6 +5,7 @@ if __name__ == "__main__":
 import contextlib
 import copy
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -128,7 +129,11 @@ def find_targets(args, data, name=""):
 
     given = {}
     if args.captions is not None:
-        names = list(dict.fromkeys(target.path.name for target in targets))
+        names = [target.path.name for target in targets]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise InputError(f"--captions names files, but several images are called {twice[0]}: "
+                             "explain them one after the other")
         given = read_captions_of(args.captions, names)
     folders = choose_folders([target.path for target in targets], args.save_path, name)
     for target, folder in zip(targets, folders, strict=True):
@@ -210,12 +215,15 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
         # read the images
         batch = []
         images = []
+        windows = []
         for target in selected:
             try:
                 if target.caption is not None:
                     encode_caption(target.caption, vocabulary,
                                    f"the caption of {target.path.name}", as_unknown)
-                images.append(read_image(target.path, upright=bool(args.images)))
+                image = read_image(target.path, upright=bool(args.images))
+                windows.append(model.window(*image.shape[:0:-1]))
+                images.append(image)
                 batch.append(target)
             except InputError as error:
                 broken[target.path] = error
@@ -237,19 +245,20 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
                                as_unknown)
         results = explain_batch(model, vocabulary, inputs, captions, args.methods, args.contrast,
                                 eps, args.chunk, calibration, boxes, bar.update)
-        for target, image, explained in zip(batch, images, results, strict=True):
+        for target, image, window, explained in zip(batch, images, windows, results, strict=True):
             if target not in pending:
                 bar.update()
                 continue
             if unknown := vocabulary.unknown(target.caption or ""):     # shown by its own words
-                for t, word in enumerate(tokenise(target.caption)):
-                    explained.words[t] = f"{word}[unk]" if word in unknown else word
+                own = tokenise(target.caption)
+                if len(own) == len(explained.words) - 1:    # of transformers marks are words, too
+                    for t, word in enumerate(own):
+                        explained.words[t] = f"{word}[unk]" if word in unknown else word
                 bar.write(f"{target.path.name}: explained as <unk>, since the model does not know "
                           f"them: {', '.join(unknown)}")
             if target.boxes:
                 explained.objects, corners = named_boxes(target.boxes, *image.shape[:0:-1])
                 explained.object_boxes = np.array(corners, np.float32).reshape(-1, 4)
-            window = model.window(*image.shape[:0:-1])
             seen = {}
             if window != (0, 0, 1, 1):
                 left, top, right, bottom = (round(100 * edge) for edge in window)
@@ -281,6 +290,9 @@ def main(args):
     if sum((args.caption is not None, args.captions is not None, args.grounded)) > 1:
         raise InputError("give at most one of --caption, --captions and --grounded")
     weights = [args.weight, *args.compare_weight]
+    for weight in weights:
+        if not checkpoint.is_pretrained(weight):
+            check_file(weight, "check --weight and --compare_weight")
     names = [""] if len(weights) == 1 else [
         f"{number}_{Path(weight).stem}" for number, weight in enumerate(weights, start=1)]
     broken = {}

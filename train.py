@@ -60,8 +60,8 @@ def add_training(parser):
     add = group.add_argument
     add("--finetune_encoder", action=BooleanOptionalAction, default=False, help="train the CNN as "
         "well, on pixels; the encoder 'small' is always trained")
-    add("--frozen_layers", type=cli.natural, help="number of the CNN's first layers that "
-        "--finetune_encoder leaves as they are, which is faster (default: 0)")
+    add("--frozen_layers", type=cli.number(int, 0, 1000), help="number of the CNN's first layers "
+        "that --finetune_encoder leaves as they are, which is faster (default: 0)")
     add("--batch_size", type=cli.positive_int, default=32, help="images per batch, over all "
         "processes of torchrun")
     add("--accumulate", type=cli.positive_int, default=1, help="number of passes in which each "

@@ -28,7 +28,9 @@ def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",)
     search). methods: names of METHODS. contrast: a word; explains why the model prefers each word
     to it. InputError for files that cannot be read and for words outside the model's vocabulary."""
     if isinstance(image, str | os.PathLike) and os.path.isdir(image):
-        image = images_in(image)
+        folder, image = image, images_in(image)
+        if not image:
+            raise InputError(f"the folder {folder} contains no images: check the path")
     if isinstance(image, list | tuple):
         return [explain(each, weight, caption, methods, contrast, device, prompt)
                 for each in image]
@@ -43,7 +45,10 @@ def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",)
     unknown = [str(method) for method in methods if method not in list(METHODS)]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
-    modified = os.stat(weight).st_mtime_ns if os.path.exists(weight) else None
+    modified = None
+    if os.path.exists(weight):
+        files = [Path(weight), *(Path(weight).iterdir() if os.path.isdir(weight) else ())]
+        modified = tuple((file.name, file.stat().st_mtime_ns) for file in sorted(files))
     path = os.path.abspath(weight) if modified else str(weight)
     model, vocabulary = _load(path, modified, pick_device(device), prompt)
     check_methods(model, methods, weight)
@@ -104,7 +109,7 @@ def explain_batch(model, vocabulary, inputs, captions, methods, contrast=None, e
         ids = encode_caption(contrast, vocabulary, "--contrast")
         if len(ids) != 3:
             raise InputError(f"--contrast {contrast!r} must be one word")
-        options["contrast"] = int(ids[1])
+        options["contrast"] = vocabulary.within(contrast)
     lengths = (captions[:, 1:] != 0).sum(1).tolist()
     counts = [None if boxes is None else len(boxes[b]) for b in range(len(captions))]
 

@@ -198,8 +198,9 @@ def read_scores(folder, split):
 
 
 def calibration_path(weight):
-    """The file of the calibration of a checkpoint: <stem>_grounding.json in its folder."""
-    return Path(weight).with_name(f"{Path(weight).stem}_grounding.json")
+    """The calibration of a checkpoint or folder: the file <its name>_grounding.json beside it."""
+    path = Path(weight).absolute()
+    return path.with_name(f"{path.name if path.is_dir() else path.stem}_grounding.json")
 
 
 def save(weight, model, threshold, ban_threshold, objects, coefficients, frequencies, **statistics):

@@ -318,6 +318,15 @@ def test_captions_of_other_systems(run, tmp_path, capsys):
         run("aoa", [*paths, *make_images(tmp_path, "c")], *flags)
 
 
+def test_captions_of_images_with_one_name_are_refused(run, image, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(image, other)
+    (tmp_path / "captions.json").write_text(json.dumps({image.name: "a dog"}), "utf-8")
+    with pytest.raises(InputError, match=f"several images are called {image.name}"):
+        run("gridtd", [image, other / image.name], "--captions", tmp_path / "captions.json")
+
+
 @pytest.fixture
 def calibrated(weights, tmp_path):
     """A checkpoint by whose calibration each "dog", the only object word, is flagged."""
@@ -335,6 +344,9 @@ def test_flags(calibrated, run, image, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if "in the image: 50% (doubtful)" in line] == ["dog"]
     assert np.isnan(stored(out / "a")["presence"]).tolist() == [True, False, True, True]
+    run(calibrated, [image], *flags)        # words without a presence do not spoil the explanation
+    assert "1 of 1 images are already explained" in capsys.readouterr().out
+    assert np.isnan(ExplainedImage.load(out / "a").presence[0])
     run(calibrated, [image], *flags, "--contrast", "fast")
     assert "flags" not in stored(out / "a")
 

@@ -28,8 +28,9 @@ FLOAT16_MAX = 65504
 
 
 def weights_fingerprint(encoder):
-    """A short hash of an encoder's weights."""
-    digest = hashlib.sha256()
+    """A short hash of the weights of an encoder or model, and of what else a model of transformers
+    depends on."""
+    digest = hashlib.sha256(getattr(encoder, "settings", "").encode())
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())

@@ -55,6 +55,10 @@ class Vocabulary:
         words = tokenise(text)
         return self.encode(words, len(words))
 
+    def within(self, word):
+        """The id of a word in a caption."""
+        return self.ids_of(word)[1]
+
     def decode(self, ids):
         """The words of a sequence of ids up to <end>, without <pad> and <start>."""
         words = []

@@ -21,11 +21,15 @@ class PretrainedCaptioner(Explainer):
 
     eps = 0.0       # sums of a residual stream pass near zero
 
-    def __init__(self, model, words, prompt, image_processor=None):
+    def __init__(self, model, words, prompt, image_processor=None, settings=""):
         super().__init__(model, words, prompt)
         self.image_processor = image_processor
+        self.settings = settings        # what it depends on besides its weights
         self.windows = {}       # those measured
-        words.size = model.config.get_text_config(decoder=True).vocab_size
+        text = model.config.get_text_config(decoder=True)
+        words.size = text.vocab_size
+        positions = getattr(text, "max_position_embeddings", None)
+        words.limit = positions and positions - len(prompt)
 
     def state_dict(self):
         return self.model.state_dict()
@@ -72,6 +76,10 @@ class PretrainedCaptioner(Explainer):
         to right or from top to bottom show which place each pixel of the input comes from."""
         if (width, height) in self.windows:
             return self.windows[width, height]
+        size = width, height
+        # of a few pixels there would be too few places
+        enlarged = math.ceil(16 / min(size))
+        width, height = enlarged * width, enlarged * height
         ramps = np.zeros((4, 3, height, width), np.uint8)
         ramps[1] = 255
         ramps[2] = np.round(255 * (np.arange(width) + 0.5) / width)
@@ -83,7 +91,7 @@ class PretrainedCaptioner(Explainer):
             places = ((places - black) / (white - black)).where(is_seen, torch.nan)
             places = places.nanmean(axis).numpy()
             known = np.flatnonzero(np.isfinite(places))
-            slope, first = np.polyfit(known, places[known], 1)
+            slope, first = np.polyfit(known, places[known], 1) if len(known) > 1 else (0, 0)
             if not slope > 0 or np.abs(first + slope * known - places[known]).max() > 0.05:
                 raise InputError("the image processor of this model does more than to scale, crop "
                                  "and pad: it is not supported")
@@ -92,8 +100,8 @@ class PretrainedCaptioner(Explainer):
         places = np.transpose(edges).ravel()
         places = np.where(np.abs(places - places.round().clip(0, 1)) < 0.015,
                           places.round(), places.round(3))
-        self.windows[width, height] = tuple((places + 0.0).tolist())       # no −0
-        return self.windows[width, height]
+        self.windows[size] = tuple((places + 0.0).tolist())        # no −0
+        return self.windows[size]
 
     # -- captions ----------------------------------------------------------------------------------
 
@@ -110,8 +118,10 @@ class PretrainedCaptioner(Explainer):
                    "diversity_penalty": diversity, "length_penalty": length_penalty},
                "sample": {"num_beams": 1, "temperature": temperature, "top_k": top_k,
                           "top_p": top_p}}[method]
-        options = own | {"do_sample": method == "sample", "max_new_tokens": max_len,
-                         "no_repeat_ngram_size": 3 * block_trigrams}
+        options = own | {"do_sample": method == "sample",
+                         "max_new_tokens": min(max_len, self.words.limit or max_len),
+                         "no_repeat_ngram_size": 3 * block_trigrams,
+                         "return_dict_in_generate": False, "num_return_sequences": 1}
         rows = []
         # sampled one by one, so that a caption does not depend on the other images
         for number, part in enumerate(images.split(1 if method == "sample" else len(images))):

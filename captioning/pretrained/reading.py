@@ -1,5 +1,6 @@
 """Reads captioners of `transformers` from folders and from its hub, without running their code."""
 import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,9 @@ def load(name, device="cpu", prompt=None):
         if missing := sorted(report["missing_keys"]):
             raise InputError(f"{name} lacks weights of its model, {missing[0]} first: it was saved "
                              "by another version of transformers, or is incomplete")
+        if unused := sorted(report["unexpected_keys"]):
+            print(f"{name} has {len(unused)} weights that its config.json has no place for, "
+                  f"{unused[0]} first: its captions may be wrong")
         if image_encoder(model) is None or (model.config.is_encoder_decoder
                                             and not hasattr(model, "decoder")):
             raise InputError(f"{name} has no image encoder and decoder of the kinds that can be "
@@ -55,6 +59,7 @@ def load(name, device="cpu", prompt=None):
         check_finite(model.state_dict(), name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
         processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+        settings = description(model, tokenizer, processor)
         for cuts in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches"):
             if hasattr(processor, cuts):
                 setattr(processor, cuts, False)
@@ -74,7 +79,8 @@ def load(name, device="cpu", prompt=None):
         if config.model_type == "blip" or ends is None:
             ends = text.sep_token_id if config.model_type == "blip" else tokenizer.eos_token_id
         words = Words(tokenizer, [ends] if isinstance(ends, int) else list(ends))
-        model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor)
+        model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor,
+                                    settings)
         image = model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8))
         if image.shape[1] != image.shape[2]:
             raise InputError(f"{name} does not read square images, which is not supported: give "
@@ -83,10 +89,25 @@ def load(name, device="cpu", prompt=None):
     except InputError:
         raise
     except Exception as error:      # of any kind: the library parses arbitrary files
+        other = "" if prompt is None else ", or another --prompt"
         raise InputError(f"{name} cannot be loaded as a captioner of transformers "
                          f"({shortened(error) or type(error).__name__}): give a folder in which "
-                         "save_pretrained wrote model, image processor and tokenizer") from error
+                         f"save_pretrained wrote model, image processor and tokenizer{other}"
+                         ) from error
     return model, words
+
+
+def description(model, tokenizer, processor):
+    """What captions and explanations depend on besides the weights, as JSON; not where it lies, and
+    which version of the library wrote it."""
+    settings = []
+    for part in (model.config, model.generation_config, processor):
+        content = part.to_dict()
+        settings.append({key: value for key, value in content.items() if not key.startswith("_")
+                         and key not in ("name_or_path", "transformers_version")})
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    settings.append(backend.to_str() if backend else tokenizer.get_vocab())
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def check_size(name, config, device):

@@ -1,6 +1,8 @@
 """The words of captions, of a tokenizer that splits them into pieces."""
 from functools import cached_property
 
+from captioning.errors import InputError
+
 
 class Words:
     """The words of captions, a vocabulary that grows: a word is a tuple of the tokenizer's pieces.
@@ -14,6 +16,7 @@ class Words:
         self.tokenizer = tokenizer
         self.ends = ends
         self.size = 0           # number of the model's logits
+        self.limit = None       # of pieces, or None
         self.words = ["<pad>", "<start>", "<end>", "<unk>"]
         self.pieces = [(), (), (ends[0],), ()]
         self.ids = {(ends[0],): self.end}
@@ -47,14 +50,28 @@ class Words:
         self.known[" ".join(self.decode(ids))] = ids
         return ids
 
+    def pieces_of(self, text):
+        text = text.encode(errors="replace").decode()       # without halves of surrogate pairs
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
     def unknown(self, text):
-        """No words: the tokenizer has pieces of all."""
-        return []
+        """The words of a text, up to spaces, for which the tokenizer has no pieces, or special
+        ones."""
+        special = set(self.tokenizer.all_special_ids)
+        return [word for word in text.split() if special & set(self.pieces_of(word))]
 
     def ids_of(self, text):
-        """Ids [<start>, the words of a text, <end>]."""
-        pieces = self.tokenizer(text, add_special_tokens=False).input_ids
+        """Ids [<start>, the words of a text, <end>]; InputError for more pieces than the model
+        reads."""
+        pieces = self.pieces_of(text)
+        if self.limit and len(pieces) >= self.limit:
+            raise InputError(f"a caption of {len(pieces)} pieces of words is longer than the model "
+                             f"reads, {self.limit}: shorten it")
         return [self.start, *self.split(pieces), self.end]
+
+    def within(self, word):
+        """The id of a word as it stands after another one, where its first piece may differ."""
+        return self.ids_of(f"a {word}")[-2]
 
     def encode(self, words, max_len):
         """Ids [<start>, those of words that `decode` returned, <end>]."""
