@@ -123,15 +123,17 @@ class Explainer(Passes):
             warnings.warn(f"the parts of a logit do not add up to it ({missing[worst]:+.2g} are "
                           f"missing): relevance is lost in the function {function}", stacklevel=2)
         if pixels:
-            side = next(module.stride for module in self.encoder.modules()
-                        if isinstance(module, nn.Conv2d))
-            r_pixels = (r_pixels[0] * image.detach()).sum(1, keepdim=True)
-            patches = F.avg_pool2d(r_pixels, side)
-            r_pixels = F.interpolate(patches, size=image.shape[-2:])[None]
+            r_pixels = self.over_patches((r_pixels[0] * image.detach()).sum(1, keepdim=True))[None]
         return result.explanation(
             words=words[None], features=result.features * result.inputs[:, None], pixels=r_pixels,
             image=image_part[None], start=words[None, :, 0], previous=words[None, :, 1:].sum(-1),
             rest=rest.expand(S)[None])
+
+    def over_patches(self, relevance):
+        """Maps (S, 1, H, W), spread evenly over each patch that the encoder reads."""
+        side = next(module.stride for module in self.encoder.modules()
+                    if isinstance(module, nn.Conv2d))
+        return F.interpolate(F.avg_pool2d(relevance, side), size=relevance.shape[-2:])
 
     def grid(self, image, tokens):
         """(h, w) of the image's tokens at the encoder's output, the last h·w of them."""
