@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Trains a model on Flickr8k, with settings of our own (docs/results.md). Give the folder of
 # Flickr8k.token.txt and the three lists of images, and that of the images:
-#     model=aoa bash configs/train_flickr8k.sh ANNOTATIONS IMAGES [VGG16_WEIGHTS]
-# VGG16_WEIGHTS: a file with the encoder's weights (default: ImageNet weights, downloaded). The
+#     model=aoa bash configs/train_flickr8k.sh ANNOTATIONS IMAGES [ENCODER_WEIGHTS]
+# ENCODER_WEIGHTS: a file with the encoder's weights (default: ImageNet weights, downloaded). The
 # script can be interrupted; running it again resumes.
 model=${model:-gridtd}                      # or aoa
+encoder=${encoder:-vgg16}                   # or efficientnet_lite0, …
 epochs=${epochs:-10}
 save_path=${save_path:-output/${model}_flickr8k}
 
@@ -26,12 +27,14 @@ python preparedataset.py \
     --image_folder "$images" \
     --max_len 20 \
     --features cnn \
+    --encoder "$encoder" \
     --amp \
     ${weights[@]+"${weights[@]}"}
 
 python train.py \
     --dataset flickr8k \
     --model_type "$model" \
+    --encoder "$encoder" \
     --batch_size 16 \
     --captions_per_epoch 3 \
     --epochs "$epochs" \
