@@ -190,7 +190,8 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
     regions: the data set with region features, or None; name: of the model, if several are
     compared. Returns {path: InputError} of the images and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
-    as_unknown = args.captions is not None      # words outside the vocabulary
+    # words outside the vocabulary; a tokenizer of transformers has no common way for them
+    as_unknown = args.captions is not None and not checkpoint.is_pretrained(args.weight)
     decode = grounding.decoder(args.weight, model, args.grounded, cli.decoding_options(args))
     eps = model.eps if args.eps is None else args.eps
     shown = {"checkpoint": args.weight, **caption_settings(args), "ε of LRP": eps}
@@ -250,10 +251,8 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
                 bar.update()
                 continue
             if unknown := vocabulary.unknown(target.caption or ""):     # shown by its own words
-                own = tokenise(target.caption)
-                if len(own) == len(explained.words) - 1:    # of transformers marks are words, too
-                    for t, word in enumerate(own):
-                        explained.words[t] = f"{word}[unk]" if word in unknown else word
+                for t, word in enumerate(tokenise(target.caption)):
+                    explained.words[t] = f"{word}[unk]" if word in unknown else word
                 bar.write(f"{target.path.name}: explained as <unk>, since the model does not know "
                           f"them: {', '.join(unknown)}")
             if target.boxes:
@@ -290,9 +289,9 @@ def main(args):
     if sum((args.caption is not None, args.captions is not None, args.grounded)) > 1:
         raise InputError("give at most one of --caption, --captions and --grounded")
     weights = [args.weight, *args.compare_weight]
-    for weight in weights:
+    for weight in args.compare_weight:      # before the first model explains everything
         if not checkpoint.is_pretrained(weight):
-            check_file(weight, "check --weight and --compare_weight")
+            check_file(weight, "check --compare_weight")
     names = [""] if len(weights) == 1 else [
         f"{number}_{Path(weight).stem}" for number, weight in enumerate(weights, start=1)]
     broken = {}

@@ -28,9 +28,9 @@ class Captioner(nn.Module):
 
     A subclass defines start, initial_state, step and teacher_force, the layers embedding, dropout
     and W_o, the explanation methods lrp to attention, and for the region loss region_logits
-    (docs/new_model.md). config: the arguments from
-    which a checkpoint rebuilds it. Its entry "encoder" is a name in encoders.IMAGE_SIZE, an
-    nn.Sequential of layers that the rules know, or None for region features.
+    (docs/new_model.md). config: the arguments from which a checkpoint rebuilds it. Its entry
+    "encoder" is a name in encoders.IMAGE_SIZE, an nn.Sequential of layers that the rules know, or
+    None for region features.
     """
 
     eps = 0.01      # ε of LRP by default

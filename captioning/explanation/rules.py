@@ -375,7 +375,7 @@ class LRP(Rule):
             return constant
         if is_number:
             return constant * self.one
-        # the value stays, as one is 1; only what is masked, by −∞ or the lowest number, is left out
+        # the value stays, as one is 1; without what is masked by −∞ or the lowest number
         return constant + torch.where(constant < -1e30, 0, constant) * (self.one - 1)
 
     def call(self, name, function, args, kwargs):

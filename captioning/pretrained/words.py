@@ -50,7 +50,7 @@ class Words:
         self.known[" ".join(self.decode(ids))] = ids
         return ids
 
-    def pieces_of(self, text):
+    def _tokens(self, text):
         text = text.encode(errors="replace").decode()       # without halves of surrogate pairs
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
@@ -58,12 +58,12 @@ class Words:
         """The words of a text, up to spaces, for which the tokenizer has no pieces, or special
         ones."""
         special = set(self.tokenizer.all_special_ids)
-        return [word for word in text.split() if special & set(self.pieces_of(word))]
+        return [word for word in text.split() if special & set(self._tokens(word))]
 
     def ids_of(self, text):
         """Ids [<start>, the words of a text, <end>]; InputError for more pieces than the model
         reads."""
-        pieces = self.pieces_of(text)
+        pieces = self._tokens(text)
         if self.limit and len(pieces) >= self.limit:
             raise InputError(f"a caption of {len(pieces)} pieces of words is longer than the model "
                              f"reads, {self.limit}: shorten it")
