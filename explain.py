@@ -184,6 +184,24 @@ def read_regions(regions, targets, images):
     return regions.read_features(indices), boxes
 
 
+def read_targets(targets, args, model, vocabulary, as_unknown):
+    """[(Target, its image, what the model sees of it)], and {path: InputError} of the others.
+
+    as_unknown: captions may have words that the model does not know."""
+    read = []
+    errors = {}
+    for target in targets:
+        try:
+            if target.caption is not None:
+                encode_caption(target.caption, vocabulary, f"the caption of {target.path.name}",
+                               as_unknown)
+            image = read_image(target.path, upright=bool(args.images))
+            read.append((target, image, model.window(*image.shape[:0:-1])))
+        except InputError as error:
+            errors[target.path] = error
+    return read, errors
+
+
 def explain_all(args, model, vocabulary, targets, regions, name=""):
     """Explains the Targets that have no explanation with these settings.
 
@@ -213,25 +231,14 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
                unit="step", disable=processes.rank() > 0)
 
     for selected in batches:
-        # read the images
-        batch = []
-        images = []
-        windows = []
-        for target in selected:
-            try:
-                if target.caption is not None:
-                    encode_caption(target.caption, vocabulary,
-                                   f"the caption of {target.path.name}", as_unknown)
-                image = read_image(target.path, upright=bool(args.images))
-                windows.append(model.window(*image.shape[:0:-1]))
-                images.append(image)
-                batch.append(target)
-            except InputError as error:
-                broken[target.path] = error
-                bar.write(f"skipped: {error}")
-                bar.update(steps)
-        if not batch:
+        read, errors = read_targets(selected, args, model, vocabulary, as_unknown)
+        broken |= errors
+        for error in errors.values():
+            bar.write(f"skipped: {error}")
+            bar.update(steps)
+        if not read:
             continue
+        batch, images, windows = zip(*read, strict=True)
         boxes = None
         if regions:
             inputs, boxes = read_regions(regions, batch, images)
