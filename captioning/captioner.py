@@ -6,7 +6,10 @@ from torch import nn
 
 from captioning import weights
 from captioning.data.images import preprocess
-from captioning.explanation import encoders, lrp_inference
+from captioning.explanation import attribution, encoders
+from captioning.explanation.attribution import explain
+from captioning.explanation.lrp_inference import stop_mask, weighted_hidden
+from captioning.explanation.rules import LRP, Gradient, Guided
 
 # --model_type: module and class, imported when they are used; register a model of yours here
 MODELS = {"gridtd": ("gridTDmodel", "GridTDModel"), "aoa": ("aoamodel", "AOAModel")}
@@ -27,10 +30,9 @@ class Captioner(nn.Module):
     """A model that captions images word by word, from features (B, K, C) of K regions.
 
     A subclass defines start, initial_state, step and teacher_force, the layers embedding, dropout
-    and W_o, the explanation methods lrp to attention, and for the region loss region_logits
-    (docs/new_model.md). config: the arguments from which a checkpoint rebuilds it. Its entry
-    "encoder" is a name in encoders.IMAGE_SIZE, an nn.Sequential of layers that the rules know, or
-    None for region features.
+    and W_o, and for the region loss region_logits (docs/new_model.md). config: the arguments from
+    which a checkpoint rebuilds it. Its entry "encoder" is a name in encoders.IMAGE_SIZE, an
+    nn.Sequential of layers that the rules know, or None for region features.
     """
 
     eps = 0.01      # ε of LRP by default
@@ -75,14 +77,12 @@ class Captioner(nn.Module):
         return self.W_o(self.dropout(hidden))
 
     def forward(self, images, captions):
-        """Logits (B, T, V) or (B, N, T, V), teacher-forced on captions[..., :-1].
+        """Logits (B, T, V), teacher-forced on captions[:, :-1].
 
-        images (B, 3, H, W) or region features (B, K, C); captions (B, T+1), or (B, N, T+1) for N
-        per image: ids from <start> on, zero-padded."""
-        is_single = captions.dim() == 2
-        captions = captions[:, None] if is_single else captions
-        logits = self.output(self.teacher_force(self.encode(images), captions).hidden)
-        return logits[:, 0] if is_single else logits
+        images (B, 3, H, W) or region features (B, K, C); captions (B, T+1): ids from <start> on,
+        zero-padded."""
+        trace = self.teacher_force(self.encode(images), captions[:, None])
+        return self.output(trace.hidden[:, 0])
 
     def log_p(self, features, captions, steps=None):
         """(B, T) log-probabilities of the words captions[:, 1:] from features (B, K, C); with steps
@@ -95,10 +95,50 @@ class Captioner(nn.Module):
         return self.output(hidden).log_softmax(-1).gather(-1, words[..., None])[..., 0]
 
     def lrp_inference(self, images, captions, stop_words, eps=0.01):
-        """Logits p and weighted logits p̃ (docs/method.md, section 7), of the shape of `forward`'s.
+        """Logits p and weighted logits p̃ (docs/method.md, section 7), each of `forward`'s shape.
 
         stop_words: set of ids, special tokens included, whose weights stay 1."""
-        return lrp_inference.lrp_inference(self, images, captions, stop_words, eps)
+        trace = self.teacher_force(self.encode(images), captions[:, None])
+        # p and p̃ have the same dropout mask
+        mask = self.dropout(torch.ones_like(trace.hidden))
+        logits = self.W_o(mask * trace.hidden)
+        stop = stop_mask(self, stop_words)
+        hidden = weighted_hidden(self, trace.c_hat, trace.h, logits.argmax(-1), stop, eps)
+        return logits[:, 0], self.W_o(mask * hidden)[:, 0]
+
+    # -- explanations of every word captions[:, t + 1] at every step t -----------------------------
+    # Each returns an attribution.Explanation; options: those of attribution.explain. Sections are
+    # those of docs/method.md.
+
+    def lrp(self, images, captions, eps=0.01, rule=None, **options):
+        """Layer-wise relevance propagation (sections 4, 5); rule: another one than LRP(eps)."""
+        return explain(self, images, captions, rule or LRP(eps), **options).times_inputs()
+
+    def lrp_specific(self, images, captions, **options):
+        """LRP of each word minus the mean of LRP of the caption's other words (section 4)."""
+        return attribution.minus_other_words(self.lrp, images, captions, **options)
+
+    def gradient(self, images, captions, **options):
+        """The gradient of each word's logit (section 6)."""
+        return explain(self, images, captions, Gradient(), **options).summed()
+
+    def grad_cam(self, images, captions, pixels=True, **options):
+        """Grad-CAM at the encoder's output (Selvaraju et al. 2017); pixels (B, T, 1, H, W)."""
+        result = explain(self, images, captions, Gradient(), pixels=False, **options)
+        return result.class_activation_map(pixels)
+
+    def guided_backprop(self, images, captions, **options):
+        """Guided backpropagation (Springenberg et al. 2015)."""
+        return explain(self, images, captions, Guided(), **options).summed()
+
+    def guided_grad_cam(self, images, captions, **options):
+        """Guided backpropagation ⊙ upsampled Grad-CAM."""
+        return (self.guided_backprop(images, captions, **options)
+                * self.grad_cam(images, captions, **options))
+
+    def attention(self, images, captions, **options):
+        """The attention weights alone; words, features and pixels are None."""
+        return attribution.attention(self, images, captions, **options)
 
     def load_published(self, state_dict):
         """Loads a state_dict with the names of the published checkpoints (section 10).

@@ -3,21 +3,15 @@ import torch
 
 from captioning.explanation.derivatives import ratio
 
-EPS = 0.01
-
 
 def stop_mask(model, stop_words):
-    """bool (V,), True for the ids in the set `stop_words`, whose weights stay 1.
-
-    A mask is returned unchanged."""
-    if isinstance(stop_words, torch.Tensor):
-        return stop_words
+    """bool (V,), True for the ids in the set `stop_words`, whose weights stay 1."""
     mask = torch.zeros(len(model.W_o.weight), dtype=torch.bool)
     mask[sorted(stop_words)] = True
     return mask.to(model.W_o.weight.device)
 
 
-def weights(model, c_hat, h, words, stop, eps=EPS):
+def weights(model, c_hat, h, words, stop, eps=0.01):
     """Weights ω_c and ω_h (..., d), in [0, 2], of ĉ and h (..., d) for the predicted words (...).
 
     No gradient flows through them. With y = ĉ + h the ε-rule and the sum rule give
@@ -35,26 +29,7 @@ def weights(model, c_hat, h, words, stop, eps=EPS):
     return omegas
 
 
-def weighted_hidden(model, c_hat, h, words, stop, eps=EPS):
+def weighted_hidden(model, c_hat, h, words, stop, eps=0.01):
     """ω_c ⊙ ĉ + ω_h ⊙ h (..., d), the predictor's input."""
     omega_c, omega_h = weights(model, c_hat, h, words, stop, eps)
     return omega_c * c_hat + omega_h * h
-
-
-def predict(model, c_hat, h, stop, eps=EPS):
-    """Logits p and p̃ (..., V) of ĉ and h (..., d), with the same dropout mask."""
-    dropout_mask = model.dropout(torch.ones_like(h))
-    logits = model.W_o(dropout_mask * (c_hat + h))
-    hidden = weighted_hidden(model, c_hat, h, logits.argmax(-1), stop, eps)
-    return logits, model.W_o(dropout_mask * hidden)
-
-
-def lrp_inference(model, images, captions, stop_words, eps=EPS):
-    """Teacher-forced logits p and weighted logits p̃.
-
-    (B, T, V), or (B, N, T, V) for captions (B, N, T+1)."""
-    is_single = captions.dim() == 2
-    captions = captions[:, None] if is_single else captions
-    trace = model.teacher_force(model.encode(images), captions)
-    pair = predict(model, trace.c_hat, trace.h, stop_mask(model, stop_words), eps)
-    return tuple(logits[:, 0] if is_single else logits for logits in pair)
