@@ -24,7 +24,7 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, seeds=
     """Captions (B, T) of features (B, K, C): the best hypothesis of the method, or one sample.
 
     method: one of DECODING_METHODS. seeds: of `sample`, which alone uses them. options: those of
-    `beam_search` or `sample`; diverse beam search has as many groups as hypotheses by default.
+    `beam_search` or `sample`; diverse beam search has as many groups as hypotheses.
     InputError if the model's logits are not finite numbers.
     """
     if hasattr(model, "caption"):       # a model of transformers has decoding methods of its own
@@ -34,11 +34,11 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, seeds=
         if method == "greedy":
             options |= {"beam_size": 1}
         if method == "diverse_beam_search":
-            options = {"groups": options.get("beam_size", 3)} | options
+            options |= {"groups": options.get("beam_size", 3)}
         if method == "sample":
             found = sample(model, context, vocabulary, max_len, seeds=seeds, **options)
         else:
-            found = beam_search(model, context, vocabulary, max_len, best_only=True, **options)
+            found = beam_search(model, context, vocabulary, max_len, **options)
     if not found.scores[:, 0].isfinite().all():
         raise InputError("the model's logits are not finite numbers, so that it cannot caption "
                          "images: use another checkpoint")
@@ -46,39 +46,24 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, seeds=
 
 
 def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, diversity=0.5,
-                length_penalty=0.0, block_trigrams=False, best_only=False, banned=None):
-    """Beam search -> Decoded with N = beam_size; with groups > 1 diverse beam search.
+                length_penalty=0.0, block_trigrams=False, banned=None):
+    """Beam search -> Decoded with N = 1, the best hypothesis; groups > 1: diverse beam search.
 
-    Hypotheses that end are kept aside, so that all places in the beam belong to hypotheses that go
-    on. They are compared by log-probability / length**length_penalty, length including <end>; those
-    that max_len cuts off count as well. In diverse beam search (Vijayakumar et al. 2016), each
-    group has beam_size / groups hypotheses. diversity: penalty of a word for each hypothesis of an
-    earlier group that chose it at the same step; the returned scores exclude it. beam_size 1 and no
+    Hypotheses that end leave the beam, so that all its places belong to hypotheses that go on. They
+    are compared by log-probability / length**length_penalty, length including <end>; those that
+    max_len cuts off count as well. In diverse beam search (Vijayakumar et al. 2016), each group has
+    beam_size / groups hypotheses. diversity: penalty of a word for each hypothesis of an earlier
+    group that chose it at the same step; the returned score excludes it. beam_size 1 and no
     length_penalty are greedy decoding. block_trigrams: never completes a trigram twice. banned (B,
-    V) bool: words that an image's caption must not contain. best_only: stops as soon as no other
-    hypothesis can become the best. InputError if beam_size is not a multiple of groups, or
-    length_penalty not in [0, 10].
+    V) bool: words that an image's caption must not contain.
     """
-    if beam_size < 1 or groups < 1 or beam_size % groups:
-        raise InputError(f"a beam width of {beam_size} cannot be split into {groups} equal groups: "
-                         "change one of them")
-    if not 0 <= length_penalty <= 10:
-        raise InputError(f"a length penalty of {length_penalty} is not between 0 and 10: change it")
     B = len(context[0])
     width = beam_size // groups
     beam = _Beam(model, vocabulary, B, beam_size, max_len, block_trigrams, banned)
+    best = Decoded(beam.tokens[:, :1], torch.full_like(beam.scores[:, :1], -torch.inf))
 
     # all hypotheses of a group are equal at first: only one may be extended at the first step
     beam.scores[:, torch.arange(beam_size) % width != 0] = -torch.inf
-    ended = beam.tokens.view(B, groups, width, max_len)
-    ended_scores = torch.full_like(beam.scores, -torch.inf).view(B, groups, width)
-
-    def keep(tokens, scores):
-        """The best hypotheses of each group, of those kept aside and (B, groups, n) others."""
-        scores = torch.cat([ended_scores, scores], 2)
-        scores, order = scores.sort(dim=2, descending=True, stable=True)
-        order = order[..., :width, None].expand(-1, -1, -1, max_len)
-        return torch.cat([ended, tokens], 2).gather(2, order), scores[..., :width]
 
     for t in range(max_len):
         log_p, state = beam.step(context, t)                                           # (B, N, V)
@@ -89,45 +74,41 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
         # after the other: each avoids the words that earlier groups chose
         candidates = []
         used = total.new_zeros(B, V)
-        for g in range(groups):
-            rank = total[:, g * width:(g + 1) * width]
-            if groups > 1:
+        for g, rank in enumerate(total.split(width, 1)):                               # (B, W, V)
+            if g:
                 rank = rank - diversity * used[:, None]
-            best = rank.flatten(1).topk(2 * width).indices                             # (B, 2W)
-            used.scatter_add_(1, best[:, :width] % V, used.new_ones(B, width))
-            candidates.append(best + g * width * V)
+            chosen = rank.flatten(1).topk(2 * width).indices                           # (B, 2W)
+            used.scatter_add_(1, chosen[:, :width] % V, used.new_ones(B, width))
+            candidates.append(chosen + g * width * V)
         candidates = torch.stack(candidates, 1)                                        # (B, G, 2W)
-        parents = candidates // V
-        words = candidates % V
-        is_end = words == vocabulary.end
 
-        # candidates that end are kept aside if they are among the best
-        tokens = beam.tokens.gather(1, parents.flatten(1)[..., None].expand(-1, -1, max_len))
+        # those that end count if they have a place
+        placed = candidates[..., :width].flatten(1)                                    # (B, N)
+        tokens = beam.tokens.take_along_dim((placed // V)[..., None], 1)
         tokens[..., t] = vocabulary.end
-        scores = total.flatten(1).gather(1, candidates.flatten(1)).view_as(candidates)
-        scores = scores.masked_fill(~is_end, -torch.inf) / (t + 1)**length_penalty
-        tokens = tokens.view(B, groups, 2 * width, max_len)
-        ended, ended_scores = keep(tokens[:, :, :width], scores[..., :width])
+        scores = total.flatten(1).gather(1, placed) / (t + 1)**length_penalty
+        scores = scores.masked_fill(placed % V != vocabulary.end, -torch.inf)
+        best = _best(best, tokens, scores)
 
-        # the best of the others go on
-        order = is_end.long().argsort(dim=2, stable=True)[..., :width]
-        parents = parents.gather(2, order).flatten(1)
-        beam.advance(parents, words.gather(2, order).flatten(1), total, state, t)
+        # the first of the others go on
+        order = (candidates % V == vocabulary.end).long().argsort(dim=2, stable=True)
+        others = candidates.gather(2, order[..., :width]).flatten(1)                   # (B, N)
+        beam.advance(others // V, others % V, total, state, t)
 
         # what the hypotheses in the beam can reach: log-probabilities never increase
-        limit = beam.scores.view(B, groups, width).amax(2) / max_len**length_penalty
-        if best_only:
-            is_over = ended_scores.flatten(1).amax(1) >= limit.amax(1)
-        else:
-            is_over = ended_scores.amin(2) >= limit
-        if is_over.all():
+        limit = beam.scores.amax(1, keepdim=True) / max_len**length_penalty
+        if (best.scores >= limit).all():
             break
 
-    scores = beam.scores.view(B, groups, width) / (t + 1)**length_penalty
-    tokens, scores = keep(beam.tokens.view(B, groups, width, max_len), scores)
-    scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
-    tokens = tokens.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, max_len))
-    return Decoded(tokens[..., :t + 1], scores)
+    best = _best(best, beam.tokens, beam.scores / (t + 1)**length_penalty)
+    return Decoded(best.tokens[..., :t + 1], best.scores)
+
+
+def _best(best, tokens, scores):
+    """The best hypothesis of each image: `best`, or one of others (B, N, max_len)."""
+    tokens = torch.cat([best.tokens, tokens], 1)
+    scores, index = torch.cat([best.scores, scores], 1).max(1, keepdim=True)
+    return Decoded(tokens.take_along_dim(index[..., None], 1), scores)
 
 
 def sample(model, context, vocabulary, max_len, seeds=None, temperature=1.0, top_k=0, top_p=1.0,
@@ -140,9 +121,6 @@ def sample(model, context, vocabulary, max_len, seeds=None, temperature=1.0, top
     random. greedy_first: the first sample is decoded greedily instead. predict: as in the models'
     `step`. block_trigrams, banned: as in `beam_search`. InputError for invalid values.
     """
-    if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise InputError("sampling needs a temperature above 0, top_p in (0, 1] and top_k of at "
-                         "least 0")
     B = len(context[0])
     beam = _Beam(model, vocabulary, B, samples, max_len, block_trigrams, banned, predict)
     device = beam.scores.device
@@ -242,14 +220,12 @@ class _Beam:
     def advance(self, parents, words, total, state, t):
         """Replaces the hypotheses by parents (B, N), their indices, extended by words (B, N)."""
         def follow(x):
-            index = parents.view(*parents.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
-            return x.gather(1, index)
+            return x.take_along_dim(parents.view(*parents.shape, *[1] * (x.dim() - 2)), 1)
         self.scores = total.flatten(1).gather(1, parents * total.shape[-1] + words)
         self.state = tuple(follow(part) for part in state)
         self.tokens = follow(self.tokens)
         self.tokens[..., t] = words
-        self.finished = follow(self.finished)
-        self.finished = self.finished | (words == self.vocabulary.end)
+        self.finished = follow(self.finished) | (words == self.vocabulary.end)
         self.words = words
 
 

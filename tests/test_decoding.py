@@ -111,15 +111,6 @@ def test_beam_of_one_is_greedy(model_type):
         assert greedy[b][greedy[b] != 0].tolist() == words
 
 
-def test_early_stopping_returns_the_best_hypothesis():
-    for seed in range(6):
-        model, x = toy(seed), features(3, seed)
-        full = decoding.beam_search(model, model.start(x), VOCABULARY, 12, 3).tokens[:, 0]
-        early = decoding.decode(model, x, VOCABULARY, "beam_search", max_len=12, beam_size=3)
-        assert torch.equal(full[:, :early.shape[1]], early)
-        assert not full[:, early.shape[1]:].any()
-
-
 def test_nothing_follows_end_and_special_tokens_are_never_generated():
     model, x = toy(1, sharp=1.0), features(8)
     for method in decoding.DECODING_METHODS:
@@ -160,18 +151,22 @@ def literal_beam_search(scores, groups, width, max_len, diversity=0.0, length_pe
 
 @pytest.mark.parametrize("options", [
     {}, {"length_penalty": 1.0}, {"groups": 2, "diversity": 0.7},
-    {"groups": 2, "diversity": 0.7, "length_penalty": 1.0}])
-@pytest.mark.parametrize("seed", range(3))
-def test_beam_search_equals_a_literal_one(seed, options):
-    model, x = toy(seed), features(1, seed)
-    found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, **options)
+    {"groups": 2, "diversity": 0.7, "length_penalty": 0.6}])
+def test_beam_search_equals_a_literal_one(options):
+    """Also where it stops early; in some cases the best hypothesis is not of the first group."""
     groups = options.get("groups", 1)
-    expected = literal_beam_search(all_scores(model, x[0], 5), width=4 // groups, max_len=5,
-                                   **{"groups": 1} | options)
-    assert len(expected) == 4
-    for n, (score, words) in enumerate(expected):
-        assert tuple(found.tokens[0, n][found.tokens[0, n] != 0].tolist()) == words
-        assert found.scores[0, n].item() == pytest.approx(score, abs=1e-10)
+    later = 0
+    for seed in range(8):
+        model, x = toy(seed, sharp=2.0), features(4, seed)
+        found = decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, **options)
+        for b in range(4):
+            scores = all_scores(model, x[b], 5)
+            literal = dict(width=4 // groups, max_len=5, **{"groups": 1} | options)
+            score, words = literal_beam_search(scores, **literal)[0]
+            assert tuple(found.tokens[b, 0][found.tokens[b, 0] != 0].tolist()) == words
+            assert found.scores[b, 0].item() == pytest.approx(score, abs=1e-10)
+            later += words != literal_beam_search(scores, **literal | {"groups": 1})[0][1]
+    assert later > 2 or groups == 1
 
 
 def crowded_beam_search(scores, width, max_len, length_penalty):
@@ -221,27 +216,16 @@ def test_a_caption_that_ended_is_not_lost_when_others_are_better_for_a_while():
             logits = torch.tensor([p.get(word, 1e-9) for word in WORDS], dtype=torch.float64).log()
             return logits.expand(*words.shape, -1).clone(), (state[0] + 1,), None
 
-    found = decoding.beam_search(Steps(), (torch.zeros(1),), VOCABULARY, 3, 2, best_only=True)
+    found = decoding.beam_search(Steps(), (torch.zeros(1),), VOCABULARY, 3, 2)
     assert VOCABULARY.decode(found.tokens[0, 0]) == []
     assert found.scores[0, 0].exp().item() == pytest.approx(0.3, abs=1e-6)
 
 
-def test_groups_without_diversity_are_all_greedy():
+def test_groups_without_diversity_are_greedy():
     model, x = toy(3), features()
     greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=6)
     groups = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3, diversity=0.0)
-    assert all(torch.equal(groups.tokens[:, n, :greedy.shape[1]], greedy) for n in range(3))
-
-
-def test_diversity_makes_hypotheses_differ():
-    model, x = toy(3), features(8)
-
-    def distinct_first_words(diversity):
-        found = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3,
-                                     diversity=diversity)
-        return sum(len(set(first)) for first in found.tokens[..., 0].tolist())
-
-    assert distinct_first_words(50.0) == 8 * 3 > distinct_first_words(0.0) == 8
+    assert torch.equal(groups.tokens[:, 0], greedy)
 
 
 def test_trigrams_are_blocked():
@@ -309,16 +293,6 @@ def test_sample_scores_are_log_probabilities():
         words = [word for word in drawn.tokens[b, n].tolist() if word]
         expected = log_probability(model, x[b], words)
         assert drawn.scores[b, n].item() == pytest.approx(expected, abs=1e-10)
-
-
-def test_invalid_options_are_refused():
-    model, x = toy(), features()
-    with pytest.raises(InputError, match="equal groups"):
-        decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=3)
-    with pytest.raises(InputError, match="between 0 and 10"):
-        decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, length_penalty=400)
-    with pytest.raises(InputError, match="temperature"):
-        decoding.sample(model, model.start(x), VOCABULARY, 5, temperature=0)
 
 
 def test_the_lowest_temperature_is_greedy():
