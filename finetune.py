@@ -204,11 +204,11 @@ def make_loss(settings, model, vocabulary, data, device):
         settings.object_words_fingerprint = fingerprint(categories.tolist())
         options = {name.removeprefix("erase_"): value for name, value in vars(settings).items()
                    if name.startswith("erase_")}
-        return ErasureLoss(vocabulary, categories, **options)
+        return ErasureLoss(vocabulary, categories=categories, **options)
     options = {"ss_prob": settings.ss_prob, "region_weight": settings.region_loss,
                "region_epochs": settings.region_epochs}
     if settings.mode == "lrp_tune":
-        return LRPInferenceLoss(vocabulary, stop, settings.lrp_weight, **options)
+        return LRPInferenceLoss(vocabulary, stop=stop, weight=settings.lrp_weight, **options)
     return CrossEntropy(vocabulary, label_smoothing=settings.label_smoothing, **options)
 
 

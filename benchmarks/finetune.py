@@ -35,8 +35,10 @@ def make_losses(words, reward, device):
     number = torch.arange(len(words), device=device)
     stop = number % 2 == 0
     is_object = (number % OBJECT_INTERVAL == 0) & (number != words.pad)
-    losses = {"--ce_tune": CrossEntropy(words), "--lrp_tune": LRPInferenceLoss(words, stop),
-              "--erase_tune": ErasureLoss(words, torch.where(is_object, number, -1), 0.2, 0.1, 0.2),
+    erasure = ErasureLoss(words, categories=torch.where(is_object, number, -1), weight=0.2,
+                          keep_weight=0.1, share=0.2)
+    losses = {"--ce_tune": CrossEntropy(words), "--lrp_tune": LRPInferenceLoss(words, stop=stop),
+              "--erase_tune": erasure,
               "--cider_tune": SCST(words, reward, T),
               "--lrp_cider_tune": SCST(words, reward, T, stop=stop)}
     for mode in ("--cider_tune", "--lrp_cider_tune"):

@@ -62,7 +62,8 @@ def test_fine_tuning(models, device):
     batch = make_batch(CAPTIONS.masked_fill(CAPTIONS.eq(VOCABULARY.unk), 4)[:, None])
     choice = choose(batch, categories)
     for model, place in zip(models, (torch.device("cpu"), device), strict=True):
-        loss = ErasureLoss(VOCABULARY, categories.to(place), 0.5, 0.5, 0.5)
+        loss = ErasureLoss(VOCABULARY, categories=categories.to(place), weight=0.5,
+                           keep_weight=0.5, share=0.5)
         chosen = Choice(*(x.to(place) for x in choice[:3]), *choice[3:])
         erased = loss.erase(model, features.to(model.W_o.weight), chosen)
         log_p = SCST(VOCABULARY, None, 5).log_probabilities(

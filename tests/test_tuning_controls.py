@@ -31,7 +31,8 @@ def choice_of(categories, index=None, seed=0):
 
 
 def erasure(control):
-    return control(WORDS, torch.full((len(WORDS),), -1), 1.0, 0.0, 0.3)
+    return control(WORDS, categories=torch.full((len(WORDS),), -1), weight=1.0, keep_weight=0.0,
+                   share=0.3)
 
 
 def test_mask_coverage_equals_literal_loops(demo_data):
@@ -121,7 +122,7 @@ def test_temperature_and_dropout(monkeypatch):
     trace = model.teacher_force(random_regions(), CAPTIONS)
     word_loss = controls.word_loss
     monkeypatch.setattr(controls, "word_loss", lambda z, *a: logits.append(z) or word_loss(z, *a))
-    controls.Temperature(WORDS, stop, 0.5).word_loss(model, trace, CAPTIONS)
+    controls.Temperature(WORDS, stop=stop, weight=0.5).word_loss(model, trace, CAPTIONS)
     plain, changed = logits
     words = plain.argmax(-1)
     rows = word_rows(CAPTIONS)

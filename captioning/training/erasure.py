@@ -2,6 +2,7 @@
 
 Sizes: B images with N captions of T + 1 ids each, from <start> on; K regions; S object words of one
 caption."""
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ class Choice(NamedTuple):
     index: torch.Tensor         # (B,) of the images in the data set
 
 
+@dataclass(kw_only=True)
 class ErasureLoss(CrossEntropy):
     """CE(p, y) − μ log(1 − p'(W)) + κ CE(p', y without w), p' predicted from erased features.
 
@@ -35,25 +37,22 @@ class ErasureLoss(CrossEntropy):
     noun phrase must. Captions that name only one category have no erased image. No gradient flows
     through the choice of the regions.
 
-    categories (V,): see `Objects.category_ids`. weight, keep_weight: μ and κ. share: at most this
-    share of the regions, or one region, is erased. every: the terms of erased images are computed
-    in every N-th step only, with N times the weight (lazy regularisation, Karras et al. 2020).
-    Controls: evidence, the relevance of a region, one of EVIDENCE; own_evidence, False if also what
-    is more relevant for another word is erased; fill, what replaces regions, one of FILL."""
+    The terms of erased images are computed in every N-th step only, with N times the weight (lazy
+    regularisation, Karras et al. 2020)."""
+    categories: torch.Tensor    # (V,), see `Objects.category_ids`
+    weight: float               # μ
+    keep_weight: float          # κ
+    share: float                # of the regions: at most so many, or one, are erased
+    every: int = 1              # N
 
-    def __init__(self, vocabulary, categories, weight, keep_weight, share, evidence="lrp",
-                 own_evidence=True, fill="background", every=1):
-        super().__init__(vocabulary)
-        self.categories = categories
-        self.weight = weight
-        self.keep_weight = keep_weight
-        self.share = share
-        self.evidence = evidence
-        self.own_evidence = own_evidence
-        self.fill = fill
-        self.every = every
-        self.is_determiner = torch.tensor([word in DETERMINERS for word in vocabulary.words],
-                                          device=categories.device)
+    # controls
+    evidence: str = "lrp"       # the relevance of a region, one of EVIDENCE
+    own_evidence: bool = True   # False: what is more relevant for another word is erased as well
+    fill: str = "background"    # what replaces regions, one of FILL
+
+    def __post_init__(self):
+        self.is_determiner = torch.tensor([word in DETERMINERS for word in self.vocabulary.words],
+                                          device=self.categories.device)
 
     def counts(self, batch):
         """Those of CrossEntropy, then unlearned words, and words of captions without w."""

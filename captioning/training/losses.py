@@ -8,9 +8,12 @@ the mean over the whole batch, so that the shares of all passes and processes ad
 batch: a dictionary of "captions" (B, N, T+1), ids from <start> on, zero-padded; "index" (B,) in the
 data set; "seeds" (B,) of `decoding.image_seeds`; "epoch" and "step", the number of steps before it.
 """
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
+from captioning.data.vocabulary import Vocabulary
 from captioning.decoding import draw, uniform, without_special
 from captioning.device import without_gradient
 from captioning.explanation.lrp_inference import weighted_hidden
@@ -73,20 +76,15 @@ def lrp_loss(model, trace, captions, stop, weight=1.0):
     return loss, ((predicted == targets) & is_word).sum(), is_word.sum()
 
 
+@dataclass
 class CrossEntropy:
-    """CE(p, y) with teacher forcing, optionally with scheduled sampling and the region loss.
-
-    ss_prob: probability of scheduled sampling. region_weight: weight of the region loss.
-    region_epochs: number of first epochs that train on the region loss alone."""
+    """CE(p, y) with teacher forcing, optionally with scheduled sampling and the region loss."""
+    vocabulary: Vocabulary
+    ss_prob: float = 0.0            # probability of scheduled sampling
+    region_weight: float = 0.0      # of the region loss
+    region_epochs: int = 0          # number of first epochs that train on the region loss alone
+    label_smoothing: float = 0.0
     measure = "accuracy"
-
-    def __init__(self, vocabulary, ss_prob=0.0, region_weight=0.0, region_epochs=0,
-                 label_smoothing=0.0):
-        self.vocabulary = vocabulary
-        self.ss_prob = ss_prob
-        self.region_weight = region_weight
-        self.region_epochs = region_epochs
-        self.label_smoothing = label_smoothing
 
     def counts(self, batch):
         """Words, and distinct words of the images."""
@@ -115,13 +113,11 @@ class CrossEntropy:
         return cross_entropy(model, trace.hidden, captions, self.label_smoothing)
 
 
+@dataclass(kw_only=True)
 class LRPInferenceLoss(CrossEntropy):
-    """CE(p, y) + weight · CE(p̃, y); stop, weight: of `lrp_loss`; options: of CrossEntropy."""
-
-    def __init__(self, vocabulary, stop, weight=1.0, **options):
-        super().__init__(vocabulary, **options)
-        self.stop = stop
-        self.weight = weight
+    """CE(p, y) + weight · CE(p̃, y): see `lrp_loss`."""
+    stop: torch.Tensor
+    weight: float = 1.0
 
     def word_loss(self, model, trace, captions):
         return lrp_loss(model, trace, captions, self.stop, self.weight)

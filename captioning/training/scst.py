@@ -1,34 +1,35 @@
 """Self-critical sequence training (Rennie et al. 2017) with CIDEr-D (docs/method.md, section 7)."""
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
 from captioning import decoding, processes
+from captioning.data.vocabulary import Vocabulary
 from captioning.device import without_gradient
 from captioning.errors import InputError
 from captioning.explanation.lrp_inference import weighted_hidden
 from captioning.training.losses import word_rows
 
 
+@dataclass
 class SCST:
     """−(reward − baseline) · log-probability of sampled captions, per word of the mean reference.
 
-    A loss as losses.py describes it, with the references as captions. reward(captions, references)
-    -> (B, S): a reward.CiderD. max_len: maximum number of words per caption, <end> included.
-    samples: sampled captions per image. baseline: "greedy", the reward of the greedy caption,
-    decoded from p; or "mean", the mean reward of the image's other samples (Luo 2020), which needs
-    two samples or more. stop: bool (V,), words whose LRP-inference weights stay 1: captions are
-    sampled from p̃ and p̃ is trained; None: p is."""
+    A loss as losses.py describes it, with the references as captions. baseline: "greedy", the
+    reward of the greedy caption, decoded from p; or "mean", the mean reward of the image's other
+    samples (Luo 2020), which needs two samples or more. stop: bool (V,), words whose LRP-inference
+    weights stay 1: captions are sampled from p̃ and p̃ is trained; None: p is."""
+    vocabulary: Vocabulary
+    reward: Callable            # (captions, references) -> (B, S): a reward.CiderD
+    max_len: int                # maximum number of words per caption, <end> included
+    samples: int = 1            # sampled captions per image
+    baseline: str = "greedy"
+    stop: torch.Tensor | None = None
     measure = "reward"
-    PATIENCE = 50       # steps with a constant reward before training is stopped
-
-    def __init__(self, vocabulary, reward, max_len, samples=1, baseline="greedy", stop=None):
-        self.vocabulary = vocabulary
-        self.reward = reward
-        self.max_len = max_len
-        self.samples = samples
-        self.has_greedy_baseline = baseline == "greedy"
-        self.stop = stop
-        self.learned_at = None      # the last step with a reward that differed from its baseline
+    PATIENCE = 50               # steps with a constant reward before training is stopped
+    learned_at = None           # the last step with a reward that differed from its baseline
 
     def counts(self, batch):
         """Words of each image's mean reference, summed over the images."""
@@ -43,7 +44,7 @@ class SCST:
         tokens = self.sample_captions(model, context, batch["seeds"]).tokens           # (B, S, T)
         # in this order, as MPS has no float64
         rewards = self.reward(tokens, references[..., 1:]).cpu().float()
-        if self.has_greedy_baseline:
+        if self.baseline == "greedy":
             advantage = rewards[:, 1:] - rewards[:, :1]
             tokens = tokens[:, 1:]
             rewards = rewards[:, 1:]
@@ -59,20 +60,22 @@ class SCST:
 
     def sample_captions(self, model, context, seeds):
         """decoding.Decoded samples of each image, after its greedy caption if a baseline."""
+        has_greedy = self.baseline == "greedy"
+
         def predict(c_hat, h):
             logits = model.output(c_hat + h)
             if self.stop is None:
                 return logits
             hidden = weighted_hidden(model, c_hat, h, logits.argmax(-1), self.stop)
             weighted = model.output(hidden)
-            if self.has_greedy_baseline:
+            if has_greedy:
                 weighted[:, 0] = logits[:, 0]
             return weighted
 
         with without_gradient():
             return decoding.sample(model, context, self.vocabulary, self.max_len, seeds,
-                                   samples=self.samples + self.has_greedy_baseline,
-                                   greedy_first=self.has_greedy_baseline, predict=predict)
+                                   samples=self.samples + has_greedy, greedy_first=has_greedy,
+                                   predict=predict)
 
     def log_probabilities(self, model, features, tokens, context):
         """Log-probabilities (B, S, T) of tokens (B, S, T) after <start>; 0 at padding."""

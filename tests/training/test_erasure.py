@@ -18,8 +18,9 @@ CAPTIONS = torch.tensor([[[1, 3, 7, 5, 6, 2], [1, 5, 8, 4, 2, 0]],
                          [[1, 7, 8, 2, 0, 0], [1, 9, 2, 0, 0, 0]]])
 
 
-def erasure_loss(*weights, categories=CATEGORIES, **options):
-    return erasure.ErasureLoss(VOCABULARY, categories, *weights, **options)
+def erasure_loss(weight, keep_weight, share, categories=CATEGORIES, **options):
+    return erasure.ErasureLoss(VOCABULARY, categories=categories, weight=weight,
+                               keep_weight=keep_weight, share=share, **options)
 
 
 def choice_of(caption, steps, categories, seed=0):
@@ -171,7 +172,7 @@ def test_caption_without_a_noun_phrase(caption, word, expected):
     vocabulary = build([words], 1)
     ids = torch.tensor([[*vocabulary.encode(words, 20), 0, 0]])
     named = torch.tensor([w in ("cat", "chair", "dog", "birds") for w in vocabulary.words])
-    is_determiner = erasure.ErasureLoss(vocabulary, named.long(), 1.0, 1.0, 0.5).is_determiner
+    is_determiner = torch.tensor([w in erasure.DETERMINERS for w in vocabulary.words])
     position = torch.tensor([[words.index(word) + 1]])
     short = erasure.without_noun_phrase(ids, position, named[ids], is_determiner[ids])
     assert vocabulary.decode(short[0].tolist()) == expected.split()

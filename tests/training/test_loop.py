@@ -136,7 +136,8 @@ def test_validation_loss_is_the_mean_over_words(demo_data, tmp_path):
     batch = data.__getitems__(list(range(len(data))))
     captions = batch["captions"]
     with torch.no_grad():
-        log_p = model(batch["images"], captions).log_softmax(-1)
+        trace = model.teacher_force(model.encode(batch["images"]), captions)
+        log_p = model.output(trace.hidden).log_softmax(-1)
     log_p = log_p.gather(-1, captions[..., 1:, None]).squeeze(-1)
     loss = -log_p[captions[..., 1:] != 0].mean()
     row = content["training"]["state"]["log"][0]
