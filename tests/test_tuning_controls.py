@@ -97,10 +97,11 @@ def test_lrp_inference_controls(control, monkeypatch):
     model = make(AOAModel)
     trace = model.teacher_force(random_regions(), CAPTIONS)
     every = torch.ones(12).bool()
-    only_stop_words = control(WORDS, every, 0.5).word_loss(model, trace, CAPTIONS)[0]
+    loss = control(WORDS, stop=every, weight=0.5)
+    only_stop_words = loss.word_loss(model, trace, CAPTIONS)[0]
     torch.testing.assert_close(only_stop_words,
                                1.5 * cross_entropy(model, trace.hidden, CAPTIONS)[0])
-    loss = control(WORDS, ~every, 0.5)
+    loss.stop = ~every
     weighted = lrp_loss(model, trace, CAPTIONS, ~every, 0.5)[0]
     value = loss.word_loss(model, trace, CAPTIONS)[0]
     assert abs(value - only_stop_words) > 1e-2 and abs(value - weighted) > 1e-2
