@@ -5,7 +5,7 @@ The modes are described in docs/method.md, section 7."""
 if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
-from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 from torch import nn
@@ -16,7 +16,7 @@ from captioning.captioner import model_type
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
 from captioning.explanation.lrp_inference import stop_mask
-from captioning.files import check_memory, fingerprint
+from captioning.files import check_memory, expect, fingerprint, reading
 from captioning.metrics.object_words import load_objects, stop_words
 from captioning.runs import record_run
 from captioning.training.erasure import EVIDENCE, FILL, ErasureLoss
@@ -115,25 +115,15 @@ def with_recorded_flags(args, content, model):
                              "flag")
         if name in fixed:
             setattr(settings, name, fixed[name])
+        elif given is None and recorded.get(name) is None:
+            setattr(settings, name, action.default)
         elif given is None:
-            value = recorded.get(name)
-            if not accepts(action, value):
-                raise InputError(f"the checkpoint {args.weight} is damaged (it records --{name} "
-                                 f"{value!r}): use another")
-            setattr(settings, name, action.default if value is None else value)
+            value = recorded[name]
+            with reading(args.weight, f"give --{name}, or another checkpoint"):
+                expect(action.type(str(value)) == value if action.type
+                       else type(value) is type(action.default), f"it records {value!r}")
+            setattr(settings, name, value)
     return settings
-
-
-def accepts(action, value):
-    """Whether a flag of the parser, its `action`, can have this value, or has none (None)."""
-    if value is None:
-        return True
-    if action.type is None:
-        return type(value) is type(action.default)
-    try:
-        return action.type(str(value)) == value
-    except ArgumentTypeError:
-        return False
 
 
 def complete(settings):

@@ -138,7 +138,7 @@ def test_temperature_and_dropout(monkeypatch):
     model.train().dropout.p = 0.5
     for control in (controls.Temperature, controls.Permuted):
         logits.clear()
-        control(WORDS, torch.ones(12).bool(), 0.5).word_loss(model, trace, CAPTIONS)
+        control(WORDS, stop=torch.ones(12).bool(), weight=0.5).word_loss(model, trace, CAPTIONS)
         torch.testing.assert_close(*logits)
 
 

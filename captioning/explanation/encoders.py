@@ -8,6 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.utils import fuse_conv_bn_eval
 
 from captioning import processes
 from captioning.data.images import MEAN, STD
@@ -62,7 +63,7 @@ def architecture(name):
     if name == "small":
         return _small()
     _check(name)
-    return _plain_sequence(_original(name))
+    return _plain_sequence(_original(name)).requires_grad_()
 
 
 def _original(name):
@@ -111,7 +112,7 @@ def build(name, weights=None):
     prefix = {"resnet50": ("conv1.", "bn1.", "layer"), "resnet101": ("conv1.", "bn1.", "layer"),
               "efficientnet_lite0": ("_",)}.get(name, ("features.",))
     _load(model, state, weights or name, prefix)
-    return _plain_sequence(model)
+    return _plain_sequence(model).requires_grad_()
 
 
 def feature_dim(encoder):
@@ -131,20 +132,16 @@ def _load(model, state, source, prefix=("",)):
         # old files lack the counters of batch-norms
         if not key.startswith(prefix) or (key.endswith("num_batches_tracked") and key not in state):
             continue
-        if key not in state:
-            raise InputError(f"the encoder weights {source} lack '{key}': are they of another "
-                             "encoder?")
-        if state[key].shape != value.shape:
-            raise InputError(f"the encoder weights {source} have {tuple(state[key].shape)} for "
-                             f"'{key}' instead of {tuple(value.shape)}: are they of another "
-                             "encoder?")
+        if key not in state or state[key].shape != value.shape:
+            raise InputError(f"the encoder weights {source} have no '{key}' of shape "
+                             f"{tuple(value.shape)}: are they of another encoder?")
         loaded[key] = state[key].float()
     model.load_state_dict(loaded, strict=False)
 
 
 def _plain_sequence(model):
-    """The model as a sequence, without its classifier and VGG's last max-pool, batch-norms
-    folded."""
+    """The model as a sequence, without its classifier and VGG's last max-pool, batch-norms folded
+    into the convolutions (PyTorch freezes their new biases)."""
     model.eval()
     if hasattr(model, "_blocks"):
         encoder = nn.Sequential(*map(_mobile_block, (model[:4], *model._blocks, model[5:])))
@@ -156,7 +153,7 @@ def _plain_sequence(model):
         layers = list(model.features)[:-1]
         return nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer
                                for layer in layers))
-    layers = [_fold(model.conv1, model.bn1), nn.ReLU(), model.maxpool]
+    layers = [fuse_conv_bn_eval(model.conv1, model.bn1), nn.ReLU(), model.maxpool]
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         for block in stage:
             layers += _bottleneck(block)
@@ -164,20 +161,13 @@ def _plain_sequence(model):
 
 
 def _bottleneck(block):
-    body = nn.Sequential(_fold(block.conv1, block.bn1), nn.ReLU(), _fold(block.conv2, block.bn2),
-                         nn.ReLU(), _fold(block.conv3, block.bn3))
-    shortcut = nn.Sequential(_fold(*block.downsample)) if block.downsample else nn.Sequential()
+    body = nn.Sequential(fuse_conv_bn_eval(block.conv1, block.bn1), nn.ReLU(),
+                         fuse_conv_bn_eval(block.conv2, block.bn2), nn.ReLU(),
+                         fuse_conv_bn_eval(block.conv3, block.bn3))
+    shortcut = nn.Sequential()
+    if block.downsample:
+        shortcut.append(fuse_conv_bn_eval(*block.downsample))
     return Residual(body, shortcut), nn.ReLU()
-
-
-def _fold(conv, norm):
-    """The convolution, without bias, with the batch-norm after it folded into it, by its running
-    statistics; as torch.nn.utils.fusion does, which takes a second to import."""
-    with torch.no_grad():
-        inverse = torch.rsqrt(norm.running_var + norm.eps)
-        conv.weight *= (norm.weight * inverse)[:, None, None, None]
-        conv.bias = nn.Parameter(-norm.running_mean * inverse * norm.weight + norm.bias)
-    return conv
 
 
 def _mobile_block(module):
@@ -186,7 +176,7 @@ def _mobile_block(module):
     layers = []
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layers[-1] = _fold(layers[-1], layer)
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
         elif isinstance(layer, nn.ReLU6):
             layers.append(nn.ReLU6())
         elif not list(layer.children()):

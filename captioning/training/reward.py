@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from captioning.data.arrays import open_hdf5, read_whole
 from captioning.errors import InputError
-from captioning.files import atomic_path
+from captioning.files import atomic_path, expect
 
 N = 4               # longest n-grams
 SIGMA = 6.0         # standard deviation of the length penalty, in words
@@ -37,11 +37,9 @@ def write_frequencies(path, captions, V):
     """Writes document frequencies: the number of images with a caption that contains an n-gram.
 
     captions: array (images, R, L) of ids from <start> to <end>, zero-padded, also where images have
-    fewer than R captions; <end> counts as a word. The HDF5
-    file contains sorted `keys_<n>` and `counts_<n>` for n = 1..4; n-grams of a single image are
-    omitted, as CIDEr-D gives them the same weight as unseen ones. InputError if V words are too
-    many for 64-bit keys.
-    """
+    fewer than R captions; <end> counts as a word. The HDF5 file contains sorted `keys_<n>` and
+    `counts_<n>` for n = 1..4; n-grams of a single image are omitted, as CIDEr-D gives them the same
+    weight as unseen ones. InputError if V words are too many for 64-bit keys."""
     if V ** N >= 2 ** 63:
         raise InputError(f"a vocabulary of {V} words is too large for the 64-bit n-gram keys of "
                          "CIDEr-D: raise --min_word_freq")
@@ -77,14 +75,11 @@ class CiderD:
             images = file.attrs["images"]
             arrays = [torch.from_numpy(read_whole(file, name, "iu")).long() for name in names]
             self.tables = list(zip(arrays[::2], arrays[1::2], strict=True))     # of each n
-            is_valid = images > 0 and all(
-                keys.dim() == 1 and keys.shape == counts.shape and (keys[1:] > keys[:-1]).all()
-                and (counts > 1).all() and (counts <= images).all()
-                for keys, counts in self.tables)
-        if not is_valid:
-            raise InputError(f"{path} is damaged (its n-grams are not sorted, or their counts not "
-                             "between 2 and the number of images): run preparedataset.py again")
-        self.log_images = math.log(images)
+            self.log_images = math.log(images)
+            for keys, counts in self.tables:
+                expect(keys.dim() == 1 and keys.shape == counts.shape
+                       and (keys[1:] > keys[:-1]).all() and (counts > 1).all()
+                       and (counts <= images).all(), "its n-grams are not sorted or counted")
 
     def __call__(self, captions, references):
         """CIDEr-D (B, S) of captions (B, S, T) against references (B, R, L), without <start>.
