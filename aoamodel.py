@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from captioning.captioner import Captioner
+from captioning.errors import InputError
 from captioning.explanation.attribution import Trace
 from captioning.layers import region_mean
 
@@ -23,14 +24,15 @@ class AOAModel(Captioner):
 
     vocab_size V, embed_dim e, hidden_dim d, num_head M. encoder: a name in encoders.IMAGE_SIZE, an
     nn.Sequential of layers that the rules know, or None for region features (B, K, feature_dim).
-    ValueError if d is not a multiple of M.
+    InputError if d is not a multiple of M.
     """
 
     def __init__(self, vocab_size, embed_dim=512, hidden_dim=512, num_head=8, encoder="vgg16",
                  feature_dim=2048, dropout=0.3, attention_dropout=0.1):
         e, d = embed_dim, hidden_dim
         if d % num_head:
-            raise ValueError(f"hidden_dim {d} must be a multiple of num_head {num_head}")
+            raise InputError(f"hidden_dim {d} is not a multiple of num_head {num_head}: change one "
+                             "of them")
         super().__init__({"vocab_size": vocab_size, "embed_dim": e, "hidden_dim": d,
                           "num_head": num_head, "encoder": encoder, "feature_dim": feature_dim,
                           "dropout": dropout, "attention_dropout": attention_dropout})

@@ -61,13 +61,14 @@ class GridTDModel(Captioner):
 
         # LSTM1 reads x1 = [h2; g; E[w]], and the sentinel's gate the same
         lstm1 = []
-        for W_x1, W_h1, bias in lstm_products(self.lstm1, self.W_x, self.W_h):
+        sentinel = [self.W_x.weight], [self.W_h.weight], [self.W_x.bias + self.W_h.bias]
+        for W_x1, W_h1, bias in lstm_products(self.lstm1.parameters(), sentinel):
             W_h2, W_g, W_word = W_x1.split((W_h1.shape[1], g.shape[1], g.shape[1]), 1)
             lstm1.append((W_word, torch.cat([W_h2, W_h1], 1), F.linear(g, W_g, bias)))
 
         # LSTM2 reads x2 = [ĉ; h1]
         lstm2 = []
-        for W_x2, W_h2, bias in lstm_products(self.lstm2):
+        for W_x2, W_h2, bias in lstm_products(self.lstm2.parameters()):
             lstm2.append((torch.cat([W_x2, W_h2], 1), bias))
         return Context(v, self.W_a(v), mask, lstm1, lstm2)
 

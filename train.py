@@ -115,9 +115,6 @@ def open_split(settings, split):
 
 def make_model(args, vocabulary, feature_dim=2048):
     """A new model, with --encoder_weights; feature_dim: channels C of region features."""
-    if args.model_type == "aoa" and args.hidden_dim % args.num_head:
-        raise InputError(f"--hidden_dim {args.hidden_dim} must be a multiple of --num_head "
-                         f"{args.num_head}")
     # the flags that have the names of the model's arguments
     constructor = model_class(args.model_type)
     flags = {name: value for name, value in vars(args).items() if value is not None}

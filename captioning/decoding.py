@@ -230,8 +230,8 @@ class _Beam:
 
 
 def with_start(tokens, vocabulary):
-    """Captions (B, T+1) of tokens (B, T), as models read them: with <start> before them."""
-    return torch.cat([tokens.new_full((len(tokens), 1), vocabulary.start), tokens], dim=1)
+    """Captions (..., T+1) of tokens (..., T), as models read them: with <start> before them."""
+    return torch.cat([torch.full_like(tokens[..., :1], vocabulary.start), tokens], -1)
 
 
 def trimmed(captions):

@@ -2,24 +2,20 @@
 import torch
 
 
-def lstm_products(lstm, W_x=None, W_h=None):
+def lstm_products(parameters, more=((), (), ())):
     """The weights of an LSTM's two products: those of its gates i, f, o and of its candidate.
 
-    lstm: nn.LSTMCell, or its parameters [weight_ih, weight_hh, bias_ih, bias_hh]. W_x, W_h: linear
-    layers of the same inputs and states, whose rows follow those of the gates. Returns two lists
-    [weight of the inputs, weight of the states, bias]. (Relevance does not pass through gates:
-    with a product of its own it need not travel through their weights.)
+    parameters: weight_ih, weight_hh, bias_ih, bias_hh. more: of another gate with the same inputs
+    and states, whose rows follow. Returns two lists [weight of the inputs, weight of the states,
+    bias]. (Relevance does not pass through gates: with a product of its own it need not travel
+    through their weights.)
     """
-    if isinstance(lstm, torch.nn.LSTMCell):
-        lstm = lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh
+    weight_ih, weight_hh, bias_ih, bias_hh = parameters
     gates = []
     candidate = []
-    others = [[], [], []]
-    if W_x is not None:         # further rows of the gates' product: the sentinel's gate
-        others = [[W_x.weight], [W_h.weight], [W_x.bias + W_h.bias]]
-    for parameter, other in zip((*lstm[:2], lstm[2] + lstm[3]), others, strict=True):
+    for parameter, rows in zip((weight_ih, weight_hh, bias_ih + bias_hh), more, strict=True):
         i, f, g, o = parameter.chunk(4)
-        gates.append(torch.cat([i, f, o, *other]))
+        gates.append(torch.cat([i, f, o, *rows]))
         candidate.append(g)
     return gates, candidate
 

@@ -285,11 +285,6 @@ def relu(rule, function, z, *args, **kwargs):
     return torch.relu(z)
 
 
-def max_pool(rule, function, *args, **kwargs):
-    """Winner takes all, the ordinary derivative (section 5)."""
-    return function(*args, **kwargs)
-
-
 def conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """α1β0 (section 5), with z⁺ = W⁺x⁺ + W⁻x⁻:
     r(x) = W⁺ᵀ [r(y) y/z⁺] where x > 0, and W⁻ᵀ [r(y) y/z⁺] elsewhere."""
@@ -351,13 +346,14 @@ class LRP(Rule):
         "relu6": elementwise, "hardtanh": elementwise, "leaky_relu": elementwise, "relu": relu,
         "layer_norm": layer_norm, "rms_norm": rms_norm,
         "cat": gather, "stack": gather, "where": gather, "masked_scatter": gather,
-        "max_pool2d": max_pool, "conv2d": conv, "batch_norm": batch_norm}
+        "conv2d": conv, "batch_norm": batch_norm}
 
-    # they move numbers around; after the first, a linear layer is still one
+    # they move numbers around, as max-pooling does, whose winner takes all (section 5); after the
+    # first, a linear layer is still one
     moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT",
              "T", "unsqueeze", "squeeze", "expand", "expand_as", "select", "narrow", "chunk",
              "split", "unbind", "contiguous", "to", "type"}
-    gathers = {"gather", "take_along_dim", "index_select", "masked_fill", "repeat",
+    gathers = {"max_pool2d", "gather", "take_along_dim", "index_select", "masked_fill", "repeat",
                "repeat_interleave", "pad", "clone", "dropout", "neg", "flip", "roll", "float",
                "double", "type_as"}
     one = None

@@ -79,8 +79,7 @@ class SCST:
 
     def log_probabilities(self, model, features, tokens, context):
         """Log-probabilities (B, S, T) of tokens (B, S, T) after <start>; 0 at padding."""
-        start = torch.full_like(tokens[..., :1], self.vocabulary.start)
-        captions = torch.cat([start, tokens], -1)
+        captions = decoding.with_start(tokens, self.vocabulary)
         trace = model.teacher_force(features, captions, context=context)
         rows = word_rows(captions)
         c_hat, h, hidden = (x.flatten(0, -2)[rows] for x in (trace.c_hat, trace.h, trace.hidden))

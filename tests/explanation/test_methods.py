@@ -101,14 +101,6 @@ def test_attention_needs_no_backward_pass(model_type, monkeypatch):
 
 
 @MODELS
-def test_a_model_made_in_inference_mode_says_so(model_type):
-    with torch.inference_mode():
-        model = make(model_type, max_pooled)
-        with pytest.raises(ValueError, match="create it outside"):
-            model.lrp(random_images(), CAPTIONS)
-
-
-@MODELS
 @EVERY_METHOD
 def test_images_that_are_not_square(model_type, method):
     model = make(model_type, max_pooled)
