@@ -15,7 +15,7 @@ from captioning.errors import InputError
 from captioning.explanation import lrp_inference
 from captioning.metrics.object_words import load_objects
 from captioning.training.erasure import Choice
-from captioning.training.losses import cross_entropy, lrp_loss, word_rows
+from captioning.training.losses import LRPInferenceLoss, cross_entropy, word_rows
 from gridTDmodel import GridTDModel
 from studies.hallucination import tuning_controls as controls
 
@@ -102,7 +102,8 @@ def test_lrp_inference_controls(control, monkeypatch):
     torch.testing.assert_close(only_stop_words,
                                1.5 * cross_entropy(model, trace.hidden, CAPTIONS)[0])
     loss.stop = ~every
-    weighted = lrp_loss(model, trace, CAPTIONS, ~every, 0.5)[0]
+    p_tilde = LRPInferenceLoss(WORDS, stop=~every, weight=0.5)
+    weighted = p_tilde.word_loss(model, trace, CAPTIONS)[0]
     value = loss.word_loss(model, trace, CAPTIONS)[0]
     assert abs(value - only_stop_words) > 1e-2 and abs(value - weighted) > 1e-2
     if control is controls.Permuted:

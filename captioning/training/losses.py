@@ -52,30 +52,6 @@ def cross_entropy(model, hidden, captions, label_smoothing=0.0):
     return word_loss(logits, captions[..., 1:].flatten()[rows], label_smoothing)
 
 
-def lrp_loss(model, trace, captions, stop, weight=1.0):
-    """Summed CE(p, y) + weight · CE(p̃, y) (docs/method.md, section 7), correct words of p, words.
-
-    Where ω is 1, p̃ equals p: the second product with W_o is computed for the other words only.
-    trace: of teacher forcing on captions (B, N, T+1). stop (V,) bool: words whose ω is 1."""
-    rows = word_rows(captions)
-    c_hat, h, hidden = (x.flatten(0, -2)[rows] for x in (trace.c_hat, trace.h, trace.hidden))
-    targets = captions[..., 1:].flatten()[rows]                                        # (n,)
-    is_word = targets != 0
-
-    # p and p̃ have the same dropout mask
-    mask = model.dropout(torch.ones_like(hidden))
-    logits = model.W_o(mask * hidden)                                                  # (n, V)
-    predicted = logits.argmax(-1)
-    losses = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=0)
-
-    other = is_word & ~stop[predicted]
-    hidden = weighted_hidden(model, c_hat[other], h[other], predicted[other], stop)
-    weighted = model.W_o(mask[other] * hidden)
-    loss = (losses * torch.where(other, 1, 1 + weight)).sum()
-    loss = loss + weight * F.cross_entropy(weighted.float(), targets[other], reduction="sum")
-    return loss, ((predicted == targets) & is_word).sum(), is_word.sum()
-
-
 @dataclass
 class CrossEntropy:
     """CE(p, y) with teacher forcing, optionally with scheduled sampling and the region loss."""
@@ -115,12 +91,30 @@ class CrossEntropy:
 
 @dataclass(kw_only=True)
 class LRPInferenceLoss(CrossEntropy):
-    """CE(p, y) + weight · CE(p̃, y): see `lrp_loss`."""
-    stop: torch.Tensor
+    """CE(p, y) + weight · CE(p̃, y) (docs/method.md, section 7).
+
+    Where ω is 1, p̃ equals p: the second product with W_o is computed for the other words only."""
+    stop: torch.Tensor      # (V,) bool: words whose ω is 1
     weight: float = 1.0
 
     def word_loss(self, model, trace, captions):
-        return lrp_loss(model, trace, captions, self.stop, self.weight)
+        rows = word_rows(captions)
+        c_hat, h, hidden = (x.flatten(0, -2)[rows] for x in (trace.c_hat, trace.h, trace.hidden))
+        targets = captions[..., 1:].flatten()[rows]                                    # (n,)
+        is_word = targets != 0
+
+        # p and p̃ have the same dropout mask
+        mask = model.dropout(torch.ones_like(hidden))
+        logits = model.W_o(mask * hidden)                                              # (n, V)
+        predicted = logits.argmax(-1)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=0)
+
+        other = is_word & ~self.stop[predicted]
+        hidden = weighted_hidden(model, c_hat[other], h[other], predicted[other], self.stop)
+        logits = model.W_o(mask[other] * hidden)
+        loss = (losses * torch.where(other, 1, 1 + self.weight)).sum()
+        loss = loss + self.weight * F.cross_entropy(logits.float(), targets[other], reduction="sum")
+        return loss, ((predicted == targets) & is_word).sum(), is_word.sum()
 
 
 def present_words(captions, vocabulary):

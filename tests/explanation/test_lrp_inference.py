@@ -10,7 +10,7 @@ from aoamodel import AOAModel
 from captioning.explanation import lrp_inference
 from captioning.explanation.derivatives import ratio
 from captioning.explanation.rules import LRP
-from captioning.training.losses import lrp_loss
+from captioning.training.losses import LRPInferenceLoss
 from gridTDmodel import GridTDModel
 
 MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
@@ -138,6 +138,10 @@ def test_no_gradient_flows_into_the_weights(model_type):
     assert_same_gradients(model, weighted.square().sum(), model.W_o(hidden[:, 0]).square().sum())
 
 
+def lrp_loss(model, trace, captions, stop):
+    return LRPInferenceLoss(None, stop=stop, weight=0.7).word_loss(model, trace, captions)
+
+
 @MODELS
 def test_loss_is_the_sum_of_both_cross_entropies(model_type):
     """Equal to that of the two full products, although p̃ is computed only where it is not p."""
@@ -147,7 +151,7 @@ def test_loss_is_the_sum_of_both_cross_entropies(model_type):
                             1)
     stop = {*SPECIAL, predicted[0, 0, 0].item()}
     trace = model.teacher_force(features, PAIRS)
-    loss, correct, words = lrp_loss(model, trace, PAIRS, lrp_inference.stop_mask(model, stop), 0.7)
+    loss, correct, words = lrp_loss(model, trace, PAIRS, lrp_inference.stop_mask(model, stop))
     loss = loss / words
     both = [model.lrp_inference(features, captions, stop) for captions in PAIRS.unbind(1)]
     p, p_weighted = (F.cross_entropy(torch.stack(logits, 1).flatten(0, -2), targets.flatten(),
@@ -185,7 +189,7 @@ def test_the_loss_has_one_dropout_mask_for_both_logits(model_type):
     p_weighted = F.cross_entropy(model.W_o(mask * weighted), targets)
     for stop, expected in ((~NO_STOP_WORD, 1.7 * p), (NO_STOP_WORD, p + 0.7 * p_weighted)):
         torch.manual_seed(5)
-        loss, _, words = lrp_loss(model, trace, CAPTIONS[:, None], stop, 0.7)
+        loss, _, words = lrp_loss(model, trace, CAPTIONS[:, None], stop)
         loss = loss / words
         torch.testing.assert_close(loss, expected, check_dtype=False, rtol=1e-5, atol=1e-6)
     for other in (p, p_weighted):       # the mask matters
