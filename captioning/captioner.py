@@ -133,8 +133,10 @@ class Captioner(nn.Module):
 
     def guided_grad_cam(self, images, captions, **options):
         """Guided backpropagation ⊙ upsampled Grad-CAM."""
-        return (self.guided_backprop(images, captions, **options)
-                * self.grad_cam(images, captions, **options))
+        result = self.guided_backprop(images, captions, **options)
+        if result.pixels is not None:
+            result.pixels = result.pixels * self.grad_cam(images, captions, **options).pixels
+        return result
 
     def attention(self, images, captions, **options):
         """The attention weights alone; words, features and pixels are None."""

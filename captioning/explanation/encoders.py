@@ -62,13 +62,14 @@ def architecture(name):
     """The encoder `name`, one of IMAGE_SIZE, with random weights."""
     if name == "small":
         return _small()
-    _check(name)
     return _plain_sequence(_original(name)).requires_grad_()
 
 
 def _original(name):
     """The model with random weights and the names of its published ones: torchvision's, VGG
     without the 124 million weights of its classifier, or EfficientNet-Lite0."""
+    if name not in IMAGE_SIZE:
+        raise InputError(f"unknown encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
     if name == "efficientnet_lite0":
         return _lite0()
     from torchvision import models  # slow to import
@@ -93,7 +94,6 @@ def build(name, weights=None):
     its weights are random. InputError if the weights cannot be downloaded or read, or belong to
     another encoder.
     """
-    _check(name)
     state = read_weights(weights) if weights else None
     is_ours = state and all(str(key)[:1].isdigit() for key in state)
     if name == "small" or is_ours:
@@ -118,11 +118,6 @@ def build(name, weights=None):
 def feature_dim(encoder):
     """Channels C of the encoder's output: those of its last convolution."""
     return [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
-
-
-def _check(name):
-    if name not in IMAGE_SIZE:
-        raise InputError(f"unknown encoder '{name}': choose one of {', '.join(IMAGE_SIZE)}")
 
 
 def _load(model, state, source, prefix=("",)):
