@@ -100,7 +100,8 @@ def _check_model(content, path):
     expect(config["encoder"] is None or config["encoder"] in IMAGE_SIZE, "its encoder is unknown")
     with torch.device("meta"):      # sizes alone, without memory
         model = model_class(content["model_type"])(**config)
-    model.load_state_dict(content["state_dict"], assign=True)
+    # a copy, as PyTorch notes in the dict that its tensors were assigned
+    model.load_state_dict(dict(content["state_dict"]), assign=True)
     words = len(Vocabulary(content["wordmap"], source=f"the word map in {path}"))
     expect(words == config["vocab_size"], f"its model has {config['vocab_size']} words, its word "
                                           f"map {words}")
