@@ -7,7 +7,7 @@ import torch
 
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.files import check_file, read_json
+from captioning.files import read_json, reading
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
 VISIBLE_OBJECTS = Path(__file__).with_name("visible_objects.txt")     # no categories of COCO
@@ -105,7 +105,7 @@ def read_synonyms(path):
     """{category: [synonym, …]} of a text file with one line per category: its name and synonyms,
     separated by commas. Lines of the same category count as one."""
     synonyms = {}
-    for line in _read_text(path, "synonyms").splitlines():
+    for line in _read_text(path).splitlines():
         phrases = [phrase.strip() for phrase in line.split(",") if phrase.strip()]
         if not all(map(tokenise, phrases)):
             synonyms = {}
@@ -118,12 +118,9 @@ def read_synonyms(path):
     return synonyms
 
 
-def _read_text(path, kind):
-    check_file(path)
-    try:
+def _read_text(path):
+    with reading(path, "give a text file"):
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"the {kind} {path} cannot be read ({error}): give a text file") from error
 
 
 def _import(module):
@@ -159,7 +156,7 @@ def frequent_words(dataset, objects, path=None):
     """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for
     Flickr30K (also for Flickr8k) and COCO, and for other data sets all single object words."""
     if path:
-        words = tokenise(_read_text(path, "object words"))
+        words = tokenise(_read_text(path))
         if not words:
             raise InputError(f"the object words {path} contain no word: give a text file of words")
         return words
@@ -172,4 +169,4 @@ def frequent_words(dataset, objects, path=None):
 
 def stop_words(path=None):
     """The set of words in the text file `path`, by default stop_words.txt."""
-    return set(tokenise(_read_text(path or STOP_WORDS, "stop words")))
+    return set(tokenise(_read_text(path or STOP_WORDS)))
