@@ -21,9 +21,8 @@ def chair(captions, references, entries, objects):
     companions_invented = []
     companions_named = []
     per_caption = {"objects": [], "chair_s": [], "invented_objects": []}
-    for caption, texts, entry in zip(captions, references, entries, strict=True):
-        named = [category for _, category in objects.named(tokenise(caption))]
-        present = objects.present(entry, texts)
+    pairs = named_and_present_categories(captions, references, entries, objects)
+    for named, present in pairs:
         invented = sorted(set(named) - present)
         per_caption["objects"].append("; ".join(named))
         per_caption["chair_s"].append(bool(invented))
@@ -47,6 +46,14 @@ def chair(captions, references, entries, objects):
         difference = scores["companions_named"] - scores["companions_invented"]
         scores["companions_named_minus_invented"] = difference
     return scores, per_caption
+
+
+def named_and_present_categories(captions, references, entries, objects):
+    """Yields for each caption the list of the categories that it names, and the set of those
+    present in its image."""
+    for caption, texts, entry in zip(captions, references, entries, strict=True):
+        named = [category for _, category in objects.named(tokenise(caption))]
+        yield named, objects.present(entry, texts)
 
 
 def frequent_word_scores(captions, references, words):

@@ -1,7 +1,7 @@
 """Object words: the object categories that a caption names and those present in an image."""
-import importlib
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -123,26 +123,15 @@ def _read_text(path):
         return Path(path).read_text(encoding="utf-8")
 
 
-def _import(module):
-    """A module of a package that only object words need, so that all else works without it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise InputError(
-            f"object words require {package} ({error}): pip install {package}") from error
-
-
 @cache
 def _inflect_engine():
-    # the checks of inflect's types at run time take seconds to compile
-    typeguard = _import("typeguard")
-    typechecked = typeguard.typechecked
-    typeguard.typechecked = lambda target: target
     try:
-        return _import("inflect").engine()
-    finally:
-        typeguard.typechecked = typechecked
+        # the checks of inflect's types at run time would take seconds to compile
+        with mock.patch("typeguard.typechecked", lambda target: target):
+            import inflect  # which only object words need
+    except ImportError as error:
+        raise InputError(f"object words require inflect ({error}): pip install inflect") from error
+    return inflect.engine()
 
 
 @cache
