@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import Dataset
 
 from captioning.data import images, vocabulary
-from captioning.data.annotations import has_type
 from captioning.data.arrays import checked_dataset, open_hdf5, read_whole
 from captioning.errors import InputError
 from captioning.files import content_hash, expect, fingerprint, reading, safe_name, write_bytes
@@ -135,7 +134,7 @@ class CaptionDataset(Dataset):
         for name in {*self.names, *self.paths}:
             safe_name(name)
         expect(f"x{self.image_folder}".isprintable(), "its image folder is not printable")
-        expect(all(isinstance(texts, list) and texts and all(has_type(text, str) for text in texts)
+        expect(all(isinstance(texts, list) and texts and set(map(type, texts)) == {str}
                    for texts in self.references), "its references are no lists of captions")
 
         self._check_captions(captions)
@@ -178,9 +177,6 @@ class CaptionDataset(Dataset):
 
     def __len__(self):
         return len(self.captions)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
 
     def __getitems__(self, indices):
         """The batch of the images `indices`."""

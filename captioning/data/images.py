@@ -141,8 +141,5 @@ class ImageBatches:
         self.paths = paths
         self.prepare = prepare
 
-    def __len__(self):
-        return len(self.paths)
-
     def __getitems__(self, indices):
         return self.prepare([read_image(Path(self.folder, self.paths[i])) for i in indices])
