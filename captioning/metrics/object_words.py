@@ -7,7 +7,7 @@ import torch
 
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.files import read_json, reading
+from captioning.files import expect, read_json, reading
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
 VISIBLE_OBJECTS = Path(__file__).with_name("visible_objects.txt")     # no categories of COCO
@@ -74,17 +74,15 @@ def load_objects(data_folder, dataset, boxes, synonyms=None, visible=False):
     """
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists() and not synonyms:
-        content = read_json(path, ["words", "pairs"])
-        words = content["words"]
-        pairs = content["pairs"]
-        has_words = isinstance(words, dict) and all(map(tokenise, words)) and all(
-            isinstance(category, str) for category in words.values())
-        has_pairs = isinstance(pairs, list) and all(
-            isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
-        if not has_words or not has_pairs:
-            raise InputError(f"{path} must contain \"words\", {{word: category}}, and \"pairs\", a "
-                             "list of [category, companion]")
-        return Objects(words, pairs, exact=True)
+        with reading(path, 'give {"words": {word: category}, "pairs": [[category, companion], …]}'):
+            content = read_json(path)
+            words = content["words"]
+            pairs = content["pairs"]
+            expect(all(map(tokenise, words)) and set(map(type, words.values())) <= {str},
+                   "a word or category is no text")
+            expect(all(type(pair) is list and list(map(type, pair)) == [str, str]
+                       for pair in pairs), "a pair is not of two categories")
+            return Objects(words, pairs, exact=True)
 
     lists = read_synonyms(synonyms or COCO_OBJECTS)
     if visible:
@@ -105,16 +103,13 @@ def read_synonyms(path):
     """{category: [synonym, …]} of a text file with one line per category: its name and synonyms,
     separated by commas. Lines of the same category count as one."""
     synonyms = {}
-    for line in _read_text(path).splitlines():
-        phrases = [phrase.strip() for phrase in line.split(",") if phrase.strip()]
-        if not all(map(tokenise, phrases)):
-            synonyms = {}
-            break
-        if phrases:
-            synonyms.setdefault(phrases[0], []).extend(phrases[1:])
-    if not synonyms:
-        raise InputError(f"the synonyms {path} must contain one line per category: its name and "
-                         "its synonyms, separated by commas")
+    with reading(path, "give one line per category: its name and synonyms, separated by commas"):
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            phrases = [phrase.strip() for phrase in line.split(",") if phrase.strip()]
+            expect(all(map(tokenise, phrases)), f"{line!r} has a phrase without words")
+            if phrases:
+                synonyms.setdefault(phrases[0], []).extend(phrases[1:])
+        expect(synonyms, "it names no category")
     return synonyms
 
 
