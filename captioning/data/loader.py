@@ -66,18 +66,15 @@ def _print_once(text):
 
 
 def start_worker(_):
-    """Ctrl-C reaches every process of a terminal: the main process alone stops the workers."""
+    """Ctrl-C reaches every process of a terminal: the main process alone stops the workers, which
+    end even amid their work as soon as it has ended."""
     for number in STOP:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
 
-
-def end_with_parent():
-    """Ends this worker process, even amid its work, as soon as its parent has ended."""
-    def wait():
+    def end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @atexit.register
