@@ -35,8 +35,9 @@ class Loader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def make_loader(data, batches, workers, device):
-    """A DataLoader over `data`, which lists of indices, the `batches`, index."""
+def make_loader(data, batches, workers, device, collate=collate):
+    """A DataLoader over `data`, which lists of indices, the `batches`, index. collate: what workers
+    compute of a batch, which is the list of its items unless `data` returns whole batches."""
     workers = possible_workers(min(workers, len(batches)))
     # batches reach the main process through shared memory; without space they would never arrive
     if workers and os.path.isdir(SHARED) and shutil.disk_usage(SHARED).free < NEEDED:

@@ -2,6 +2,7 @@
 
 An image depends only on (seed, split, number), not on the number of images or workers."""
 import io
+from functools import partial
 from itertools import chain
 
 import h5py
@@ -35,10 +36,11 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     with h5py.File(buffer, "w") as file:
         file.attrs["categories"] = NAMES
         for split, size in zip(SPLITS, sizes, strict=True):
-            scenes = _Scenes(folder / "images", split, seed, test_bias if split == "test" else bias,
-                             image_size)
+            settings = (folder / "images", split, seed, test_bias if split == "test" else bias,
+                        image_size)
             batches = [range(size)[start:start + BATCH] for start in range(0, size, BATCH)]
-            drawn = chain.from_iterable(make_loader(scenes, batches, workers, torch.device("cpu")))
+            drawn = chain.from_iterable(make_loader(
+                range(size), batches, workers, torch.device("cpu"), partial(_draw, settings)))
             masks = np.zeros((size, image_size, image_size), np.uint8)
             things = np.zeros((size, 6), np.uint8)
             bar = tqdm(drawn, f"drawing {split}", size, unit="image")
@@ -60,14 +62,8 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     return records
 
 
-class _Scenes:
-    """The scenes of a split, indexed by lists of numbers -> what `_draw_one` returns of each."""
-
-    def __init__(self, *settings):
-        self.settings = settings
-
-    def __getitems__(self, numbers):
-        return [_draw_one(*self.settings, number) for number in numbers]
+def _draw(settings, numbers):
+    return [_draw_one(*settings, number) for number in numbers]
 
 
 def _draw_one(folder, split, seed, bias, image_size, number):
