@@ -1,6 +1,4 @@
 """Weights: from a file, whose reading never runs code, from torchvision, or published ones."""
-from urllib.error import URLError
-
 import torch
 
 from captioning.errors import InputError
@@ -37,7 +35,7 @@ def download_weights(name, version, flag):
     try:
         weights = models.get_model_weights(name)[version]
         return weights.get_state_dict(progress=True, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise InputError(f"the weights of {name} cannot be downloaded ({error}): give a local "
                          f"file with {flag}") from error
 
