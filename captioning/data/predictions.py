@@ -78,7 +78,7 @@ def read_predictions(path, names, images=None, partial=False, others=False):
                              "--split and --references")
         for name in found:
             if name in captions:
-                raise InputError(f"{path} has more than one caption for {shown}: keep one")
+                raise InputError(f"{path} has more than one caption for {name}: keep one")
             captions[name] = caption
     missing = [name for name in names if name not in captions]
     if missing and not partial:
