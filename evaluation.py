@@ -90,7 +90,6 @@ def get_args_parser():
     add = parser.add_argument_group("output").add_argument
     add("--save_path", metavar="FOLDER", help="output folder (default: the folder of --weight or "
         "--predictions)")
-    cli.add_renamed(parser, {"--compare": "python studies/compare.py RUN …"})
     return parser
 
 

@@ -21,7 +21,7 @@ from captioning.data.boxes import load_boxes, named_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.feature_store import open_features, weights_fingerprint
 from captioning.data.images import SUFFIXES, images_in, read_image
-from captioning.data.predictions import read_captions_of
+from captioning.data.predictions import read_predictions
 from captioning.data.vocabulary import tokenise
 from captioning.device import pick_device
 from captioning.errors import InputError, run_script
@@ -134,7 +134,7 @@ def find_targets(args, data, name=""):
         if twice:
             raise InputError(f"--captions names files, but several images are called {twice[0]}: "
                              "explain them one after the other")
-        given = read_captions_of(args.captions, names)
+        given = read_predictions(args.captions, names, others=True)
     folders = choose_folders([target.path for target in targets], args.save_path, name)
     for target, folder in zip(targets, folders, strict=True):
         target.caption = given.get(target.path.name, args.caption)

@@ -78,10 +78,6 @@ def get_args_parser():
         "other samples")
     add("--samples", type=cli.positive_int, default=1, help="sampled captions per image")
     train.add_training(parser)
-    cli.add_renamed(parser, {"--keep_weight": "--erase_keep_weight",
-                               "--evidence": "--erase_evidence",
-                               "--own_evidence": "--erase_own_evidence",
-                               "--no-own_evidence": "--no-erase_own_evidence"})
 
     parser.set_defaults(**dict.fromkeys(FROM_CHECKPOINT), save_path=None, epochs=10,
                         decoder_lr=1e-4, encoder_lr=1e-5)

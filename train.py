@@ -98,7 +98,6 @@ def add_training(parser):
     add("--save_every", type=cli.positive, default=10.0, help="minutes between checkpoints within "
         "an epoch")
     add("--save_path", default="output", help="folder for checkpoints, log.csv and curves.png")
-    cli.add_renamed(parser, {"--captions_per_step": "--captions_per_epoch"})
     return model
 
 

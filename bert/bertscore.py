@@ -8,16 +8,9 @@ from captioning.errors import InputError
 CHUNK = 512         # captions per call: bert-score keeps the features of all their words in memory
 
 
-def bert(captions, references, **options):
-    """BERTScore as a caption metric: ({"bert": mean}, {"bert": [score of each caption]}).
-
-    options: those of `bert_score`."""
-    scores = bert_score(captions, references, **options)
-    return {"bert": sum(scores) / len(scores)}, {"bert": scores}
-
-
-def bert_score(captions, references, model, layer=None, device="cpu"):
-    """F_BERT of each caption with its best reference, without idf weights or rescaling.
+def bert(captions, references, model, layer=None, device="cpu"):
+    """BERTScore as a caption metric, ({"bert": mean}, {"bert": [score of each caption]}): F_BERT of
+    each caption with its best reference, without idf weights or rescaling.
 
     model: name of a model on the Hugging Face hub, or a local folder. layer: the layer whose
     features are compared, by default the one that bert-score recommends for the model, otherwise
@@ -38,7 +31,7 @@ def bert_score(captions, references, model, layer=None, device="cpu"):
                                       [references[i] for i in indices])
         for i, score in zip(indices, f_scores.tolist(), strict=True):
             scores[i] = score
-    return scores
+    return {"bert": sum(scores) / len(scores)}, {"bert": scores}
 
 
 def load(scorer_class, model, layer, device):

@@ -130,21 +130,6 @@ def decoding_options(args):
     return {"method": args.decoding} | {name: getattr(args, name) for name in names}
 
 
-class Renamed(argparse.Action):
-    """A flag of earlier versions, which ends with what replaces it."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string} is no flag any more: give {self.metavar}")
-
-
-def add_renamed(parser, names):
-    """Adds the earlier spellings of flags; names: {earlier: present}."""
-    for earlier, present in names.items():
-        parser.add_argument(earlier, action=Renamed, metavar=present, nargs="?",
-                            dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
-                            help=argparse.SUPPRESS)
-
-
 def set_seed(seed):
     """Seeds the random number generators of Python, NumPy and PyTorch."""
     random.seed(seed)

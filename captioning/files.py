@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from captioning.errors import InputError
 
 MACHINE = re.sub(r"\W", "-", platform.node())
-# the end of a `temporary_path`; those of earlier versions have no random part
-TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})(?:\.[0-9a-f]{8})?\.tmp$")
+TEMPORARY = re.compile(r"\.([^.]*)\.(\d{1,9})\.[0-9a-f]{8}\.tmp$")     # of a `temporary_path`
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

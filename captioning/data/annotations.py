@@ -161,14 +161,9 @@ def checked_items(values, required, what, optional=None):
         expect(isinstance(value, dict), f"number {number} of its {what} is not an object")
         for key, kind in (required | (optional or {})).items():
             is_absent = value.get(key) is None and key not in required
-            if not is_absent and not has_type(value.get(key), kind):
-                raise ValueError(f"number {number} of its {what} has no valid '{key}'")
+            expect(is_absent or type(value.get(key)) is kind,
+                   f"number {number} of its {what} has no valid '{key}'")
     return values
-
-
-def has_type(value, kind):
-    """isinstance, except that booleans are not numbers."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def checked_records(records, source):

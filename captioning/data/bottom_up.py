@@ -1,14 +1,13 @@
 """Stores bottom-up features computed by other software, from tsv files (docs/method.md, section
 8)."""
 import base64
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from captioning.data.annotations import trailing_number
 from captioning.data.feature_store import FLOAT16_MAX, Store
+from captioning.data.predictions import ImageNames
 from captioning.errors import InputError
 from captioning.files import expect, fingerprint, reading, write_text
 
@@ -29,8 +28,9 @@ def store(path, records, source, regions=36):
     if tables[0].is_dir():
         tables = sorted(path for path in tables[0].iterdir() if ".tsv" in path.suffixes)
     names = [record.name for record in records]
-    index = _name_index(names)
-    first = next(_rows(tables, lambda name: index(name) is not None, regions), None)
+    images = ImageNames(names)
+    indices = {name: i for i, name in enumerate(names)}
+    first = next(_rows(tables, images.find, regions), None)
     if first is None:
         raise InputError(f"{source} has no features of {names[0]} or any other image of this "
                          "split: give --bottom_up a tsv of bottom-up-attention, or a folder of "
@@ -42,7 +42,7 @@ def store(path, records, source, regions=36):
     attributes = {"encoder": "bottom_up", "names": fingerprint(names),
                   "source": f"{Path(source).resolve()} {fingerprint(states)}"}
     with Store(path, [1] * len(records), (regions, C), attributes, with_boxes=True) as output:
-        rows = _rows(tables, lambda name: index(name) in output.missing, regions)
+        rows = _rows(tables, lambda name: indices.get(images.find(name)) in output.missing, regions)
         for name, features, boxes in tqdm(rows if output.missing else (), desc=Path(path).name,
                                           unit="image"):
             if features.shape[1] != C:
@@ -50,7 +50,7 @@ def store(path, records, source, regions=36):
                                  f"{name!r}, and of {C} for others: give those of one detector")
             n = len(features)
             padding = ((0, regions - n), (0, 0))
-            output.write(index(name), np.pad(features, padding)[None],
+            output.write(indices[images.find(name)], np.pad(features, padding)[None],
                         boxes=np.pad(boxes, padding)[None], counts=[n])
             if not output.missing:
                 break
@@ -65,33 +65,6 @@ def store(path, records, source, regions=36):
                              f"images, among them {', '.join(missing[:5])} (all are listed in "
                              f"{report}): add their features, or remove these images from the "
                              "annotations")
-
-
-def _name_index(names):
-    """A function from an image's name in a features file to its index in `names`, or None.
-
-    A name matches by file name, by stem, or by the number at the end if one of the two stems is
-    only a number: '42' and 'COCO_val2014_000000000042' both match 000000000042.jpg. A name that
-    matches several images is ignored."""
-    matches = defaultdict(set)      # {key: indices}
-    for i, name in enumerate(names):
-        stem = Path(name).stem
-        number = trailing_number(name)
-        keys = [name, stem, ("any", number), *[("bare", number)] * stem.isdigit()]
-        for key in keys:
-            matches[key].add(i)
-
-    def find(name):
-        stem = Path(name).stem
-        number = trailing_number(name)
-        keys = [name, stem]
-        if number is not None:
-            keys.append(("any" if stem.isdigit() else "bare", number))
-        for key in keys:
-            if len(matches.get(key, ())) == 1:
-                return next(iter(matches[key]))
-        return None
-    return find
 
 
 def _rows(tables, is_wanted, regions):

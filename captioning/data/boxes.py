@@ -14,7 +14,7 @@ def read_boxes(annotation_folder, records):
     names = {record.name for record in records}
     boxes = {}
     for path in sorted(Path(annotation_folder).glob("instances_*.json")):
-        boxes |= coco_boxes(path, read_json(path, COCO_KEYS), names)
+        boxes |= coco_boxes(path, read_json(path), names)
     return boxes
 
 

@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import Dataset
 
 from captioning.data import images, vocabulary
-from captioning.data.annotations import has_type
 from captioning.data.arrays import checked_dataset, open_hdf5, read_whole
 from captioning.errors import InputError
 from captioning.files import content_hash, expect, fingerprint, reading, safe_name, write_bytes
@@ -108,7 +107,7 @@ class CaptionDataset(Dataset):
         self._process = None
 
         words = wordmap_path(data_folder, dataset)
-        with open_hdf5(self.path, ("captions", "names", "paths", "references")) as file:
+        with open_hdf5(self.path) as file:
             captions = read_whole(file, "captions", "iu", (None, None, None))
             self.names = list(file["names"].asstr()[:])
             self.paths = list(file["paths"].asstr()[:])
@@ -134,8 +133,8 @@ class CaptionDataset(Dataset):
                "its captions and names do not fit")
         for name in {*self.names, *self.paths}:
             safe_name(name)
-        expect(f"x{self.image_folder}".isprintable(), "its image folder is not printable")
-        expect(all(isinstance(texts, list) and texts and all(has_type(text, str) for text in texts)
+        expect(self.image_folder.isprintable(), "its image folder is not printable")
+        expect(all(isinstance(texts, list) and texts and set(map(type, texts)) == {str}
                    for texts in self.references), "its references are no lists of captions")
 
         self._check_captions(captions)
@@ -152,7 +151,7 @@ class CaptionDataset(Dataset):
                "its captions are not sequences of its words")
 
     def _check_features(self):
-        with open_hdf5(self.features, remedy=FEATURES_AGAIN) as file:
+        with open_hdf5(self.features, FEATURES_AGAIN) as file:
             self.attributes = dict(file.attrs)
             if self.attributes.get("names") != fingerprint(self.names):
                 raise InputError(f"{self.features} belongs to other images than {self.path}: "
@@ -169,7 +168,7 @@ class CaptionDataset(Dataset):
         counts = torch.tensor([len(texts) for texts in self.references])
         is_own = torch.arange(self.captions.shape[1]) < counts[:, None]        # others: repetitions
         captions = [self.captions * is_own[..., None]]
-        with open_hdf5(self.path, ()) as file:
+        with open_hdf5(self.path) as file:
             if "more_captions" in file:     # not written by earlier versions
                 more = read_whole(file, "more_captions", "iu", (len(self), None, None))
                 self._check_captions(more[more.any(-1)][None])
@@ -178,9 +177,6 @@ class CaptionDataset(Dataset):
 
     def __len__(self):
         return len(self.captions)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
 
     def __getitems__(self, indices):
         """The batch of the images `indices`."""
@@ -256,7 +252,7 @@ class CaptionDataset(Dataset):
         """A short hash of what training reads: names, captions, references, and of the images'
         files their sizes or of stored features the marks of their images."""
         if self.features:
-            with open_hdf5(self.features, remedy=FEATURES_AGAIN) as file:
+            with open_hdf5(self.features, FEATURES_AGAIN) as file:
                 inputs = [str(sorted((name, str(value)) for name, value in file.attrs.items())),
                           file["done"][:].tolist() if "done" in file else None]
         else:

@@ -2,6 +2,7 @@
 import torch
 
 from captioning.data.feature_store import FLOAT16_MAX, store_of_images, weights_fingerprint
+from captioning.data.images import read_image
 from captioning.errors import InputError
 from captioning.files import shortened
 from captioning.weights import download_weights, read_weights
@@ -44,13 +45,13 @@ def store(path, records, image_folder, detector, name, regions, batch_size, work
         return {"features": features.cpu().numpy(), "boxes": boxes.cpu().numpy(),
                 "counts": counts.cpu().numpy()}
 
-    store_of_images(path, records, image_folder, (regions, C), attributes, encode, prepare,
+    store_of_images(path, records, image_folder, (regions, C), attributes, encode, read,
                     batch_size, workers, device, with_boxes=True)
 
 
-def prepare(batch):
-    """List of uint8 (3, H, W) -> list of float32 (3, H, W) in [0, 1]."""
-    return [image / 255 for image in batch]
+def read(paths):
+    """List of images, float32 (3, H, W) in [0, 1]."""
+    return [read_image(path) / 255 for path in paths]
 
 
 def best_regions(detector, batch, regions):

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from captioning import processes
-from captioning.data import images
 from captioning.data.arrays import open_hdf5
 from captioning.data.dataset import CaptionDataset, features_path
+from captioning.data.images import preprocess, read_image
 from captioning.data.loader import make_loader
 from captioning.device import amp_dtype, autocast, supports_amp
 from captioning.errors import InputError
@@ -94,25 +94,24 @@ def store_cnn(path, records, image_folder, encoder, name, size, batch_size, work
 
     shape = encode(torch.zeros(1, 3, size, size))["features"].shape[1:]
     store_of_images(path, records, image_folder, shape, attributes, encode,
-                    partial(_resized, size=size), batch_size, workers, device)
+                    partial(_read, size=size), batch_size, workers, device)
 
 
-def _resized(batch, size):
-    return images.normalise(torch.stack([images.resize(image, size) for image in batch]))
+def _read(paths, size):
+    return torch.stack([preprocess(read_image(path), size) for path in paths])
 
 
-def store_of_images(path, records, image_folder, shape, attributes, encode, prepare, batch_size,
+def store_of_images(path, records, image_folder, shape, attributes, encode, read, batch_size,
                     workers, device, with_boxes=False):
-    """Stores encode(prepare(images)), {name: array}, of the records' images; resumes an
+    """Stores encode(read(paths)), {name: array}, of batches of the records' images; resumes an
     interrupted run."""
     # an image's mark changes with its content, so that a replaced image is noticed
     files = [Path(image_folder, record.path) for record in records]
     marks = processes.from_first(
         lambda: [1 + int(content_hash(file), 16) % 2**63 for file in files])
-    data = images.ImageBatches(image_folder, [record.path for record in records], prepare)
     attributes = attributes | {"names": fingerprint([record.name for record in records])}
     with Store(path, marks, shape, attributes, with_boxes) as store:
-        store.fill(encode, data, batch_size, workers, device)
+        store.fill(encode, files, read, batch_size, workers, device)
 
 
 class Store:
@@ -162,7 +161,7 @@ class Store:
         if not path.exists():
             return False
         try:
-            with open_hdf5(path, ("features", "done")) as file:
+            with open_hdf5(path) as file:
                 same_source = all(np.array_equal(file.attrs.get(name), value)
                                   for name, value in self.attributes.items())
                 same_form = all((file[name].shape, file[name].dtype) == form
@@ -194,16 +193,18 @@ class Store:
             self.partial.unlink()
             raise
 
-    def fill(self, encode, data, batch_size, workers, device):
-        """Writes encode(batch), {name: array}, of all images from the first missing one on.
+    def fill(self, encode, files, read, batch_size, workers, device):
+        """Writes encode(read(paths)), {name: array}, of batches of all images from the first
+        missing one on.
 
-        data: the images, indexed by lists of indices. The processes of torchrun encode every n-th
+        files: paths of the images. The processes of torchrun encode every n-th
         batch each, and the first writes them all, so that their number does not change the file."""
         count = len(self.marks)
         first = processes.from_first(lambda: min(self.missing, default=count))
         starts = range(first, count, batch_size)
         batches = [list(range(start, min(start + batch_size, count))) for start in starts]
-        encoded = map(encode, make_loader(data, processes.shard(batches), workers, device))
+        loader = make_loader(files, processes.shard(batches), workers, device, read)
+        encoded = map(encode, loader)
         with tqdm(desc=self.path.name, total=len(batches), unit="batch",
                   disable=processes.rank() > 0) as bar:
             for i in range(0, len(batches), processes.count()):

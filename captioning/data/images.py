@@ -131,18 +131,3 @@ def are_readable(paths, workers):
     with ThreadPool(max(1, workers)) as pool:       # decoding releases Python's global lock
         results = pool.imap(is_readable, paths)
         return list(tqdm(results, desc="checking images", total=len(paths), unit="image"))
-
-
-class ImageBatches:
-    """Images of a folder, indexed by lists of indices -> prepare(list of uint8 (3, H, W))."""
-
-    def __init__(self, folder, paths, prepare):
-        self.folder = folder
-        self.paths = paths
-        self.prepare = prepare
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitems__(self, indices):
-        return self.prepare([read_image(Path(self.folder, self.paths[i])) for i in indices])

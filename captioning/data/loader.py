@@ -35,8 +35,9 @@ class Loader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def make_loader(data, batches, workers, device):
-    """A DataLoader over `data`, which lists of indices, the `batches`, index."""
+def make_loader(data, batches, workers, device, collate=collate):
+    """A DataLoader over `data`, which lists of indices, the `batches`, index. collate: what workers
+    compute of a batch, which is the list of its items unless `data` returns whole batches."""
     workers = possible_workers(min(workers, len(batches)))
     # batches reach the main process through shared memory; without space they would never arrive
     if workers and os.path.isdir(SHARED) and shutil.disk_usage(SHARED).free < NEEDED:
@@ -66,18 +67,15 @@ def _print_once(text):
 
 
 def start_worker(_):
-    """Ctrl-C reaches every process of a terminal: the main process alone stops the workers."""
+    """Ctrl-C reaches every process of a terminal: the main process alone stops the workers, which
+    end even amid their work as soon as it has ended."""
     for number in STOP:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
 
-
-def end_with_parent():
-    """Ends this worker process, even amid its work, as soon as its parent has ended."""
-    def wait():
+    def end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @atexit.register

@@ -15,21 +15,19 @@ class ImageNames:
     """Finds images by what files of other systems call them.
 
     names: their file names. ids: {`plain_id`: file name}, by default the number at the end of the
-    stem. A file name counts without its folders, and without its ending, as far as that is
-    unambiguous."""
+    stem. A file name counts without its folders, and without its ending or what precedes its number
+    (then COCO_val2014_000000000042.jpg is 42.jpg), as far as that is unambiguous."""
 
     def __init__(self, names, ids=None):
         self.names = set(names)
-        if ids is None:
-            ids = [(str(trailing_number(name)), name) for name in names]
-        else:
-            ids = ids.items()
         found = defaultdict(set)
         for name in names:
             path = PurePosixPath(name)
-            found[path.name].add(name)
-            found[plain_id(path.stem)].add(name)
-        for image_id, name in ids:
+            stem = plain_id(path.stem)
+            number = str(trailing_number(name))
+            for key in (path.name, stem, ("number", stem), *[number] * (ids is None)):
+                found[key].add(name)
+        for image_id, name in (ids or {}).items():
             found[image_id].add(name)
         self.others = {key: min(same) for key, same in found.items() if len(same) == 1}
 
@@ -38,12 +36,11 @@ class ImageNames:
         if key in self.names:
             return key
         path = PurePosixPath(str(key).replace("\\", "/"))
-        for form in (plain_id(key), path.name, plain_id(path.stem)):
+        number = "number", str(trailing_number(path.name))
+        for form in (plain_id(key), path.name, plain_id(path.stem), number):
             if form in self.others:
                 return self.others[form]
-        # references without file names, whose names are numbers
-        number = str(trailing_number(path.name))
-        return number if number in self.names else None
+        return None
 
 
 def read_references(path):
@@ -60,11 +57,12 @@ def read_references(path):
     return references, ImageNames(names.values(), names)
 
 
-def read_predictions(path, names, images=None, partial=False):
+def read_predictions(path, names, images=None, partial=False, others=False):
     """{file name: caption} in the order of `names`, from a file in one of FORMATS.
 
     names: of the images to score, all of which need a caption unless `partial` is set; images:
-    ImageNames of these, and perhaps of others, whose captions are left out.
+    ImageNames of these, and perhaps of others, whose captions are left out; others: leave out
+    captions of unknown images, too.
     """
     images = images or ImageNames(names)
     captions = {}
@@ -74,37 +72,20 @@ def read_predictions(path, names, images=None, partial=False):
         if len(found) > 1:
             raise InputError(f"{path} has a caption, number {number}, for {shown}, which are "
                              "different images: correct it")
-        if not found:
+        if not found and not others:
             raise InputError(f"{path} has a caption for {shown}, which is not among the "
                              f"{len(names)} images to score: remove it, or check --dataset, "
                              "--split and --references")
-        name, = found
-        if name in captions:
-            raise InputError(f"{path} has more than one caption for {shown}: keep one")
-        captions[name] = caption
-    missing = [name for name in names if name not in captions]
-    if missing and not partial:
-        raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images: "
-                         f"{missing[0]} has no caption; add them, or score the other images with "
-                         "--partial")
-    return {name: captions[name] for name in names if name in captions}
-
-
-def read_captions_of(path, names):
-    """{file name: caption} of the images `names`, from a file in one of FORMATS, which may have
-    captions of other images as well."""
-    images = ImageNames(names)
-    captions = {}
-    for keys, caption in _captions(path):
-        for name in {images.find(key) for key in keys} - {None}:
+        for name in found:
             if name in captions:
                 raise InputError(f"{path} has more than one caption for {name}: keep one")
             captions[name] = caption
     missing = [name for name in names if name not in captions]
-    if missing:
-        raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images, "
-                         f"{missing[0]} first: add them, or explain the other images only")
-    return {name: captions[name] for name in names}
+    if missing and not partial:
+        raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images: "
+                         f"{missing[0]} has no caption; add them, or omit these images "
+                         "(evaluation.py --partial)")
+    return {name: captions[name] for name in names if name in captions}
 
 
 def _captions(path):

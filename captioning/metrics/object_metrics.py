@@ -3,24 +3,12 @@ from captioning.data.vocabulary import tokenise
 
 
 def chair(captions, references, entries, objects):
-    """CHAIR as a caption metric: `chair_scores`, and for each caption the objects that it names and
-    those of them that are not present."""
-    per_caption = {"objects": [], "chair_s": [], "invented_objects": []}
-    pairs = named_and_present_categories(captions, references, entries, objects)
-    for named, present in pairs:
-        invented = sorted(set(named) - present)
-        per_caption["objects"].append("; ".join(named))
-        per_caption["chair_s"].append(bool(invented))
-        per_caption["invented_objects"].append("; ".join(invented))
-    return chair_scores(captions, references, entries, objects), per_caption
-
-
-def chair_scores(captions, references, entries, objects):
-    """CHAIR (Rohrbach et al. 2018) of captions.
+    """CHAIR (Rohrbach et al. 2018) as a caption metric: scores of all captions, and for each
+    caption the objects that it names and those of them that are not present.
 
     references: a list per caption; entries: the boxes of each image or None; without boxes the
-    references alone decide which objects are present. Returns {"chair_i": share of named objects
-    that are not in the image, "chair_s": share of captions that name such an object,
+    references alone decide which objects are present. The scores are {"chair_i": share of named
+    objects that are not in the image, "chair_s": share of captions that name such an object,
     "object_precision": 1 − chair_i}.
 
     If `objects` has biased categories, also "object_precision_biased" and
@@ -30,30 +18,34 @@ def chair_scores(captions, references, entries, objects):
     "companions_named_minus_invented". Shares of nothing are left out.
     """
     is_correct = {True: [], False: []}      # of the named objects, by whether they are biased
-    has_invented = []
-    invented = []
-    found = []
-    for named, present in named_and_present_categories(captions, references, entries, objects):
+    companions_invented = []
+    companions_named = []
+    per_caption = {"objects": [], "chair_s": [], "invented_objects": []}
+    pairs = named_and_present_categories(captions, references, entries, objects)
+    for named, present in pairs:
+        invented = sorted(set(named) - present)
+        per_caption["objects"].append("; ".join(named))
+        per_caption["chair_s"].append(bool(invented))
+        per_caption["invented_objects"].append("; ".join(invented))
         for category in named:
             is_correct[category in objects.biased].append(category in present)
-        has_invented.append(not set(named) <= present)
-        invented += [companion in named for category, companion in objects.pairs.items()
-                     if category in present and companion not in present]
-        found += [companion in named for companion in objects.biased & present]
+        for category, companion in objects.pairs.items():
+            if category in present and companion not in present:
+                companions_invented.append(companion in named)
+        companions_named += [companion in named for companion in objects.biased & present]
 
     precision = _mean(is_correct[True] + is_correct[False]) if any(is_correct.values()) else 1.0
-    scores = {"chair_i": 1 - precision, "chair_s": _mean(has_invented),
+    scores = {"chair_i": 1 - precision, "chair_s": _mean(per_caption["chair_s"]),
               "object_precision": precision}
-    if not objects.biased:
-        return scores
-    shares = {"object_precision_biased": is_correct[True],
-              "object_precision_unbiased": is_correct[False],
-              "companions_invented": invented, "companions_named": found}
-    scores |= {name: _mean(values) for name, values in shares.items() if values}
-    if invented and found:
+    if objects.biased:
+        shares = {"object_precision_biased": is_correct[True],
+                  "object_precision_unbiased": is_correct[False],
+                  "companions_invented": companions_invented, "companions_named": companions_named}
+        scores |= {name: _mean(values) for name, values in shares.items() if values}
+    if companions_invented and companions_named:
         difference = scores["companions_named"] - scores["companions_invented"]
         scores["companions_named_minus_invented"] = difference
-    return scores
+    return scores, per_caption
 
 
 def named_and_present_categories(captions, references, entries, objects):

@@ -1,13 +1,13 @@
 """Object words: the object categories that a caption names and those present in an image."""
-import importlib
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from captioning.data.vocabulary import tokenise
 from captioning.errors import InputError
-from captioning.files import check_file, read_json
+from captioning.files import expect, read_json, reading
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
 VISIBLE_OBJECTS = Path(__file__).with_name("visible_objects.txt")     # no categories of COCO
@@ -74,17 +74,15 @@ def load_objects(data_folder, dataset, boxes, synonyms=None, visible=False):
     """
     path = Path(data_folder) / dataset / f"objects_{dataset}.json"
     if path.exists() and not synonyms:
-        content = read_json(path, ["words", "pairs"])
-        words = content["words"]
-        pairs = content["pairs"]
-        has_words = isinstance(words, dict) and all(map(tokenise, words)) and all(
-            isinstance(category, str) for category in words.values())
-        has_pairs = isinstance(pairs, list) and all(
-            isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
-        if not has_words or not has_pairs:
-            raise InputError(f"{path} must contain \"words\", {{word: category}}, and \"pairs\", a "
-                             "list of [category, companion]")
-        return Objects(words, pairs, exact=True)
+        with reading(path, 'give {"words": {word: category}, "pairs": [[category, companion], …]}'):
+            content = read_json(path)
+            words = content["words"]
+            pairs = content["pairs"]
+            expect(all(map(tokenise, words)) and set(map(type, words.values())) <= {str},
+                   "a word or category is no text")
+            expect(all(type(pair) is list and list(map(type, pair)) == [str, str]
+                       for pair in pairs), "a pair is not of two categories")
+            return Objects(words, pairs, exact=True)
 
     lists = read_synonyms(synonyms or COCO_OBJECTS)
     if visible:
@@ -105,47 +103,30 @@ def read_synonyms(path):
     """{category: [synonym, …]} of a text file with one line per category: its name and synonyms,
     separated by commas. Lines of the same category count as one."""
     synonyms = {}
-    for line in _read_text(path, "synonyms").splitlines():
-        phrases = [phrase.strip() for phrase in line.split(",") if phrase.strip()]
-        if not all(map(tokenise, phrases)):
-            synonyms = {}
-            break
-        if phrases:
-            synonyms.setdefault(phrases[0], []).extend(phrases[1:])
-    if not synonyms:
-        raise InputError(f"the synonyms {path} must contain one line per category: its name and "
-                         "its synonyms, separated by commas")
+    with reading(path, "give one line per category: its name and synonyms, separated by commas"):
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            phrases = [phrase.strip() for phrase in line.split(",") if phrase.strip()]
+            expect(all(map(tokenise, phrases)), f"{line!r} has a phrase without words")
+            if phrases:
+                synonyms.setdefault(phrases[0], []).extend(phrases[1:])
+        expect(synonyms, "it names no category")
     return synonyms
 
 
-def _read_text(path, kind):
-    check_file(path)
-    try:
+def _read_text(path):
+    with reading(path, "give a text file"):
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"the {kind} {path} cannot be read ({error}): give a text file") from error
-
-
-def _import(module):
-    """A module of a package that only object words need, so that all else works without it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise InputError(
-            f"object words require {package} ({error}): pip install {package}") from error
 
 
 @cache
 def _inflect_engine():
-    # the checks of inflect's types at run time take seconds to compile
-    typeguard = _import("typeguard")
-    typechecked = typeguard.typechecked
-    typeguard.typechecked = lambda target: target
     try:
-        return _import("inflect").engine()
-    finally:
-        typeguard.typechecked = typechecked
+        # the checks of inflect's types at run time would take seconds to compile
+        with mock.patch("typeguard.typechecked", lambda target: target):
+            import inflect  # which only object words need
+    except ImportError as error:
+        raise InputError(f"object words require inflect ({error}): pip install inflect") from error
+    return inflect.engine()
 
 
 @cache
@@ -159,7 +140,7 @@ def frequent_words(dataset, objects, path=None):
     """The words of `frequent_word_scores`: those in the file `path`, by default the paper's for
     Flickr30K (also for Flickr8k) and COCO, and for other data sets all single object words."""
     if path:
-        words = tokenise(_read_text(path, "object words"))
+        words = tokenise(_read_text(path))
         if not words:
             raise InputError(f"the object words {path} contain no word: give a text file of words")
         return words
@@ -172,4 +153,4 @@ def frequent_words(dataset, objects, path=None):
 
 def stop_words(path=None):
     """The set of words in the text file `path`, by default stop_words.txt."""
-    return set(tokenise(_read_text(path or STOP_WORDS, "stop words")))
+    return set(tokenise(_read_text(path or STOP_WORDS)))

@@ -86,7 +86,7 @@ def train_epoch(saver, loss, data, device):
         model.encoder.eval()        # its batch-norms must not move
 
     # this process's images of every remaining step: a list of indices for each pass
-    data.set_epoch(epoch)
+    data.epoch = epoch
     steps = epoch_batches(len(data), settings.batch_size, settings.seed, epoch)
     own = [own_passes(indices, settings.accumulate) for indices in steps[state["step"]:]]
     passes = [indices for step in own for indices in step]

@@ -18,7 +18,7 @@ from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.decoding import decode
 from captioning.errors import run_script
-from captioning.metrics.object_metrics import chair_scores
+from captioning.metrics.object_metrics import chair
 from captioning.metrics.object_words import load_objects
 from pycocoevalcap.caption_metrics import SCORERS
 
@@ -71,7 +71,7 @@ def main(args):
         for batch in tqdm(features, desc=name, leave=False):
             tokens = function(batch, vocabulary, max_len=30).tolist()
             captions += [" ".join(vocabulary.decode(ids)) for ids in tokens]
-        scores = chair_scores(captions, references, entries, objects)
+        scores, _ = chair(captions, references, entries, objects)
         scores |= SCORERS["cider"](captions, references)[0]
         cells = [f"{scores[key]:.3f}" for key in COLUMNS]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

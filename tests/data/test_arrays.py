@@ -38,5 +38,5 @@ def test_data_of_other_files_are_refused(tmp_path, write):
 def test_data_of_the_file_are_read(tmp_path):
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file["x"] = np.arange(16)
-    with open_hdf5(tmp_path / "x.hdf5", ["x"]) as file:
+    with open_hdf5(tmp_path / "x.hdf5") as file:
         assert np.array_equal(read_whole(file, "x"), np.arange(16))

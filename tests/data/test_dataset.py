@@ -164,7 +164,7 @@ def test_augmentation_depends_only_on_seed_epoch_and_index(prepared):
     batches = [[0, 1, 2], [3, 4, 5]]
 
     def images_and_captions(workers, epoch, batches=batches):
-        data.set_epoch(epoch)
+        data.epoch = epoch
         torch.manual_seed(workers)      # the global random state has no effect
         read = read_epoch(data, workers, batches)
         return (torch.cat([batch["images"] for batch in read]),
@@ -178,7 +178,7 @@ def test_augmentation_depends_only_on_seed_epoch_and_index(prepared):
     assert torch.equal(single_images, images[[5, 2]])
     assert not torch.equal(images, images_and_captions(0, epoch=2)[0])
     other_seed = opened(prepared, image_size=16, augment=True, seed=2)
-    other_seed.set_epoch(1)
+    other_seed.epoch = 1
     assert not torch.equal(images[:3], other_seed.__getitems__([0, 1, 2])["images"])
 
 
@@ -186,7 +186,7 @@ def test_captions_are_sampled_per_epoch(prepared):
     data = opened(prepared, features=stub_path(prepared), captions_per_epoch=2)
     pairs = set()
     for epoch in range(12):
-        data.set_epoch(epoch)
+        data.epoch = epoch
         sampled = data.__getitems__([2])["captions"]
         by_worker = read_epoch(data, 1, [[5, 2]])[0]["captions"][1:, :, :sampled.shape[2]]
         assert sampled.shape[:2] == (1, 2) and torch.equal(sampled, by_worker)
@@ -202,7 +202,7 @@ def test_captions_of_flipped_images_swap_left_and_right(prepared):
     left, right = (data.vocabulary.wordmap[word] for word in ("left", "right"))
     observed = set()
     for epoch in range(8):
-        data.set_epoch(epoch)
+        data.epoch = epoch
         batch, original = data.__getitems__([2, 5]), plain.__getitems__([2, 5])
         for x, y, row, unchanged in zip(batch["images"].mean(1), original["images"].mean(1),
                                         batch["captions"], original["captions"], strict=True):

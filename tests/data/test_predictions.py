@@ -3,12 +3,7 @@ import json
 
 import pytest
 
-from captioning.data.predictions import (
-    ImageNames,
-    read_captions_of,
-    read_predictions,
-    read_references,
-)
+from captioning.data.predictions import ImageNames, read_predictions, read_references
 from captioning.errors import InputError
 
 NAMES = ["COCO_val2014_000000000042.jpg", "COCO_val2014_000000000073.jpg"]
@@ -45,7 +40,7 @@ def test_formats_are_equivalent(tmp_path, content):
     for images in (None, ImageNames(NAMES), ImageNames(NAMES, {"42": NAMES[0], "73": NAMES[1]})):
         found = read_predictions(path, NAMES, images)
         assert found == {NAMES[0]: "a", NAMES[1]: "é"} and list(found) == NAMES
-    assert read_captions_of(path, NAMES[:1]) == {NAMES[0]: "a"}
+    assert read_predictions(path, NAMES[:1], others=True) == {NAMES[0]: "a"}
 
 
 def test_ambiguous_images_are_not_found(tmp_path):

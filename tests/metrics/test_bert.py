@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from bert.bertscore import bert, bert_score, load
+from bert.bertscore import bert, load
 from captioning.errors import InputError
 
 
@@ -63,18 +63,18 @@ def test_best_reference_by_definition(small_model, layer):
                   ["a red train"]]
     expected = [max(f_bert_by_definition(caption, text, small_model, layer or 6) for text in texts)
                 for caption, texts in zip(captions, references, strict=True)]
-    assert bert_score(captions, references, small_model, layer) == pytest.approx(expected, abs=1e-5)
-    total, each = bert(captions, references, model=small_model, layer=layer)
-    assert total["bert"] == pytest.approx(sum(expected) / 3, abs=1e-5) and len(each["bert"]) == 3
+    total, each = bert(captions, references, small_model, layer)
+    assert each["bert"] == pytest.approx(expected, abs=1e-5)
+    assert total["bert"] == pytest.approx(sum(expected) / 3, abs=1e-5)
 
 
 def test_identical_and_unusual_captions(small_model):
     captions = ["a dog", "", " \n", "dog", "a " * 3000, "日本語 🍕 café", "a dog"]
     references = [["a cat", "a dog"], ["a dog"], ["a dog"], ["", "a dog"], ["a"], ["é"], ["", " "]]
-    scores = bert_score(captions, references, small_model)
+    scores = bert(captions, references, small_model)[1]["bert"]
     assert scores[0] == pytest.approx(1, abs=1e-6) and scores[1] == scores[2] == scores[6] == 0
     assert all(0 < score < 1 for score in scores[3:6])
-    assert bert_score(["", ""], [["a"], ["b"]], small_model) == [0, 0]
+    assert bert(["", ""], [["a"], ["b"]], small_model)[1]["bert"] == [0, 0]
 
 
 def test_roberta_tokens_have_a_prefix_space(roberta):
@@ -87,7 +87,8 @@ def test_roberta_tokens_have_a_prefix_space(roberta):
 
 
 def test_long_captions_are_truncated(roberta):
-    assert bert_score(["dog " * 500], [["dog " * 400]], roberta)[0] == pytest.approx(1, abs=1e-5)
+    score, _ = bert(["dog " * 500], [["dog " * 400]], roberta)
+    assert score["bert"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model_type": "bert"}'])
@@ -95,5 +96,5 @@ def test_a_folder_without_a_valid_model(tmp_path, content):
     if content:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match="--bert_model cannot be loaded") as caught:
-        bert_score(["a"], [["a"]], tmp_path)
+        bert(["a"], [["a"]], tmp_path)
     assert "\n" not in str(caught.value)

@@ -20,9 +20,10 @@ from pycocoevalcap import caption_metrics, java, spice_jar
 TUPLES = {"a dog": [["dog"]], "a dog on grass": [["dog"], ["grass"], ["dog", "grass", "on"]],
           "": [], "a bicycle": [["bicycle"]], "a red bike": [["bike"], ["bike", "red"]]}
 FILL = """if True:
-    import json, sys, jpype
+    import json, os, sys, jpype
     given = json.load(sys.stdin)
-    jpype.startJVM(given["jvm"], *given["options"], classpath=given["jars"], convertStrings=True)
+    os.environ["JAVA_HOME"] = given["home"]
+    jpype.startJVM(*given["options"], classpath=given["jars"], convertStrings=True)
     array_list, tuples = jpype.JClass("java.util.ArrayList"), jpype.JClass("java.util.HashMap")()
     for text, text_tuples in given["tuples"].items():
         tuples.put(text, array_list([array_list(words) for words in text_tuples]))
@@ -48,7 +49,7 @@ def corenlp(request, tmp_path, monkeypatch):
         shutil.copy(java.package_file("tokenizer", "stanford-corenlp-3.4.1.jar"), tmp_path / name)
     jars = [*spice_jar.find_corenlp(tmp_path), java.package_file("spice", "spice-1.0.jar"),
             *java.package_file("spice", "lib").glob("*.jar")]
-    given = {"jvm": str(spice_jar.java_library(runtime.home)), "jars": list(map(str, jars)),
+    given = {"home": runtime.home, "jars": list(map(str, jars)),
              "options": spice_jar.java_options(runtime.version), "tuples": TUPLES,
              "cache": str(tmp_path / "spice_cache")}
     subprocess.run([sys.executable, "-c", FILL], input=json.dumps(given), text=True, check=True)

@@ -35,9 +35,6 @@ class Data:
     def __len__(self):
         return IMAGES
 
-    def set_epoch(self, epoch):
-        pass
-
     def __getitems__(self, indices):
         return {"images": torch.randn(len(indices), 2), "captions": torch.zeros(len(indices), 1),
                 "index": torch.tensor(indices)}

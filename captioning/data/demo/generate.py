@@ -1,23 +1,23 @@
 """Writes the demo data set: images, masks, boxes and object words.
 
 An image depends only on (seed, split, number), not on the number of images or workers."""
-import contextlib
 import io
-import multiprocessing
-import signal
 from functools import partial
+from itertools import chain
 
 import h5py
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from captioning.data.annotations import SPLITS, make_record
 from captioning.data.demo.drawing import paint, sprite
 from captioning.data.demo.scenes import CATEGORIES, PAIRS, describe, sample_scene
-from captioning.data.loader import end_with_parent, possible_workers
+from captioning.data.loader import make_loader
 from captioning.files import atomic_path, make_folder, remove_leftovers, write_bytes, write_json
 
 NAMES = list(CATEGORIES)
+BATCH = 32      # images that a process draws at a time
 
 
 def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, image_size=112,
@@ -27,21 +27,24 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
 
     sizes: number of images of each split. bias: probability that the first object of a pair (a
     dog) comes with the second (a ball); test_bias: in the test split. image_size: in pixels.
-    workers: processes that draw images; below 2, the calling process draws them."""
+    workers: processes that draw images; if 0, the calling process draws them."""
     folder = make_folder(folder)
     remove_leftovers(make_folder(folder / "images"))
     sprite("dog", None)     # raises before any work if the package of the emoji is missing
     records, boxes = [], {}
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file, _processes(workers) as map_each:
+    with h5py.File(buffer, "w") as file:
         file.attrs["categories"] = NAMES
         for split, size in zip(SPLITS, sizes, strict=True):
-            draw = partial(_draw_one, folder / "images", split, seed,
-                           test_bias if split == "test" else bias, image_size)
+            settings = (folder / "images", split, seed, test_bias if split == "test" else bias,
+                        image_size)
+            batches = [range(size)[start:start + BATCH] for start in range(0, size, BATCH)]
+            drawn = chain.from_iterable(make_loader(
+                range(size), batches, workers, torch.device("cpu"), partial(_draw, settings)))
             masks = np.zeros((size, image_size, image_size), np.uint8)
             things = np.zeros((size, 6), np.uint8)
-            drawn = tqdm(map_each(draw, range(size)), f"drawing {split}", size, unit="image")
-            for i, (record, entry, mask, numbers) in enumerate(drawn):
+            bar = tqdm(drawn, f"drawing {split}", size, unit="image")
+            for i, (record, entry, mask, numbers) in enumerate(bar):
                 records.append(record)
                 boxes[record.name] = entry
                 masks[i] = mask
@@ -59,19 +62,8 @@ def generate(folder, sizes=(4000, 500, 500), seed=1, bias=0.95, test_bias=0.5, i
     return records
 
 
-@contextlib.contextmanager
-def _processes(workers):
-    """A function like `map` that `workers` processes compute; below 2, the calling process does."""
-    workers = possible_workers(workers)
-    if workers < 2:
-        yield map
-        return
-    # Ctrl-C reaches every process of a terminal: this one alone stops the others
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)      # which new processes inherit
-    pool = multiprocessing.get_context("spawn").Pool(workers, end_with_parent)
-    signal.signal(signal.SIGINT, handler)
-    with pool:
-        yield partial(pool.imap, chunksize=32)
+def _draw(settings, numbers):
+    return [_draw_one(*settings, number) for number in numbers]
 
 
 def _draw_one(folder, split, seed, bias, image_size, number):
