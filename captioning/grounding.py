@@ -82,12 +82,6 @@ def presence(model, features, explanation, captions, vocabulary, calibration):
     return log_odds.sigmoid().masked_fill(~is_object, torch.nan)
 
 
-def flags(model, features, explanation, captions, vocabulary, calibration):
-    """(B, T) bool: the object words captions[:, t + 1] whose `presence` is below the threshold."""
-    return presence(model, features, explanation, captions, vocabulary,
-                    calibration) < calibration.threshold
-
-
 def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=None, **options):
     """Captions (B, T) of features (B, K, C) that avoid flagged object words.
 
@@ -108,7 +102,8 @@ def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=
 
         captions = with_start(new, vocabulary)
         explanation = model.lrp(features[rows], captions, pixels=False)
-        flagged = flags(model, features[rows], explanation, captions, vocabulary, calibration)
+        estimated = presence(model, features[rows], explanation, captions, vocabulary, calibration)
+        flagged = estimated < calibration.threshold
         image, step = flagged.nonzero(as_tuple=True)
         words = captions[image, step + 1]                                              # (n,)
         names = (category == category[words, None]) & (category >= 0)                  # (n, V)
