@@ -3,7 +3,6 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,7 +95,7 @@ def get_args_parser():
 
 def main(args):
     processes.start()
-    args = complete(args)
+    complete(args)
     device = pick_device(args.device)
     cli.print_settings(args, get_args_parser(), device)
     if args.explanations:
@@ -110,8 +109,7 @@ def main(args):
 
 
 def complete(args):
-    """The flags with the defaults that depend on others; InputError if flags contradict."""
-    args = Namespace(**vars(args))
+    """Sets the defaults that depend on other flags; InputError if flags contradict."""
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give exactly one of --weight CHECKPOINT and --predictions FILE")
     for flag in ("explanations", "calibrate", "grounded"):
@@ -121,7 +119,6 @@ def complete(args):
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
     source = Path(args.weight or args.predictions)
     args.save_path = args.save_path or str(source if source.is_dir() else source.parent)
-    return args
 
 
 def evaluate_predictions(args, device):
