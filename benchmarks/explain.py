@@ -29,6 +29,19 @@ def build_whole(name, size, device):
     return measure.build(name, size, device, encoder).eval().requires_grad_(False)
 
 
+def gradients(model, images, ids, words):
+    """The gradients of the logits of some words by autograd."""
+    pixels = images.clone().requires_grad_()
+    targets = model(pixels, ids).gather(2, ids[:, 1:, None]).sum((0, 2))                   # (T,)
+    for t in words:
+        torch.autograd.grad(targets[t], pixels, retain_graph=len(words) > 1)
+
+
+def one_word_after_the_other(model, images, ids):
+    for t in range(T):
+        gradients(model, images, ids, [t])
+
+
 def whole(args, size, device):
     """Pixel maps of all words: LRP against autograd, one forward pass in all or one per word."""
     rows = []
@@ -36,25 +49,18 @@ def whole(args, size, device):
         model = build_whole(name, size, device)
         images, ids = inputs(1, size, device)
         images = attribution.fast_format(images)
-
-        def targets(pixels, model=model, ids=ids):
-            return model(pixels, ids).gather(2, ids[:, 1:, None]).sum((0, 2))          # (T,)
-
-        def one_forward(images=images, targets=targets):
-            pixels = images.clone().requires_grad_()
-            for target in targets(pixels):
-                torch.autograd.grad(target, pixels, retain_graph=True)
-
-        def repeated_forward(images=images, targets=targets):
-            for t in range(T):
-                pixels = images.clone().requires_grad_()
-                torch.autograd.grad(targets(pixels)[t], pixels)
-
         rows += measure.compare({
             f"LRP, {name}": partial(model.lrp, images, ids),
-            f"autograd, 1 forward and {T} backward passes": one_forward,
-            f"autograd, {T} forward and backward passes": repeated_forward}, args.repeats, device)
+            f"autograd, 1 forward and {T} backward passes":
+            partial(gradients, model, images, ids, range(T)),
+            f"autograd, {T} forward and backward passes":
+            partial(one_word_after_the_other, model, images, ids)}, args.repeats, device)
     return measure.Table(f"LRP of a caption of {T} words, to the pixels", measure.COMPARISON, rows)
+
+
+def training(model, features, ids):
+    loss = F.cross_entropy(model(features, ids).flatten(0, 1), ids[:, 1:].flatten())
+    torch.autograd.grad(loss, list(model.parameters()))
 
 
 def decoder(args, size, device):
@@ -65,15 +71,10 @@ def decoder(args, size, device):
         for B in (1, 8):
             features = torch.rand(B, size.K, size.C, device=device)
             _, ids = inputs(B, size, device)
-
-            def training(model=model, features=features, ids=ids):
-                logits = model(features, ids).flatten(0, 1)
-                loss = F.cross_entropy(logits, ids[:, 1:].flatten())
-                torch.autograd.grad(loss, list(model.parameters()))
-
-            rows += measure.compare({f"LRP, {name}, batch {B}": partial(model.lrp, features, ids),
-                                     "one forward and backward pass of training": training},
-                                    args.repeats, device)
+            rows += measure.compare({
+                f"LRP, {name}, batch {B}": partial(model.lrp, features, ids),
+                "one forward and backward pass of training":
+                partial(training, model, features, ids)}, args.repeats, device)
     return measure.Table(f"LRP of a caption of {T} words, decoder alone", measure.COMPARISON, rows)
 
 
