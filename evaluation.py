@@ -3,6 +3,7 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,7 @@ def get_args_parser():
 
 def main(args):
     processes.start()
-    complete(args)
+    args = complete(args)
     device = pick_device(args.device)
     cli.print_settings(args, get_args_parser(), device)
     if args.explanations:
@@ -109,7 +110,8 @@ def main(args):
 
 
 def complete(args):
-    """Sets the defaults that depend on other flags; InputError if flags contradict."""
+    """The flags with the defaults that depend on others; InputError if flags contradict."""
+    args = Namespace(**vars(args))
     if bool(args.weight) == bool(args.predictions):
         raise InputError("give exactly one of --weight CHECKPOINT and --predictions FILE")
     for flag in ("explanations", "calibrate", "grounded"):
@@ -119,6 +121,7 @@ def complete(args):
     args.dataset = args.dataset or ("coco" if args.predictions and args.references else "demo")
     source = Path(args.weight or args.predictions)
     args.save_path = args.save_path or str(source if source.is_dir() else source.parent)
+    return args
 
 
 def evaluate_predictions(args, device):
