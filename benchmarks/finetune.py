@@ -40,7 +40,7 @@ def make_losses(words, reward, device):
     return losses
 
 
-def train_step(model, loss, features, captions, optimizer, amp):
+def train_step(model, optimizer, amp, features, loss, captions):
     index = torch.arange(len(captions))
     batch = {"captions": captions, "index": index, "seeds": image_seeds(index.tolist()), "epoch": 0,
              "step": 0}
@@ -77,19 +77,17 @@ def tables(args, size, device):
         model = measure.build(name, size, device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-12)
         losses = make_losses(words, reward, device)
-
-        def step(mode, captions, model=model, losses=losses, optimizer=optimizer):
-            return partial(train_step, model, losses[mode], features, references[:, :captions],
-                           optimizer, args.amp)
+        step = partial(train_step, model, optimizer, args.amp, features)
         for tuned, plain, captions in (
                 ("--lrp_tune", "--ce_tune", 1), ("--lrp_cider_tune", "--cider_tune", REFERENCES),
                 ("--erase_tune", "--ce_tune", 2), ("--erase_tune", "--ce_tune", 5)):
-            title = f"{name}, {tuned}, {captions} captions"
-            rows += measure.compare({title: step(tuned, captions), plain: step(plain, captions)},
-                                    args.repeats, device)
+            given = references[:, :captions]
+            rows += measure.compare({
+                f"{name}, {tuned}, {captions} captions": partial(step, losses[tuned], given),
+                plain: partial(step, losses[plain], given)}, args.repeats, device)
+        self_critical = partial(step, losses["--cider_tune"], references)
         rows += measure.compare({"the reward alone": next(iter(rewards.values())),
-                                 f"{name}, --cider_tune": step("--cider_tune", REFERENCES)},
-                                args.repeats, device)
+                                 f"{name}, --cider_tune": self_critical}, args.repeats, device)
     rows += measure.compare(rewards, args.repeats, device)
     return [measure.Table(f"A step of {B} images; half of the words are stop words",
                           measure.COMPARISON, rows)]
