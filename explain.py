@@ -3,10 +3,12 @@ if __name__ == "__main__":
     import captioning.interrupt  # noqa: F401 (before the slow imports)
 
 import contextlib
+import copy
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,8 @@ def get_args_parser():
     add("--weight", default=checkpoint.PHOTOGRAPHS, help="checkpoint of a captioning model, or a "
         "folder or name of one of transformers (default: models/photographs.pth)")
     add("--prompt", metavar="TEXT", help="text that precedes captions, for models of transformers")
+    add("--compare_weight", nargs="+", default=[], metavar="WEIGHT", help="further models, whose "
+        "explanations of the same images follow those of --weight on the page")
     add("--wordmap", metavar="FILE", help="word map of a published checkpoint")
     add("--images", nargs="+", metavar="FILE_OR_FOLDER", help="images to caption and explain, "
         "rotated upright as their EXIF orientation specifies")
@@ -111,8 +115,9 @@ def find_images(arguments):
     return list(dict.fromkeys(paths))
 
 
-def find_targets(args, data):
-    """The Targets that the flags name. data: the CaptionDataset of --dataset, or None."""
+def find_targets(args, data, name=""):
+    """The Targets that the flags name. data: the CaptionDataset of --dataset, or None; name: of the
+    model, if several are compared."""
     if data is None:
         targets = [Target(path) for path in find_images(args.images)]
     else:
@@ -130,7 +135,7 @@ def find_targets(args, data):
             raise InputError(f"--captions names files, but several images are called {twice[0]}: "
                              "explain them one after the other")
         given = read_captions_of(args.captions, names)
-    folders = choose_folders([target.path for target in targets], args.save_path)
+    folders = choose_folders([target.path for target in targets], args.save_path, name)
     for target, folder in zip(targets, folders, strict=True):
         target.caption = given.get(target.path.name, args.caption)
         target.folder = folder
@@ -197,11 +202,11 @@ def read_targets(targets, args, model, vocabulary, as_unknown):
     return read, errors
 
 
-def explain_all(args, model, vocabulary, targets, regions):
+def explain_all(args, model, vocabulary, targets, regions, name=""):
     """Explains the Targets that have no explanation with these settings.
 
-    regions: the data set with region features, or None. Returns {path: InputError} of the images
-    and captions that cannot be read."""
+    regions: the data set with region features, or None; name: of the model, if several are
+    compared. Returns {path: InputError} of the images and captions that cannot be read."""
     calibration = grounding.load(args.weight, model)
     # words outside the vocabulary; a tokenizer of transformers has no common way for them
     as_unknown = args.captions is not None and not checkpoint.is_pretrained(args.weight)
@@ -264,7 +269,7 @@ def explain_all(args, model, vocabulary, targets, regions):
                 explained, name=target.folder.name, image=as_pil(image), window=window,
                 source=os.path.abspath(target.path), upright=bool(args.images),
                 references=target.references, shared_scale=args.shared_scale, settings=shown,
-                map_size=args.map_size, identity=target.identity)
+                map_size=args.map_size, identity=target.identity, model=name)
             explained.save(target.folder, with_page=False)
             table = "" if args.quiet else f"\n{explained.table()}"
             bar.write(f"{target.path.name}: {explained.caption}{table}")
@@ -285,8 +290,37 @@ def main(args):
         raise InputError("give either --images FILE_OR_FOLDER … or --dataset NAME")
     if sum((args.caption is not None, args.captions is not None, args.grounded)) > 1:
         raise InputError("give at most one of --caption, --captions and --grounded")
+    weights = [args.weight, *args.compare_weight]
+    for weight in args.compare_weight:      # before the first model explains everything
+        if not checkpoint.is_pretrained(weight):
+            check_file(weight, "check --compare_weight")
+    names = [""] if len(weights) == 1 else [
+        f"{number}_{Path(weight).stem}" for number, weight in enumerate(weights, start=1)]
+    broken = {}
+    folders = []        # of the explained images, one list for each model
+    for weight, name in zip(weights, names, strict=True):
+        targets, own = explain_with(copy.copy(args), weight, name, device)
+        broken |= own
+        folders.append([target.folder for target in targets if target.path not in own])
+    if processes.rank():
+        return
+    if not any(folders):
+        raise InputError("none of the images can be explained; the first: "
+                         f"{next(iter(broken.values()))}")
+    in_turn = []        # each image's explanations of all models
+    for same in zip_longest(*folders):
+        in_turn += filter(None, same)
+    write_index(args.save_path, in_turn)
+    print(f"explanations: {args.save_path}/index.html")
+    if broken and not args.skip_broken:
+        raise InputError(f"{len(broken)} of {len(targets)} images were skipped, the others are "
+                         f"explained; the first: {next(iter(broken.values()))} (--skip_broken "
+                         "exits with status 0 all the same)")
 
-    # the model and the images
+
+def explain_with(args, weight, name, device):
+    """Explains the images with one model -> its Targets, {path: InputError} of those skipped."""
+    args.weight = weight
     model, vocabulary = checkpoint.load(args.weight, device, args.wordmap, prompt=args.prompt)
     cli.set_threads(args.threads, model)
     check_methods(model, args.methods, args.weight)
@@ -306,25 +340,11 @@ def main(args):
         raise InputError(f"{data.path} was prepared without an image folder: run preparedataset.py "
                          "with --image_folder to explain its images")
 
-    targets = find_targets(args, data)
+    targets = find_targets(args, data, name)
     check_page(args.save_path)
     record_run(args.save_path, args, "explain.py")
     processes.wait()        # the targets' folders depend on those that exist
-
-    # their explanations, and the page of all
-    broken = explain_all(args, model, vocabulary, targets, regions)
-    if processes.rank():
-        return
-    first = next(iter(broken.values()), None)
-    explained = [target.folder for target in targets if target.path not in broken]
-    if not explained:
-        raise InputError(f"none of the images can be explained; the first: {first}")
-    write_index(args.save_path, explained)
-    print(f"explanations: {args.save_path}/index.html")
-    if broken and not args.skip_broken:
-        raise InputError(f"{len(broken)} of {len(targets)} images were skipped, the others are "
-                         f"explained; the first: {first} (--skip_broken exits with status 0 all "
-                         "the same)")
+    return targets, explain_all(args, model, vocabulary, targets, regions, name)
 
 
 if __name__ == "__main__":

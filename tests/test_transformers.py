@@ -421,6 +421,20 @@ def test_explain_draws_maps_where_the_model_sees_the_image(folders, photograph, 
                 "--methods", *methods, "--save_path", tmp_path / "out")
 
 
+def test_two_models_are_compared_on_one_page(folders, photograph, tmp_path):
+    other = photograph.with_name("another.png")
+    other.write_bytes(photograph.read_bytes())
+    for _ in range(2):      # the second time nothing is left to do, and the folders are the same
+        run_explain("--weight", folders["vit_gpt2"], "--compare_weight", folders["git"],
+                    "--images", photograph, other, "--methods", "attention", "--caption", "a dog",
+                    "--save_path", tmp_path / "out")
+    names = [path.name for path in sorted((tmp_path / "out").iterdir()) if path.is_dir()]
+    assert [name[:9] for name in names] == ["another_1", "another_2", "photo_1_v", "photo_2_g"]
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    places = [page.index(f'"name":"{name}"') for name in (*names[2:], *names[:2])]
+    assert places == sorted(places)
+
+
 def test_prompts_and_images_among_tokens(folders, photograph):
     model, words = pretrained.load(folders["llava"], prompt="describe the image")
     assert int(model.is_image.sum()) == 16

@@ -35,7 +35,7 @@ from captioning.report.page import PAGE, as_json, page_entry, page_of, write_ent
 # fields that explanation.npz contains under their own names, unless they are None
 STORED = ("logits", "probabilities", "alternatives", "alternative_probabilities", "attention",
           "contrast", "references", "objects", "object_boxes", "upright", "shared_scale",
-          "identity", "presence", "flags", "contrast_probabilities", "boxes", "window")
+          "identity", "presence", "flags", "contrast_probabilities", "boxes", "window", "model")
 
 
 @dataclass
@@ -76,6 +76,7 @@ class ExplainedImage:
     objects: list = ()                      # names of n annotated objects
     object_boxes: np.ndarray | tuple = ()               # (n, 4) in pixels
     # how it was explained
+    model: str = ""                         # its name, if several are compared
     shared_scale: bool = False              # whether all maps have one colour scale
     map_size: int = heatmaps.MAP_SIZE       # width of a map in the PNGs, in pixels
     settings: dict = field(default_factory=dict)        # shown on the page

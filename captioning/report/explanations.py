@@ -34,20 +34,22 @@ def stored_array(folder, name):
         return None
 
 
-def choose_folders(paths, save_path):
+def choose_folders(paths, save_path, model=""):
     """A folder in `save_path` for each image in `paths`, never one that belongs to another image.
 
     An image that was explained before keeps its folder. Otherwise the folder has the stem of the
-    image as its name, with a number appended if that is taken, also by files of the user."""
+    image as its name, with a number appended if that is taken, also by files of the user. model:
+    the name of one of several that are compared, which have folders of their own."""
     names = {}          # {image: name of its folder}
     taken = set()
     for folder in reversed(stored_folders(save_path)):
         image = stored_array(folder, "image")
         if image is not None:
-            names[str(image)] = folder.name
+            if str(stored_array(folder, "model") or "") == model:
+                names[str(image)] = folder.name
             taken.add(folder.name)
     for path in paths:
-        name = stem = folder_name(path.stem)
+        name = stem = folder_name(f"{path.stem}_{model}" if model else path.stem)
         numbers = count(2)
         while name in taken or foreign_file(Path(save_path, name)):
             name = f"{stem}_{next(numbers)}"
