@@ -265,15 +265,10 @@ def explain_all(args, model, vocabulary, targets, regions, name=""):
             if target.boxes:
                 explained.objects, corners = named_boxes(target.boxes, *image.shape[:0:-1])
                 explained.object_boxes = np.array(corners, np.float32).reshape(-1, 4)
-            seen = {}
-            if window != (0, 0, 1, 1):
-                left, top, right, bottom = (round(100 * edge) for edge in window)
-                seen = {"the model sees": f"{left} to {right} % of the width, {top} to {bottom} % "
-                                          "of the height"}
             explained = replace(
                 explained, name=target.folder.name, image=as_pil(image), window=window,
                 source=os.path.abspath(target.path), upright=bool(args.images),
-                references=target.references, shared_scale=args.shared_scale, settings=shown | seen,
+                references=target.references, shared_scale=args.shared_scale, settings=shown,
                 map_size=args.map_size, identity=target.identity, model=name)
             explained.save(target.folder, with_page=False)
             table = "" if args.quiet else f"\n{explained.table()}"

@@ -12,17 +12,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import measure
 from captioning.decoding import decode
-from captioning.device import pick_device
-from captioning.errors import run_script
 
 B, SINGLE, T = 64, 8, 12
 METHODS = {"greedy": {"method": "greedy"}, "beam search, width 3": {"beam_size": 3},
            "diverse beam search, 3 groups of 3": {"method": "diverse_beam_search", "beam_size": 9,
                                                   "groups": 3}}
-
-
-def get_args_parser():
-    return measure.get_parser(__doc__, repeats=2)
 
 
 def one_by_one(function, images):
@@ -31,9 +25,7 @@ def one_by_one(function, images):
 
 
 @torch.no_grad()
-def main(args):
-    device = pick_device(args.device)
-    size = measure.sizes(args)
+def tables(args, size, device):
     words = measure.vocabulary(size.V)
     features = torch.rand(B, size.K, size.C, device=device)
     rows = []
@@ -51,8 +43,8 @@ def main(args):
                 per_image = b / (SINGLE if "one image" in other else B)
                 rows.append([first, B / a, other, 1 / per_image, a / B / per_image])
     columns = ["model", "images/s", "alternative", "images/s", "ratio of times"]
-    measure.write("decoding", args, device, [measure.Table("Decoding", columns, rows)])
+    return [measure.Table("Decoding", columns, rows)]
 
 
 if __name__ == "__main__":
-    run_script(main, get_args_parser().parse_args())
+    measure.run("decoding", __doc__, tables, repeats=2)

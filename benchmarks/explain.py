@@ -1,10 +1,10 @@
 """Time and memory of explanations against autograd, zennit and captum: python benchmarks/explain.py
 
-VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words."""
+VGG16 at 224×224, d = e = 512, V = 9586, random weights, a caption of 10 words. Memory on Linux."""
 import ctypes
 import multiprocessing
-import resource
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +12,6 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import measure
-from captioning.device import pick_device
-from captioning.errors import run_script
 from captioning.explanation import attribution, encoders
 from captioning.explanation.rules import LRP
 
@@ -31,6 +29,19 @@ def build_whole(name, size, device):
     return measure.build(name, size, device, encoder).eval().requires_grad_(False)
 
 
+def gradients(model, images, ids, words):
+    """The gradients of the logits of some words by autograd."""
+    pixels = images.clone().requires_grad_()
+    targets = model(pixels, ids).gather(2, ids[:, 1:, None]).sum((0, 2))                   # (T,)
+    for t in words:
+        torch.autograd.grad(targets[t], pixels, retain_graph=len(words) > 1)
+
+
+def one_word_after_the_other(model, images, ids):
+    for t in range(T):
+        gradients(model, images, ids, [t])
+
+
 def whole(args, size, device):
     """Pixel maps of all words: LRP against autograd, one forward pass in all or one per word."""
     rows = []
@@ -38,25 +49,18 @@ def whole(args, size, device):
         model = build_whole(name, size, device)
         images, ids = inputs(1, size, device)
         images = attribution.fast_format(images)
-
-        def targets(pixels, model=model, ids=ids):
-            return model(pixels, ids).gather(2, ids[:, 1:, None]).sum((0, 2))          # (T,)
-
-        def one_forward(images=images, targets=targets):
-            pixels = images.clone().requires_grad_()
-            for target in targets(pixels):
-                torch.autograd.grad(target, pixels, retain_graph=True)
-
-        def repeated_forward(images=images, targets=targets):
-            for t in range(T):
-                pixels = images.clone().requires_grad_()
-                torch.autograd.grad(targets(pixels)[t], pixels)
-
         rows += measure.compare({
-            f"LRP, {name}": lambda model=model, images=images, ids=ids: model.lrp(images, ids),
-            f"autograd, 1 forward and {T} backward passes": one_forward,
-            f"autograd, {T} forward and backward passes": repeated_forward}, args.repeats, device)
+            f"LRP, {name}": partial(model.lrp, images, ids),
+            f"autograd, 1 forward and {T} backward passes":
+            partial(gradients, model, images, ids, range(T)),
+            f"autograd, {T} forward and backward passes":
+            partial(one_word_after_the_other, model, images, ids)}, args.repeats, device)
     return measure.Table(f"LRP of a caption of {T} words, to the pixels", measure.COMPARISON, rows)
+
+
+def training(model, features, ids):
+    loss = F.cross_entropy(model(features, ids).flatten(0, 1), ids[:, 1:].flatten())
+    torch.autograd.grad(loss, list(model.parameters()))
 
 
 def decoder(args, size, device):
@@ -67,18 +71,10 @@ def decoder(args, size, device):
         for B in (1, 8):
             features = torch.rand(B, size.K, size.C, device=device)
             _, ids = inputs(B, size, device)
-
-            def training(model=model, features=features, ids=ids):
-                logits = model(features, ids).flatten(0, 1)
-                loss = F.cross_entropy(logits, ids[:, 1:].flatten())
-                torch.autograd.grad(loss, list(model.parameters()))
-
-            def relevance(model=model, features=features, ids=ids):
-                model.lrp(features, ids)
-
-            rows += measure.compare({f"LRP, {name}, batch {B}": relevance,
-                                     "one forward and backward pass of training": training},
-                                    args.repeats, device)
+            rows += measure.compare({
+                f"LRP, {name}, batch {B}": partial(model.lrp, features, ids),
+                "one forward and backward pass of training":
+                partial(training, model, features, ids)}, args.repeats, device)
     return measure.Table(f"LRP of a caption of {T} words, decoder alone", measure.COMPARISON, rows)
 
 
@@ -135,48 +131,36 @@ def memory(args, size, device):
 
 def peak(size, chunk, device):
     """Peak memory of one explanation in MiB, without the model."""
-    device = torch.device(device)
-    model = build_whole("gridtd", size, device)
+    model = build_whole("gridtd", size, torch.device(device))
     images, ids = inputs(1, size, device)
-    if sys.platform == "linux":     # building the model needed more for a moment: forget that
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    before = peak_of_process()
-    if device.type == "cuda":
+    if device.startswith("cuda"):
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
+        model.lrp(images, ids, chunk=chunk)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
+
+    # building the model needed more for a moment: forget that
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_of_process()
     model.lrp(images, ids, chunk=chunk)
-    after = peak_of_process()
-    if device.type == "cuda":
-        after = torch.cuda.max_memory_allocated(device)
-    return (after - before) / 2 ** 20
+    return peak_of_process() - before
 
 
 def peak_of_process():
-    """The largest memory, in bytes, that this process had; on Linux since the last reset, where
-    getrusage would include that of the parent process."""
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 2 ** 10
-    unit = 1 if sys.platform == "darwin" else 2 ** 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """The largest memory of this process since the last reset, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2 ** 10
 
 
 PARTS = {"whole": whole, "decoder": decoder, "encoder": encoder, "memory": memory}
+FLAGS = {"--parts": {"nargs": "+", "choices": list(PARTS), "default": list(PARTS),
+                     "help": "parts to measure"}}
 
 
-def get_args_parser():
-    parser = measure.get_parser(__doc__, repeats=2)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS),
-        help="parts to measure")
-    return parser
-
-
-def main(args):
-    device = pick_device(args.device)
-    tables = [PARTS[part](args, measure.sizes(args), device) for part in args.parts]
-    measure.write("explain", args, device, tables)
+def tables(args, size, device):
+    return [PARTS[part](args, size, device) for part in args.parts]
 
 
 if __name__ == "__main__":
-    run_script(main, get_args_parser().parse_args())
+    measure.run("explain", __doc__, tables, repeats=2, flags=FLAGS)

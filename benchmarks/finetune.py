@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from pycocoevalcap.cider.cider import Cider
+
 from benchmarks import measure
 from captioning.decoding import image_seeds
-from captioning.device import autocast, pick_device
-from captioning.errors import run_script
+from captioning.device import autocast
 from captioning.training.erasure import ErasureLoss
 from captioning.training.losses import CrossEntropy, LRPInferenceLoss
 from captioning.training.reward import CiderD, write_frequencies
@@ -22,12 +23,7 @@ from captioning.training.scst import SCST
 
 B, T, REFERENCES = 32, 20, 5
 OBJECT_INTERVAL = 7     # every seventh word names an object: on average three in a caption
-
-
-def get_args_parser():
-    parser = measure.get_parser(__doc__)
-    parser.add_argument("--amp", action="store_true", help="mixed precision")
-    return parser
+FLAGS = {"--amp": {"action": "store_true", "help": "mixed precision"}}
 
 
 def make_losses(words, reward, device):
@@ -46,7 +42,7 @@ def make_losses(words, reward, device):
     return losses
 
 
-def train_step(model, loss, features, captions, optimizer, amp):
+def train_step(model, optimizer, amp, features, loss, captions):
     index = torch.arange(len(captions))
     batch = {"captions": captions, "index": index, "seeds": image_seeds(index.tolist()), "epoch": 0,
              "step": 0}
@@ -64,19 +60,11 @@ def reward_functions(reward, samples, references):
         return " ".join(str(i) for i in ids if i)
     results = {i: [text(ids)] for i, ids in enumerate(samples.flatten(0, 1).tolist())}
     truths = {i: [text(ids) for ids in references[i // 2, :, 1:].tolist()] for i in results}
-    functions = {f"CIDEr-D of {len(results)} captions":
-                 lambda: reward(samples, references[..., 1:])}
-    try:
-        from pycocoevalcap.cider.cider import Cider
-        functions["pycocoevalcap"] = lambda: Cider().compute_score(truths, results)
-    except ImportError as error:
-        print(f"pycocoevalcap is skipped: {error}")
-    return functions
+    return {f"CIDEr-D of {len(results)} captions": partial(reward, samples, references[..., 1:]),
+            "pycocoevalcap": lambda: Cider().compute_score(truths, results)}
 
 
-def main(args):
-    device = pick_device(args.device)
-    size = measure.sizes(args)
+def tables(args, size, device):
     words = measure.vocabulary(size.V)
     train = measure.random_captions((2000, REFERENCES), words, T)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,23 +79,21 @@ def main(args):
         model = measure.build(name, size, device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-12)
         losses = make_losses(words, reward, device)
-
-        def step(mode, captions, model=model, losses=losses, optimizer=optimizer):
-            return partial(train_step, model, losses[mode], features, references[:, :captions],
-                           optimizer, args.amp)
+        step = partial(train_step, model, optimizer, args.amp, features)
         for tuned, plain, captions in (
                 ("--lrp_tune", "--ce_tune", 1), ("--lrp_cider_tune", "--cider_tune", REFERENCES),
                 ("--erase_tune", "--ce_tune", 2), ("--erase_tune", "--ce_tune", 5)):
-            title = f"{name}, {tuned}, {captions} captions"
-            rows += measure.compare({title: step(tuned, captions), plain: step(plain, captions)},
-                                    args.repeats, device)
+            given = references[:, :captions]
+            rows += measure.compare({
+                f"{name}, {tuned}, {captions} captions": partial(step, losses[tuned], given),
+                plain: partial(step, losses[plain], given)}, args.repeats, device)
+        self_critical = partial(step, losses["--cider_tune"], references)
         rows += measure.compare({"the reward alone": next(iter(rewards.values())),
-                                 f"{name}, --cider_tune": step("--cider_tune", REFERENCES)},
-                                args.repeats, device)
+                                 f"{name}, --cider_tune": self_critical}, args.repeats, device)
     rows += measure.compare(rewards, args.repeats, device)
-    measure.write("finetune", args, device, [measure.Table(
-        f"A step of {B} images; half of the words are stop words", measure.COMPARISON, rows)])
+    return [measure.Table(f"A step of {B} images; half of the words are stop words",
+                          measure.COMPARISON, rows)]
 
 
 if __name__ == "__main__":
-    run_script(main, get_args_parser().parse_args())
+    measure.run("finetune", __doc__, tables, flags=FLAGS)

@@ -1,9 +1,10 @@
-"""What the benchmarks share: flags, sizes, timing in turn, and tables."""
+"""What the benchmarks share: their script, sizes, timing in turn, and tables."""
 import platform
 import re
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from aoamodel import AOAModel
-from captioning.cli import Parser, add_device, positive_int
+from captioning import cli
 from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
-from captioning.errors import InputError
+from captioning.device import pick_device
+from captioning.errors import InputError, run_script
 from captioning.files import write_text
 from gridTDmodel import GridTDModel
 
@@ -33,19 +35,17 @@ QUICK = Sizes(V=200, d=32, K=16, C=16, image=112)
 
 
 class Table(NamedTuple):
-    """A result: rows of strings and numbers below `columns`; note: how it was measured."""
+    """A result: rows of strings and numbers below `columns`."""
     title: str
     columns: list
     rows: list
-    note: str = ""
 
     def markdown(self):
         """The table in Markdown, numbers with three significant digits."""
         lines = [self.columns, ["---"] * len(self.columns)]
         lines += [[_readable(value) for value in row] for row in self.rows]
         lines = ["| " + " | ".join(line) + " |" for line in lines]
-        note = [self.note, ""] if self.note else []
-        return "\n".join([f"**{self.title}**", "", *lines, "", *note])
+        return "\n".join([f"**{self.title}**", "", *lines, ""])
 
 
 def _readable(value):
@@ -54,19 +54,61 @@ def _readable(value):
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def get_parser(description, repeats=3):
-    """The flags that all benchmarks share."""
-    parser = Parser(description.split("\n")[0])
+# -- the script of a benchmark -----------------------------------------------------------------
+
+
+def get_parser(description, repeats=3, flags=None):
+    """The flags that all benchmarks share, and `flags`: {flag: how argparse reads it}."""
+    parser = cli.Parser(description.split("\n")[0])
     add = parser.add_argument
-    add("--repeats", type=positive_int, default=repeats, help="timed runs of each alternative")
+    add("--repeats", type=cli.positive_int, default=repeats, help="timed runs of each alternative")
     add("--quick", action="store_true", help="tiny sizes, to try it: its numbers mean nothing")
     add("--document", help="Markdown file in which the tables are replaced: docs/benchmarks.md")
-    add_device(parser)
+    cli.add_device(parser)
+    for flag, options in (flags or {}).items():
+        add(flag, **options)
     return parser
 
 
-def sizes(args):
-    return QUICK if args.quick else Sizes()
+def run(name, description, tables, repeats=3, flags=None):
+    """The script of a benchmark, whose tables a function of its flags, Sizes and device returns."""
+    main = partial(print_tables, name, tables)
+    run_script(main, get_parser(description, repeats, flags).parse_args())
+
+
+def print_tables(name, tables, args):
+    """Prints the tables; with --document, puts them between its comments, see `replaced`."""
+    device = pick_device(args.device)
+    results = tables(args, QUICK if args.quick else Sizes(), device)
+    text = "\n".join([f"`python benchmarks/{name}.py`; {machine(device)}.\n",
+                      *(table.markdown() for table in results)])
+    print(text)
+    if args.document:
+        old = Path(args.document).read_text(encoding="utf-8")
+        write_text(args.document, replaced(old, f"{device.type} {name}", text))
+
+
+def machine(device):
+    """What the results depend on, in one line."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        path = Path("/proc/cpuinfo")
+        name = re.search("model name.*: (.*)", path.read_text() if path.exists() else "")
+        processor = name[1] if name else platform.processor()
+        hardware = f"{processor}, {torch.get_num_threads()} threads"
+    return f"{hardware}; PyTorch {torch.__version__}, Python {platform.python_version()}"
+
+
+def replaced(document, place, text):
+    """`document` with `text` between the comments <!-- place --> and <!-- end -->."""
+    pattern = re.compile(rf"(<!-- {place} -->\n).*?(<!-- end -->\n)", re.DOTALL)
+    if not pattern.search(document):
+        raise InputError(f"--document lacks the lines <!-- {place} --> and <!-- end -->: add them")
+    return pattern.sub(lambda match: f"{match[1]}{text}{match[2]}", document)
+
+
+# -- what is measured --------------------------------------------------------------------------
 
 
 COMPARISON = ["compared", "seconds", "with", "seconds", "ratio of times", "smallest to largest"]
@@ -113,11 +155,11 @@ class Products(TorchDispatchMode):
             function(*args, **kwargs)
 
 
-def build(name, size, device, encoder=None, **options):
+def build(name, size, device, encoder=None):
     """A model with random weights; without an encoder it reads features (B, K, C)."""
     torch.manual_seed(0)
     model = MODELS[name](size.V, embed_dim=size.d, hidden_dim=size.d, encoder=encoder,
-                         feature_dim=size.C, **options)
+                         feature_dim=size.C)
     if encoder is None:     # features of a CNN: without padding, unlike those of regions
         model.encoder = torch.nn.Sequential()
         model.encode = lambda images: images
@@ -143,34 +185,3 @@ def random_captions(shape, words, T, shortest=None):
     ids = ids.masked_fill(position == lengths, words.end)
     ids = ids.masked_fill(position > lengths, words.pad)
     return torch.cat([torch.full((count, 1), words.start), ids], 1).view(*shape, T + 1)
-
-
-def machine(device):
-    """What the results depend on, in one line."""
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        path = Path("/proc/cpuinfo")
-        lines = path.read_text().splitlines() if path.exists() else []
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else platform.processor()
-        hardware = f"{processor}, {torch.get_num_threads()} threads"
-    return f"{hardware}; PyTorch {torch.__version__}, Python {platform.python_version()}"
-
-
-def write(name, args, device, tables):
-    """Prints the tables; with --document, puts them between its comments, see `replaced`."""
-    text = "\n".join([f"`python benchmarks/{name}.py`; {machine(device)}.\n",
-                      *(table.markdown() for table in tables)])
-    print(text)
-    if args.document:
-        old = Path(args.document).read_text(encoding="utf-8")
-        write_text(args.document, replaced(old, f"{device.type} {name}", text))
-
-
-def replaced(document, place, text):
-    """`document` with `text` between the comments <!-- place --> and <!-- end -->."""
-    pattern = re.compile(rf"(<!-- {place} -->\n).*?(<!-- end -->\n)", re.DOTALL)
-    if not pattern.search(document):
-        raise InputError(f"--document lacks the lines <!-- {place} --> and <!-- end -->: add them")
-    return pattern.sub(lambda match: f"{match[1]}{text}{match[2]}", document)

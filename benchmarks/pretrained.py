@@ -11,12 +11,9 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import measure
-from captioning.device import pick_device
-from captioning.errors import run_script
 from captioning.pretrained.captioner import PretrainedCaptioner
 from captioning.pretrained.words import Words
-
-TEXT = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+from studies.transformer import train
 
 
 class Numbers:
@@ -27,15 +24,8 @@ class Numbers:
 
 
 def small():
-    """ViT (4 layers) with GPT-2 (3 layers), 128 channels, 112×112 pixels in 64 patches."""
-    encoder = transformers.ViTConfig(hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-                                     intermediate_size=256, image_size=112, patch_size=14)
-    decoder = transformers.GPT2Config(vocab_size=200, n_embd=128, n_layer=3, n_head=4, n_inner=256,
-                                      is_decoder=True, add_cross_attention=True, **TEXT)
-    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    config.decoder_start_token_id = 1
-    config.pad_token_id = 0
-    return transformers.VisionEncoderDecoderModel(config), 112
+    """The model of studies/transformer: 112×112 pixels in 64 patches."""
+    return train.build(measure.vocabulary(200)), train.SIDE
 
 
 def blip_base():
@@ -53,18 +43,11 @@ def gradients(model, image, ids):
         torch.autograd.grad(target, pixels, retain_graph=True)
 
 
-def get_args_parser():
-    return measure.get_parser(__doc__)
-
-
-def main(args):
-    device = pick_device(args.device)
+def tables(args, size, device):
     transformers.logging.set_verbosity_error()
-    is_quick = measure.sizes(args) == measure.QUICK
+    models = {"ViT + GPT-2, small": small} | ({} if args.quick else {"BLIP-base": blip_base})
     rows = []
-    for name, build in {"ViT + GPT-2, small": small, "BLIP-base": blip_base}.items():
-        if is_quick and build is blip_base:
-            continue
+    for name, build in models.items():
         torch.manual_seed(0)
         network, side = build()
         words = Words(Numbers(), [2])
@@ -73,16 +56,13 @@ def main(args):
         for T in (10, 20):
             pieces = [3 + number for number in range(T - 1)]
             ids = torch.tensor([[words.start, *words.split(pieces), words.end]], device=device)
-            functions = {f"LRP, {name}, T = {T}": partial(model.lrp, image, ids),
-                         "autograd": partial(gradients, model, image, ids)}
-            rows += measure.compare(functions, args.repeats, device)
-            functions = {f"its split alone, {name}, T = {T}":
-                         partial(model.lrp, image, ids, pixels=False),
-                         "autograd": partial(gradients, model, image, ids)}
-            rows += measure.compare(functions, args.repeats, device)
-    table = measure.Table("LRP of captioners of transformers", measure.COMPARISON, rows)
-    measure.write("pretrained", args, device, [table])
+            for title, pixels in (("LRP", True), ("its split alone", False)):
+                functions = {f"{title}, {name}, T = {T}":
+                             partial(model.lrp, image, ids, pixels=pixels),
+                             "autograd": partial(gradients, model, image, ids)}
+                rows += measure.compare(functions, args.repeats, device)
+    return [measure.Table("LRP of captioners of transformers", measure.COMPARISON, rows)]
 
 
 if __name__ == "__main__":
-    run_script(main, get_args_parser().parse_args())
+    measure.run("pretrained", __doc__, tables)

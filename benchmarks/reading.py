@@ -16,24 +16,18 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.measure import Table, get_parser, write
+from benchmarks import measure
 from captioning.cli import positive_int
 from captioning.data.arrays import open_hdf5
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.feature_store import Store
 from captioning.data.loader import make_loader
-from captioning.errors import run_script
 from captioning.files import fingerprint, make_folder
 
-SHAPE, BATCH = (196, 512), 32
-
-
-def get_args_parser():
-    parser = get_parser(__doc__)
-    add = parser.add_argument
-    add("--images", type=positive_int, default=20_000, help="images whose features are read")
-    add("--folder", default="output", help="folder on the disk that is measured")
-    return parser
+SHAPE = 196, 512
+BATCH = 32
+FLAGS = {"--images": {"type": positive_int, "default": 20_000, "help": "images that are read"},
+         "--folder": {"default": "output", "help": "folder on the disk that is measured"}}
 
 
 def prepare(folder, count):
@@ -68,7 +62,7 @@ def read_bytes(path, batches):
                 os.pread(file.fileno(), size, offset + i * size)
 
 
-def main(args):
+def tables(args, size, device):
     with tempfile.TemporaryDirectory(dir=make_folder(args.folder)) as folder:
         data = prepare(Path(folder), 4 * BATCH if args.quick else args.images)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
@@ -83,15 +77,14 @@ def main(args):
             if name == "bytes alone":
                 read_bytes(data.features, batches)
             else:
-                for _ in make_loader(data, batches, name, torch.device("cpu")):
+                for _ in make_loader(data, batches, name, device):
                     pass
                 name = f"`--workers {name}`"
             rows.append([name, len(third) / (time.monotonic() - started)])
     rows = [[name, speed, rows[0][1] / speed] for name, speed in rows]
-    write("reading", args, torch.device("cpu"), [Table(
-        f"Reading {len(data) // 3:,} images' features", ["", "images/s", "ratio of times"], rows,
-        "Reading includes conversion to float32 and captions, unlike that of the bytes alone.")])
+    title = f"Reading {len(data) // 3:,} images' features; by workers with conversion to float32"
+    return [measure.Table(title, ["", "images/s", "ratio of times"], rows)]
 
 
 if __name__ == "__main__":
-    run_script(main, get_args_parser().parse_args())
+    measure.run("reading", __doc__, tables, flags=FLAGS)

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import measure
-from captioning.device import pick_device
-from captioning.errors import run_script
 from captioning.training.loop import make_optimizer
 
 B, N, SHORTEST, T = 16, 5, 6, 20
@@ -103,9 +101,7 @@ def step(model, logits, features, captions, device):
     return run
 
 
-def main(args):
-    device = pick_device(args.device)
-    size = measure.sizes(args)
+def tables(args, size, device):
     words = measure.vocabulary(size.V)
     features = torch.rand(B, size.K, size.C, device=device)
     captions = measure.random_captions((B, N), words, T, SHORTEST).to(device)
@@ -122,13 +118,8 @@ def main(args):
         functions = {key: step(*pair, features, captions, device)
                      for key, pair in alternatives.items()}
         rows += measure.compare(functions, args.repeats, device)
-    table = measure.Table("Training step", measure.COMPARISON, rows)
-    measure.write("training", args, device, [table])
-
-
-def get_args_parser():
-    return measure.get_parser(__doc__)
+    return [measure.Table("Training step", measure.COMPARISON, rows)]
 
 
 if __name__ == "__main__":
-    run_script(main, get_args_parser().parse_args())
+    measure.run("training", __doc__, tables)

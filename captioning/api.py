@@ -34,23 +34,15 @@ def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",)
     if isinstance(image, list | tuple):
         return [explain(each, weight, caption, methods, contrast, device, prompt)
                 for each in image]
-    for name, value in (("caption", caption), ("contrast", contrast), ("device", device)):
-        if not isinstance(value, str | None):
-            raise InputError(f"{name} must be text, but is of the type {type(value).__name__}")
-    if not isinstance(weight, str | os.PathLike):
-        raise InputError(f"weight must be the path of a checkpoint, but is of the type "
-                         f"{type(weight).__name__}")
-    methods = [methods] if isinstance(methods, str) else methods
-    methods = list(methods) if isinstance(methods, list | tuple | set) else []
-    unknown = [str(method) for method in methods if method not in list(METHODS)]
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    unknown = [str(method) for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
-    modified = None
-    if os.path.exists(weight):
-        files = [Path(weight), *(Path(weight).iterdir() if os.path.isdir(weight) else ())]
-        modified = tuple((file.name, file.stat().st_mtime_ns) for file in sorted(files))
-    path = os.path.abspath(weight) if modified else str(weight)
-    model, vocabulary = _load(path, modified, pick_device(device), prompt)
+    path = Path(weight)
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    modified = tuple(file.stat().st_mtime_ns for file in files)
+    weight = os.path.abspath(path) if files else str(weight)
+    model, vocabulary = _load(weight, modified, pick_device(device), prompt)
     check_methods(model, methods, weight)
     if model.encoder is None:
         raise InputError(f"{weight} uses region features, not pixels: run explain.py --dataset")

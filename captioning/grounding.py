@@ -18,6 +18,7 @@ from captioning.data.feature_store import weights_fingerprint
 from captioning.data.vocabulary import tokenise
 from captioning.decoding import decode, trimmed, with_start
 from captioning.errors import InputError
+from captioning.explanation.methods import SPLIT
 from captioning.files import expect, read_json, reading, write_json
 from captioning.metrics.object_words import Objects
 
@@ -34,15 +35,6 @@ class Calibration(NamedTuple):
     frequencies: dict       # {word: its score frequency}; 0 for others
 
 
-def image_share(explanation):
-    """image / (|image| + |start| + |previous| + |rest|) of LRP, (B, T) in [−1, 1]; 0 for padding.
-
-    Unlike image / logit it is defined for logits near 0."""
-    parts = torch.stack([explanation.image, explanation.start, explanation.previous,
-                         explanation.rest])
-    return parts[0] / parts.abs().sum(0).clamp(min=torch.finfo(parts.dtype).tiny)
-
-
 def object_words(captions, vocabulary, objects):
     """(B, T) bool: whether captions[:, t + 1] names an object; of several words, the last does."""
     is_object = torch.zeros_like(captions[:, 1:], dtype=torch.bool)
@@ -54,9 +46,12 @@ def object_words(captions, vocabulary, objects):
 def scores(model, features, explanation, captions):
     """{name: (B, T)} of SCORES but frequency, for the words captions[:, t + 1].
 
-    image: the relevance of the image; absolute_share: `image_share`; log_p: the log-probability;
+    image: the relevance of the image; absolute_share: the same divided by the absolute values of
+    the logit's parts, which is in [−1, 1] also for logits near 0; log_p: the log-probability;
     log_p_gain: the same less that without the image; position: t. features (B, K, C) of the images;
     explanation: by LRP, without contrast."""
+    magnitude = torch.stack([getattr(explanation, part) for part in SPLIT]).abs().sum(0)
+    share = explanation.image / magnitude.clamp(min=torch.finfo(magnitude.dtype).tiny)
     # without the image: regions of zeros would count as padding; tiny ones do not and add nothing
     blank = torch.full_like(features, torch.finfo(features.dtype).tiny)
     log_p = explanation.word_log_p
@@ -64,8 +59,8 @@ def scores(model, features, explanation, captions):
         log_p = explanation.logits.log_softmax(-1).gather(2, captions[:, 1:, None]).squeeze(2)
     with torch.no_grad():
         without = model.log_p(blank, captions)
-    return {"image": explanation.image, "absolute_share": image_share(explanation),
-            "log_p": log_p, "log_p_gain": log_p - without,
+    return {"image": explanation.image, "absolute_share": share, "log_p": log_p,
+            "log_p_gain": log_p - without,
             "position": torch.arange(log_p.shape[1], device=log_p.device).expand_as(log_p)}
 
 
@@ -80,12 +75,6 @@ def presence(model, features, explanation, captions, vocabulary, calibration):
         log_odds = log_odds + coefficients[name] * score
     is_object = object_words(captions, vocabulary, calibration.objects)
     return log_odds.sigmoid().masked_fill(~is_object, torch.nan)
-
-
-def flags(model, features, explanation, captions, vocabulary, calibration):
-    """(B, T) bool: the object words captions[:, t + 1] whose `presence` is below the threshold."""
-    return presence(model, features, explanation, captions, vocabulary,
-                    calibration) < calibration.threshold
 
 
 def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=None, **options):
@@ -108,7 +97,8 @@ def decode_grounded(model, features, vocabulary, calibration, max_len=50, seeds=
 
         captions = with_start(new, vocabulary)
         explanation = model.lrp(features[rows], captions, pixels=False)
-        flagged = flags(model, features[rows], explanation, captions, vocabulary, calibration)
+        estimated = presence(model, features[rows], explanation, captions, vocabulary, calibration)
+        flagged = estimated < calibration.threshold
         image, step = flagged.nonzero(as_tuple=True)
         words = captions[image, step + 1]                                              # (n,)
         names = (category == category[words, None]) & (category >= 0)                  # (n, V)
@@ -178,9 +168,8 @@ def estimates(words, calibration):
     """The `presence` of the words of `read_scores`."""
     frequency = words.index.get_level_values("word").map(calibration.frequencies)
     words = words.assign(frequency=np.nan_to_num(frequency.to_numpy(float)))
-    log_odds = calibration.coefficients["constant"]
-    for name in SCORES:
-        log_odds = log_odds + calibration.coefficients[name] * words[name]
+    log_odds = sum((calibration.coefficients[name] * words[name] for name in SCORES),
+                   start=calibration.coefficients["constant"])
     return 1 / (1 + np.exp(-log_odds))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import get_parser
+
 ROOT = Path(__file__).parents[1]
 SHELL = sorted([*ROOT.glob("configs/*.sh"), *ROOT.glob("studies/*/run.sh")])
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"),
@@ -41,7 +43,12 @@ def test_all_figures_are_shown():
 def flags(script):
     """The flags of a script; it is called in the repository."""
     name = script.removesuffix(".py").replace("/", ".")
-    return set(import_module(name).get_args_parser()._option_string_actions)
+    module = import_module(name)
+    if name.startswith("benchmarks."):
+        parser = get_parser(module.__doc__, flags=getattr(module, "FLAGS", None))
+    else:
+        parser = module.get_args_parser()
+    return set(parser._option_string_actions)
 
 
 @pytest.mark.parametrize("path", [*SHELL, *DOCUMENTS], ids=lambda path: path.name)

@@ -77,10 +77,10 @@ def test_estimates_and_flags_of_object_words(model_type):
     for (b, t), value in expected.items():
         assert float(estimates[b, t]) == pytest.approx(value, abs=1e-6)
     for threshold in sorted(expected.values()):
-        flags = grounding.flags(model, *given, calibration(threshold + 1e-6))
+        flags = grounding.presence(model, *given, calibration(0)) < threshold + 1e-6
         below = {place for place, value in expected.items() if value <= threshold}
         assert set(map(tuple, flags.nonzero().tolist())) == below
-    values = grounding.image_share(explanation)
+    values = grounding.scores(model, features, explanation, captions)["absolute_share"]
     assert not values[captions[:, 1:] == 0].any() and values.abs().max() <= 1
 
 

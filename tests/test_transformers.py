@@ -484,7 +484,7 @@ def test_padding_and_cropping_are_measured(folders):
         values = F.interpolate(values, size=(20, 32), mode="bilinear", antialias=True)
         return {"pixel_values": F.pad(values, (0, 0, 6, 6))}
     model.image_processor = padded
-    model.windows.clear()
+    model.window.cache_clear()
     assert model.window(96, 60) == pytest.approx((0, -0.3, 1, 1.3), abs=0.03)
 
 

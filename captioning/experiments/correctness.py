@@ -2,7 +2,7 @@
 import torch
 
 from captioning.experiments.batch import Batch, positive_shares
-from captioning.experiments.experiment import Experiment, Part, of_measure
+from captioning.experiments.experiment import Experiment, Part, curves
 from captioning.report import plots
 
 THRESHOLDS = [tau / 10 for tau in range(10)]
@@ -88,11 +88,8 @@ def rows_and_columns(boxes, H, W):
 
 def draw(path, table, values):
     """Share of relevance inside the box over τ, and the box's share of the image."""
-    taus = [str(tau) for tau in THRESHOLDS]
-    methods = of_measure(table, taus[-1]).index      # not the baselines
-    curves = {method: table.loc[method].loc[taus] for method in methods}
-    plots.draw_curves(path, {"correct object words": curves}, THRESHOLDS, "threshold τ",
-                      "share of relevance inside the box",
+    panels = {"correct object words": curves(table, [str(tau) for tau in THRESHOLDS])}
+    plots.draw_curves(path, panels, THRESHOLDS, "threshold τ", "share of relevance inside the box",
                       {"the box's share\nof the image": table.loc[("box", "0.0"), "mean"]})
 
 

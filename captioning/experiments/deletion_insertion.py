@@ -3,7 +3,7 @@ import torch
 
 from captioning.experiments.ablation import grey_out, patch_ranks
 from captioning.experiments.batch import encode_images, word_log_p
-from captioning.experiments.experiment import Experiment, Part, of_measure
+from captioning.experiments.experiment import Experiment, Part, curves
 from captioning.report import plots
 
 FRACTIONS = [i / 10 for i in range(11)]
@@ -34,8 +34,8 @@ def deletion_insertion(batch, rows, steps):
             is_relevant = rank < round(fraction * rank.shape[1])
             deletion.append(log_p_without(is_relevant))
             insertion.append(log_p_without(~is_relevant))
-        curves = {"deletion": [*deletion, blank], "insertion": [*insertion, original]}
-        for name, curve in curves.items():
+        both = {"deletion": [*deletion, blank], "insertion": [*insertion, original]}
+        for name, curve in both.items():
             values |= {(method, f"{name}_{x}"): y for x, y in zip(FRACTIONS, curve, strict=True)}
             values[method, name] = torch.trapezoid(torch.stack(curve), dx=FRACTIONS[1], dim=0)
     return values
@@ -43,11 +43,8 @@ def deletion_insertion(batch, rows, steps):
 
 def draw(path, table, values):
     """Both curves over the fraction of patches."""
-    panels = {}
-    for name in ("deletion", "insertion"):
-        points = [f"{name}_{x}" for x in FRACTIONS]
-        methods = of_measure(table, name).index
-        panels[name] = {method: table.loc[method].loc[points] for method in methods}
+    panels = {name: curves(table, [f"{name}_{x}" for x in FRACTIONS])
+              for name in ("deletion", "insertion")}
     plots.draw_curves(path, panels, FRACTIONS, "fraction of patches",
                       "log-probability of the word")
 

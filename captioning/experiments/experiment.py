@@ -37,6 +37,12 @@ def of_measure(table, measure):
     return table[table.index.get_level_values("measure") == measure].droplevel("measure")
 
 
+def curves(table, measures):
+    """{method: its rows for these measures} of the methods that have all of them."""
+    methods = of_measure(table, measures[-1]).index     # baselines may have the first alone
+    return {method: table.loc[method].loc[measures] for method in methods}
+
+
 def bars(titles):
     """A `draw` of an Experiment: the means of measures {measure: title} as bars."""
     def draw(path, table, values):

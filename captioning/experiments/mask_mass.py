@@ -33,8 +33,7 @@ class Masks:
 
     def has(self, index, category):
         """Whether image `index` contains an object of the category."""
-        number = self.numbers.get(category)
-        return number is not None and bool((self.things[index] == number).any())
+        return bool((self.things[index] == self.numbers.get(category, -1)).any())
 
     def mask(self, index, category, size):
         """(H, W) = size, bool: the pixels of all objects of a category, nearest-neighbour resized.

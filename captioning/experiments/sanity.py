@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from captioning.experiments.experiment import Experiment, Part, of_measure
+from captioning.experiments.experiment import Experiment, Part, curves
 from captioning.report import plots
 
 
@@ -69,9 +69,8 @@ def rank_correlation(a, b):
 def draw(path, table, values):
     """Rank correlation with the original map over the randomised layers."""
     layers = sorted(set(table.index.get_level_values("measure")))
-    methods = of_measure(table, layers[0]).index
-    curves = {method: table.loc[method].loc[layers] for method in methods}
-    plots.draw_curves(path, {"cascading randomisation of the weights": curves},
+    panels = {"cascading randomisation of the weights": curves(table, layers)}
+    plots.draw_curves(path, panels,
                       [layer.split("_", 1)[1] for layer in layers],
                       "randomised down to this layer", "rank correlation with the original map")
 

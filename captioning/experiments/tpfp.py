@@ -63,19 +63,11 @@ def area_table(values):
     return table_of({key: auc(scores, is_correct) for key, scores in words.items()})
 
 
-def are_one_class(is_positive, experiment, what, labels):
-    """Whether all words are of one class, which is printed: there is no ROC curve to plot."""
-    if is_positive.nunique() < 2:
-        label = labels[int(is_positive.all())]
-        print(f"{experiment}: all {len(is_positive)} {what} are {label}, so there is no ROC curve "
-              "to plot")
-    return is_positive.nunique() < 2
-
-
 def draw(path, table, values):
     """ROC curves of four statistics of the maps; none if all words are correct or incorrect."""
     words, is_correct = scores_and_labels(values)
-    if are_one_class(is_correct, "tpfp", "words", ("incorrect", "correct")):
+    if is_correct.nunique() < 2:
+        print("tpfp: all words are correct, or all incorrect: there is no ROC curve to plot")
         return
     panels = {}
     for statistic in ("mean", "positive_mean", "absolute_mean", "maximum"):

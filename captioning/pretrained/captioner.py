@@ -1,6 +1,7 @@
 """A captioner of `transformers` with what scripts and experiments use of a Captioner."""
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class PretrainedCaptioner(Explainer):
         super().__init__(model, words, prompt)
         self.image_processor = image_processor
         self.settings = settings        # what it depends on besides its weights
-        self.windows = {}       # those measured
+        self.window = cache(self.measured_window)
         text = model.config.get_text_config(decoder=True)
         words.size = text.vocab_size
         positions = getattr(text, "max_position_embeddings", None)
@@ -69,16 +70,13 @@ class PretrainedCaptioner(Explainer):
                              "supported: use another model")
         return values[0].float()
 
-    def window(self, width, height):
+    def measured_window(self, width, height):
         """x0, y0, x1, y1: where what the model sees lies in an image of this size, as fractions.
 
         Processors may stretch, crop or pad. It is measured: images whose brightness grows from left
         to right or from top to bottom show which place each pixel of the input comes from."""
-        if (width, height) in self.windows:
-            return self.windows[width, height]
-        size = width, height
         # of a few pixels there would be too few places
-        enlarged = math.ceil(16 / min(size))
+        enlarged = math.ceil(16 / min(width, height))
         width, height = enlarged * width, enlarged * height
         ramps = np.zeros((4, 3, height, width), np.uint8)
         ramps[1] = 255
@@ -100,8 +98,7 @@ class PretrainedCaptioner(Explainer):
         places = np.transpose(edges).ravel()
         places = np.where(np.abs(places - places.round().clip(0, 1)) < 0.015,
                           places.round(), places.round(3))
-        self.windows[size] = tuple((places + 0.0).tolist())        # no −0
-        return self.windows[size]
+        return tuple((places + 0.0).tolist())       # no −0
 
     # -- captions ----------------------------------------------------------------------------------
 

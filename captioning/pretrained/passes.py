@@ -4,6 +4,7 @@ import inspect
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from captioning.errors import InputError
 
@@ -49,18 +50,14 @@ class Cut:
         leaves = {}
 
         def leaf(value):
-            if isinstance(value, tuple | list):
-                return type(value)(map(leaf, value))
-            if not isinstance(value, torch.Tensor) or value.dim() != 3:
+            if value.dim() != 3:
                 return value
             if id(value) not in leaves:         # the last hidden state may occur twice
                 leaves[id(value)] = value.detach().requires_grad_()
                 self.outputs.append(value)
                 self.features.append(leaves[id(value)])
             return leaves[id(value)]
-
-        for name, value in (output or {}).items():      # None after an error
-            output[name] = leaf(value)
+        return tree_map_only(torch.Tensor, leaf, output)
 
 
 class Passes:

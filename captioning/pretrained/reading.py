@@ -37,55 +37,13 @@ def load(name, device="cpu", prompt=None):
                          .format(*OLDEST, error)) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    options = {"trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **options)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in CAPTIONERS:
             raise InputError(f"{name} is a model of the type {config.model_type}, which does not "
                              "caption images: give a captioner")
         check_size(name, config, device)
-        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options)
-        if missing := sorted(report["missing_keys"]):
-            raise InputError(f"{name} lacks weights of its model, {missing[0]} first: it was saved "
-                             "by another version of transformers, or is incomplete")
-        if unused := sorted(report["unexpected_keys"]):
-            print(f"{name} has {len(unused)} weights that its config.json has no place for, "
-                  f"{unused[0]} first: its captions may be wrong")
-        if image_encoder(model) is None or (model.config.is_encoder_decoder
-                                            and not hasattr(model, "decoder")):
-            raise InputError(f"{name} has no image encoder and decoder of the kinds that can be "
-                             "explained: give another captioner")
-        check_finite(model.state_dict(), name)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-        processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
-        settings = description(model, tokenizer, processor)
-        for cuts in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches"):
-            if hasattr(processor, cuts):
-                setattr(processor, cuts, False)
-        text = getattr(config, "text_config", config)
-        if getattr(config, "image_token_id", None) is not None:
-            whole = transformers.AutoProcessor.from_pretrained(name, **options)
-            whole.image_processor = processor
-            ids = prompt_of_images(whole, model, prompt)
-        else:
-            starts = (getattr(config, "decoder_start_token_id", None),
-                      tokenizer.cls_token_id, getattr(text, "bos_token_id", None))
-            start = next(start for start in starts if start is not None)
-            if config.model_type == "blip":
-                start = text.bos_token_id
-            ids = [start, *tokenizer(prompt or "", add_special_tokens=False).input_ids]
-        ends = model.generation_config.eos_token_id
-        if config.model_type == "blip" or ends is None:
-            ends = text.sep_token_id if config.model_type == "blip" else tokenizer.eos_token_id
-        words = Words(tokenizer, [ends] if isinstance(ends, int) else list(ends))
-        model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor,
-                                    settings)
-        image = model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8))
-        if image.shape[1] != image.shape[2]:
-            raise InputError(f"{name} does not read square images, which is not supported: give "
-                             "another captioner")
-        model.log_p(image[None], torch.tensor([[words.start, words.end]]))      # does it run?
+        return read_parts(transformers, name, device, prompt)
     except InputError:
         raise
     except Exception as error:      # of any kind: the library parses arbitrary files
@@ -94,6 +52,56 @@ def load(name, device="cpu", prompt=None):
                          f"({shortened(error) or type(error).__name__}): give a folder in which "
                          f"save_pretrained wrote model, image processor and tokenizer{other}"
                          ) from error
+
+
+def read_parts(transformers, name, device, prompt):
+    """What `load` returns, from the model, its tokenizer and its image processor."""
+    options = {"trust_remote_code": False}
+    model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"{name} lacks weights of its model, {missing[0]} first: it was saved by "
+                         "another version of transformers, or is incomplete")
+    if unused := sorted(report["unexpected_keys"]):
+        print(f"{name} has {len(unused)} weights that its config.json has no place for, "
+              f"{unused[0]} first: its captions may be wrong")
+    config = model.config
+    has_decoder = hasattr(model, "decoder") or not config.is_encoder_decoder
+    if image_encoder(model) is None or not has_decoder:
+        raise InputError(f"{name} has no image encoder and decoder of the kinds that can be "
+                         "explained: give another captioner")
+    check_finite(model.state_dict(), name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+    processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+    settings = description(model, tokenizer, processor)
+    for cuts in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches"):
+        if hasattr(processor, cuts):
+            setattr(processor, cuts, False)
+
+    # the tokens before a caption, and those that end it
+    text = getattr(config, "text_config", config)
+    starts = [getattr(config, "decoder_start_token_id", None), tokenizer.cls_token_id,
+              getattr(text, "bos_token_id", None)]
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if config.model_type == "blip":
+        starts = [text.bos_token_id]
+        ends = text.sep_token_id
+    if getattr(config, "image_token_id", None) is not None:
+        whole = transformers.AutoProcessor.from_pretrained(name, **options)
+        whole.image_processor = processor
+        ids = prompt_of_images(whole, model, prompt)
+    else:
+        start = next(start for start in starts if start is not None)
+        ids = [start, *tokenizer(prompt or "", add_special_tokens=False).input_ids]
+
+    words = Words(tokenizer, [ends] if isinstance(ends, int) else list(ends))
+    model = PretrainedCaptioner(model.to(device), words, torch.tensor(ids), processor, settings)
+    image = model.prepare(torch.zeros(3, 64, 96, dtype=torch.uint8))
+    if image.shape[1] != image.shape[2]:
+        raise InputError(f"{name} does not read square images, which is not supported: give "
+                         "another captioner")
+    model.log_p(image[None], torch.tensor([[words.start, words.end]]))      # does it run?
     return model, words
 
 

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from captioning.errors import InputError
 from captioning.explanation import attribution
@@ -76,7 +77,6 @@ class Explainer(Passes):
                 r_pixels = attribution.through_encoder(maps, image, r_maps, chunk).transpose(0, 1)
 
         # what is the same for all rules
-        S = len(rows)
         features, _, r_features = used[-1]
         grid = self.grid(image, features.shape[1])
         # the encoder's last tokens form the grid; class tokens come before them
@@ -85,20 +85,16 @@ class Explainer(Passes):
         pieces, word = self.pieces_of(caption)
         first = torch.searchsorted(word, torch.arange(T, device=word.device))
         first = first.clamp(max=len(word) - 1)      # of the pieces of each word
-        is_word = caption[1:] != 0
-
-        def of_words(values):
-            values = values.gather(1, pieces[:, None])[:, 0]
-            return values.new_zeros(T).index_add(0, word, values)[None, step]
+        is_word = caption[1:, None] != 0
         logits = logits.detach()
+        log_p = logits.log_softmax(-1).gather(1, pieces[:, None])[:, 0]
         attention = self.attention_of(attentions, pieces, word, features.shape[1], own, T)
-        attention = attention if attention is None else attention[None, step]
         result = Derivatives(
-            logits=(logits[first] * is_word[:, None])[None, step],
-            targets=(rows @ targets.detach())[None],
+            logits=(logits[first] * is_word)[None, step], targets=(rows @ targets.detach())[None],
             word_logits=(own_rows @ targets.detach())[None, step],
-            word_log_p=of_words(logits.log_softmax(-1)), features=r_features[:, 0, own][None],
-            words=None, pixels=r_pixels, attention=attention, beta=None, grid=grid,
+            word_log_p=log_p.new_zeros(T).index_add(0, word, log_p)[None, step],
+            words=None, features=r_features[:, 0, own][None], pixels=r_pixels, beta=None, grid=grid,
+            attention=None if attention is None else attention[None, step],
             inputs=features.detach()[:, own], images=image.detach())
 
         # columns: what belongs to the tokens of a word, and to those before the caption
@@ -106,7 +102,7 @@ class Explainer(Passes):
         tokens, others = self.tokens(cut.embeddings, derivatives, L, is_relevance)
         is_image = F.pad(self.is_image, (0, len(pieces) - 1))
         column = F.pad(word[:-1] + 1, (len(self.prompt), 0)).clamp(max=T - 1)
-        words = tokens.new_zeros(S, T).index_add(1, column, tokens * ~is_image)
+        words = tokens.new_zeros(len(rows), T).index_add(1, column, tokens * ~is_image)
         if not is_relevance:
             return replace(result, words=words[None, ..., None])
 
@@ -115,11 +111,11 @@ class Explainer(Passes):
             (x.detach() * r).flatten(1).sum(1) for x, _, r in used)
         rest = others + (0 if derivatives[-1] is None else derivatives[-1])
         missing = result.targets[0] - image_part - words.sum(1) - rest
-        magnitude = image_part.abs() + words.abs().sum(1) + rest.abs()
-        if (missing.abs() > LOST * magnitude).any():
-            worst = (missing.abs() / magnitude).argmax()
+        tolerance = LOST * (image_part.abs() + words.abs().sum(1) + rest.abs())
+        if (missing.abs() > tolerance).any():
+            worst = (missing.abs() - tolerance).argmax()
             function = self.where_lost(image, caption, rule, encoder_rule, rows[worst],
-                                       LOST * magnitude[worst])
+                                       tolerance[worst])
             warnings.warn(f"the parts of a logit do not add up to it ({missing[worst]:+.2g} are "
                           f"missing): relevance is lost in the function {function}", stacklevel=2)
         if pixels:
@@ -127,7 +123,7 @@ class Explainer(Passes):
         return result.explanation(
             words=words[None], features=result.features * result.inputs[:, None], pixels=r_pixels,
             image=image_part[None], start=words[None, :, 0], previous=words[None, :, 1:].sum(-1),
-            rest=rest.expand(S)[None])
+            rest=rest.expand(len(rows))[None])
 
     def over_patches(self, relevance):
         """Maps (S, 1, H, W), spread evenly over each patch that the encoder reads."""
@@ -204,8 +200,6 @@ class Explainer(Passes):
 
             def leaf(x, leaves=leaves):
                 """Relevance arrives at copies of the signals among the arguments."""
-                if isinstance(x, tuple | list):
-                    return type(x)(map(leaf, x))
                 if not is_signal(x):
                     return x
                 leaves.append(x.detach().clone().requires_grad_())
@@ -213,7 +207,7 @@ class Explainer(Passes):
                     leaves[-1].is_gate = True
                 return leaves[-1]
             with torch.enable_grad(), rule:
-                again = function(*map(leaf, args), **kwargs)
+                again = function(*tree_map(leaf, args), **kwargs)
             if again.requires_grad:
                 parts = torch.autograd.grad(again, leaves, r, allow_unused=True)
                 arrived = sum((x * part).sum() for x, part in zip(leaves, parts, strict=True)

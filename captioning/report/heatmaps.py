@@ -124,11 +124,19 @@ def draw_heatmaps(path, explained, method):
         strongest = f"{'±' if signed else ''}{tops[t]:.2g}"
         draw.text((x + cell, below - 1), strongest, GREY, font(px(11)), anchor="ra")
 
-    # the colour scale
+    _draw_legend(sheet, (gap, legend), px, explained, method)
+    with atomic_path(path, sync=False) as temporary:
+        sheet.save(temporary, "png", compress_level=4)
+
+
+def _draw_legend(sheet, corner, px, explained, method):
+    """The colour scale with its meaning and, below it, the colours of the parts of the logit."""
+    gap, legend = corner
+    draw = ImageDraw.Draw(sheet)
     low, high = labels(METHODS[method], explained.contrast)
     face = font(px(12))
     grey = Image.new("RGB", (px(110), px(12)), (128,) * 3)
-    bar = overlay(grey, colours.legend(signed, px(110))[None])
+    bar = overlay(grey, colours.legend(METHODS[method].signed, px(110))[None])
     draw.text((gap, legend), low, GREY, face)
     x = gap + round(face.getlength(low)) + px(6)
     sheet.paste(bar, (x, legend + px(2)))
@@ -136,19 +144,18 @@ def draw_heatmaps(path, explained, method):
         "each map has its own scale")
     text = f"{high}; {scales}: below it the value of the strongest colour"
     draw.text((x + px(116), legend), text, GREY, face)
-    if explained.split:
-        x = gap
-        y = legend + px(20)
-        for part, colour in PARTS.items():
-            draw.rectangle((x, y + px(3), x + px(9), y + px(12)), colour)
-            draw.text((x + px(14), y), PART_NAMES[part], GREY, face)
-            x += face.getlength(PART_NAMES[part]) + px(26)
-        text = "— the logit's parts (LRP)"
-        if explained.flags is not None and any(explained.flags):
-            text += "; underlined: an object that is probably not there"
-        draw.text((x, y), text, GREY, face)
-    with atomic_path(path, sync=False) as temporary:
-        sheet.save(temporary, "png", compress_level=4)
+    if not explained.split:
+        return
+    x = gap
+    y = legend + px(20)
+    for part, colour in PARTS.items():
+        draw.rectangle((x, y + px(3), x + px(9), y + px(12)), colour)
+        draw.text((x + px(14), y), PART_NAMES[part], GREY, face)
+        x += face.getlength(PART_NAMES[part]) + px(26)
+    text = "— the logit's parts (LRP)"
+    if explained.flags is not None and any(explained.flags):
+        text += "; underlined: an object that is probably not there"
+    draw.text((x, y), text, GREY, face)
 
 
 def split_range(explained):

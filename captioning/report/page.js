@@ -18,13 +18,6 @@ function make(tag, properties = {}, ...children) {
   return element
 }
 
-// an element with this style
-function styled(tag, className, style) {
-  const element = make(tag, { className })
-  element.style.cssText = style
-  return element
-}
-
 function makeSvg(tag, attributes, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag)
   for (const attribute of Object.entries(attributes)) element.setAttribute(...attribute)
@@ -57,12 +50,12 @@ function regionDrawing(name) {
   const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0)
   const order = [...boxes.keys()].sort((a, b) => area(boxes[b]) - area(boxes[a]))
   const rects = order.map(k => {
-    const rect = rectangle(boxes[k], { id: `${name}-region-${k}`, role: "option",
-      "aria-label": `region ${k + 1}`, "aria-selected": k === at.region, "data-region": k })
     const r = at.word === null ? 0 : kind.regions[at.word][k], rgb = colour(r, kind.signed)
     // powers of the relevance: otherwise regions of medium relevance hide the image
-    if (r) rect.style.cssText = `stroke: rgb(${rgb} / ${Math.abs(r) ** 1.5});
-      stroke-width: ${0.5 + 4.5 * Math.abs(r)}px; fill: rgb(${rgb} / ${0.15 * r ** 4})`
+    const style = r ? `stroke: rgb(${rgb} / ${Math.abs(r) ** 1.5});
+      stroke-width: ${0.5 + 4.5 * Math.abs(r)}px; fill: rgb(${rgb} / ${0.15 * r ** 4})` : ""
+    const rect = rectangle(boxes[k], { id: `${name}-region-${k}`, role: "option", style,
+      "aria-label": `region ${k + 1}`, "aria-selected": k === at.region, "data-region": k })
     for (const event of ["mouseenter", "click"]) rect.addEventListener(event, () => openRegion(k))
     rect.addEventListener("mouseleave", () => openRegion(null))
     return rect
@@ -102,7 +95,8 @@ function figure(name) {
 function legend(name, t) {
   const { labels, legend, signed, scales } = current().methods[name]
   const strongest = t === null ? "" : `; strongest colour: ${signed ? "±" : ""}${scales[t]}`
-  return [labels[0], styled("span", "scale", `--gradient: ${legend}`), labels[1] + strongest]
+  const scale = make("span", { className: "scale", style: `--gradient: ${legend}` })
+  return [labels[0], scale, labels[1] + strongest]
 }
 
 // -- the caption ----------------------------------------------------------------------------------
@@ -139,19 +133,17 @@ function showCaption() {
     const button = make("button", { tabIndex: -1 }, make("span", { className: "word" }, word))
     button.classList.toggle("special", /^<.*>$/.test(word))
     if (i === 0) button.disabled = true     // <start> is read, not predicted
-    else if (split) button.append(styled("span", "split", `background: ${splitBar(split, i - 1)}`))
-    if (i) {
-      button.classList.toggle("flagged", Boolean(flags[i - 1]))
-      if (typeof presence[i - 1] === "number") button.title = estimate(presence[i - 1])
-    }
-    button.onmouseenter = () => at.pinned || openWord(i - 1)
-    button.onfocus = () => at.pinned || openWord(i - 1)
+    else if (split) button.append(
+      make("span", { className: "split", style: `background: ${splitBar(split, i - 1)}` }))
+    button.classList.toggle("flagged", Boolean(flags[i - 1]))
+    if (typeof presence[i - 1] === "number") button.title = estimate(presence[i - 1])
+    button.onmouseenter = button.onfocus = () => at.pinned || openWord(i - 1)
     button.onclick = () => { openWord(i - 1); pin(true) }
     return button
   }))
   $("parts").hidden = !split
   const squares = Object.entries(PARTS).flatMap(([name, text]) =>
-    [make("span", {}, styled("i", "", `background: var(--${name})`), text), " "])
+    [make("span", {}, make("i", { style: `background: var(--${name})` }), text), " "])
   $("parts").replaceChildren("Bars: parts of each word's logit (LRP); those left of the line " +
     "oppose the word:", ...squares, flags.some(Boolean)
     ? "(wavy underline: the object that the word names is probably not there)" : "")
@@ -189,8 +181,9 @@ function regionDetail() {
     make("h2", {}, `Region ${at.region + 1}, relative to the strongest region of each word`),
     table(rows.slice(0, 6).map(([word, r]) => {
       const label = kind.signed ? kind.labels[r < 0 ? 0 : 1].replace(" the word", "") : ""
-      return ["", word, `${label} ${percent(Math.abs(r))}`, styled("span", "share",
-        `width: ${100 * Math.abs(r)}%; background: rgb(${colour(r, kind.signed)})`)]
+      const style = `width: ${100 * Math.abs(r)}%; background: rgb(${colour(r, kind.signed)})`
+      return ["", word, `${label} ${percent(Math.abs(r))}`,
+        make("span", { className: "share", style })]
     }))]
 }
 
@@ -198,8 +191,9 @@ function splitRows(split, t) {
   const largest = Math.max(...Object.keys(PARTS).map(name => Math.abs(split[name][t]))) || 1
   return Object.entries(PARTS).map(([name, text]) => {
     const value = split[name][t], width = 50 * Math.abs(value) / largest
-    return ["", text, withSign(value), styled("span", "part", `background: var(--${name});
-      width: ${width}%; margin-left: ${value < 0 ? 50 - width : 50}%`)]
+    const style = `background: var(--${name}); width: ${width}%;
+      margin-left: ${value < 0 ? 50 - width : 50}%`
+    return ["", text, withSign(value), make("span", { className: "part", style })]
   })
 }
 

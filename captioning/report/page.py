@@ -51,6 +51,11 @@ def page_entry(explained):
     objects = [{"name": str(name), "box": np.round(box / sides, 4).tolist()}
                for name, box in zip(explained.objects, explained.object_boxes, strict=True)]
     boxes = explained.boxes
+    settings = dict(explained.settings)
+    if tuple(explained.window) != (0, 0, 1, 1):
+        left, top, right, bottom = (round(100 * edge) for edge in explained.window)
+        settings["the model sees"] = (f"{left} to {right} % of the width, {top} to {bottom} % of "
+                                      "the height")
 
     # shown first is, without stop words, the word to which the image contributes most
     scores = split["image"] if split else [len(word) for word in words]
@@ -60,13 +65,11 @@ def page_entry(explained):
                 for value in (() if explained.presence is None else explained.presence)]
     return {"format": FORMAT, "name": explained.name, "caption": explained.caption,
             "words": ["<start>", *words], "first": first, "steps": steps,
-            "split": split or None,
-            "logits": _rounded(explained.logits), "contrast": contrast,
+            "split": split or None, "logits": _rounded(explained.logits), "contrast": contrast,
             "flags": [] if explained.flags is None else np.array(explained.flags).tolist(),
             "presence": presence,
             "boxes": None if boxes is None else np.round(boxes / sides, 4).tolist(),
-            "references": list(explained.references), "objects": objects,
-            "settings": explained.settings,
+            "references": list(explained.references), "objects": objects, "settings": settings,
             "image": _data_uri(thumbnail(explained.image, IMAGE_SIDE), "jpeg"),
             "methods": {method: _method_entry(explained, method) for method in explained.methods}}
 

@@ -15,7 +15,7 @@ from captioning import checkpoint
 from captioning.cli import Parser, positive_int
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
-from captioning.data.images import preprocess, read_image
+from captioning.data.images import read_image
 from captioning.data.predictions import read_predictions
 from captioning.errors import InputError, run_script
 from captioning.metrics.object_words import load_objects
@@ -36,11 +36,6 @@ def get_args_parser():
     return parser
 
 
-def named(caption, objects):
-    """The set of categories that a caption names."""
-    return {category for _, category in objects.named(caption.split())}
-
-
 def images_without_companion(data, boxes, objects):
     """[(index, object, companion)] of the images that show an object without its companion."""
     cases = []
@@ -59,7 +54,8 @@ def select(cases, captions, objects, count):
     captions name it. Each case gets a fourth entry, whether (before, after) it is hallucinated."""
     kinds = {(True, False): [], (False, True): [], (True, True): [], (False, False): []}
     for i, first, companion in cases:
-        hallucinated = tuple(companion in named(texts[i], objects) for texts in captions)
+        hallucinated = tuple(companion in dict(objects.named(texts[i].split())).values()
+                             for texts in captions)
         kinds[hallucinated].append((i, first, companion, hallucinated))
     removed, added, *others = kinds.values()
     pairs = min(len(removed), len(added))
@@ -121,15 +117,13 @@ def main(args):
             words = caption.split()
             t, word = explained_step(words, objects, first, companion)
             ids = torch.tensor([vocabulary.encode(words, len(words))])
-            pixels = model.lrp(preprocess(image, checkpoint.image_size(model))[None], ids).pixels
+            pixels = model.lrp(model.prepare(image)[None], ids).pixels
             results.append((caption, word, pixels[0, t].sum(0).numpy(), hallucinated[k]))
         rows.append((image, results))
     path = folders[1] / "before_after.png"
-    draw(path, rows, f"hallucinated companions of {len(without)} images: {removed} removed, "
-         f"{added} added by fine-tuning")
-
-    print(f"hallucinated companions of {len(without)} images: {removed} removed, {added} added")
-    print(path)
+    result = f"hallucinated companions of {len(without)} images: {removed} removed, {added} added"
+    draw(path, rows, f"{result} by fine-tuning")
+    print(f"{result}\n{path}")
 
 
 if __name__ == "__main__":

@@ -66,24 +66,19 @@ done | xargs -P "${JOBS:-1}" -L 1 bash -c '
 
 # variants are not in the tables, and explanations are of the models before fine-tuning
 [ -z "$NAME" ] || exit 0
-methods="lrp gradient grad_cam guided_backprop guided_grad_cam attention random"
+explain() {     # arguments: checkpoint, folder of results, number of images, experiments
+    [ "$2/metrics_test.json" -nt "$1" ] || python evaluation.py \
+        --weight "$1" \
+        --dataset flickr8k \
+        --data_folder "$DATA" \
+        --methods lrp gradient grad_cam guided_backprop guided_grad_cam attention random \
+        --max_images "$3" \
+        --save_path "$2" \
+        --explanations "${@:4}"
+}
 for model in ${MODELS:-gridtd aoa}; do
     weight=output/${model}_flickr8k/checkpoint_best.pth
-    [ "$OUT/$model/metrics_test.json" -nt "$weight" ] || python evaluation.py \
-        --weight "$weight" \
-        --dataset flickr8k \
-        --data_folder "$DATA" \
-        --explanations ablation tpfp deletion_insertion grounding \
-        --methods $methods \
-        --max_images "${MAX_IMAGES:-100}" \
-        --save_path "$OUT/$model"
-    [ "$OUT/$model/sanity/metrics_test.json" -nt "$weight" ] || python evaluation.py \
-        --weight "$weight" \
-        --dataset flickr8k \
-        --data_folder "$DATA" \
-        --explanations sanity \
-        --methods $methods \
-        --max_images 20 \
-        --save_path "$OUT/$model/sanity"
+    explain $weight "$OUT/$model" "${MAX_IMAGES:-100}" ablation tpfp deletion_insertion grounding
+    explain $weight "$OUT/$model/sanity" 20 sanity
 done
 python studies/flickr8k/flickr8k.py "$OUT" --data_folder "$DATA"

@@ -36,14 +36,10 @@ def get_args_parser():
     return parser
 
 
-def random_flags(rate):
-    """A function like grounding.flags that flags each object word with probability `rate`."""
-    generator = torch.Generator().manual_seed(1)
-
-    def flag(model, features, explanation, captions, vocabulary, calibration):
-        mask = grounding.object_words(captions, vocabulary, calibration.objects)
-        return mask & (torch.rand(mask.shape, generator=generator) < rate)
-    return flag
+def random_presence(generator, model, features, explanation, captions, vocabulary, calibration):
+    """A random number for each object word in place of grounding.presence."""
+    is_object = grounding.object_words(captions, vocabulary, calibration.objects)
+    return torch.rand(is_object.shape, generator=generator).masked_fill(~is_object, torch.nan)
 
 
 def main(args):
@@ -81,11 +77,13 @@ def main(args):
     for kept in KEPT:
         threshold = correct.quantile(1 - kept)
         rate = (test < threshold).mean()
-        grounded = partial(grounding.decode_grounded, model,
-                           calibration=calibration._replace(threshold=threshold))
-        report(f"grounded, {kept:.0%} kept", grounded)
-        with mock.patch.object(grounding, "flags", random_flags(rate)):
-            report(f"random, {rate:.0%} of object words", grounded)
+        grounded = partial(grounding.decode_grounded, model)
+        report(f"grounded, {kept:.0%} kept",
+               partial(grounded, calibration=calibration._replace(threshold=threshold)))
+        generator = torch.Generator().manual_seed(1)
+        with mock.patch.object(grounding, "presence", partial(random_presence, generator)):
+            report(f"random, {rate:.0%} of object words",
+                   partial(grounded, calibration=calibration._replace(threshold=rate)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 # Does fine-tuning with explanations reduce object hallucination? Trains both models on biased demo
 # scenes with five random seeds, fine-tunes each in five modes for the same number of steps, and
 # evaluates on test images in which the planted companion is missing half the time. Takes hours on
-# two cores; QUICK=1 runs one seed and one epoch of fine-tuning. If interrupted, run it again: it
-# resumes. Settings (defaults: five seeds, two epochs, one job per core):
+# two cores. If interrupted, run it again: it resumes. Settings (defaults: five seeds, two epochs,
+# one job per core):
 #     SEEDS="1 2 3" EPOCHS=2 JOBS=2 OUT=output/hallucination bash studies/hallucination/run.sh
 # To divide it over machines, give each its own SEEDS or MODELS (gridtd aoa), copy the folders of
 # OUT together and run studies/hallucination/hallucination.py. WEIGHTS lists values of μ for which
@@ -15,11 +15,6 @@
 #     MODES=lrp NAME=_weight5 FLAGS="--lrp_weight 5" bash studies/hallucination/run.sh
 . "$(dirname "$0")/../../configs/environment.sh"
 export OMP_NUM_THREADS=1    # one job per core instead
-if [ -n "${QUICK:-}" ]; then
-    SEEDS=${SEEDS:-1}
-    EPOCHS=${EPOCHS:-1}
-    OUT=${OUT:-output/hallucination_quick}
-fi
 export DATA=data/hallucination
 if [ -n "${BIAS:-}" ]; then
     DATA=${DATA}_bias$BIAS
