@@ -60,11 +60,11 @@ def one_thread():
 def demo_data(tmp_path_factory):
     """A data folder with a small demo data set and stored features of the randomly initialised
     small encoder, and random region features."""
-    from helpers import prepare_flags, write_region_features
+    from helpers import call, prepare_flags, write_region_features
 
     import preparedataset
     folder = tmp_path_factory.mktemp("data")
-    preparedataset.main(preparedataset.get_args_parser().parse_args(prepare_flags(folder)))
+    call(preparedataset, *prepare_flags(folder))
     write_region_features(folder)
     return folder
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers import MODELS
 
 from aoamodel import AOAModel
 from captioning import decoding
@@ -63,7 +64,7 @@ def exhaustive(model, feature, max_len, length_penalty=0.0):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7])
-@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+@MODELS
 def test_wide_beam_equals_exhaustive_search(model_type, length_penalty):
     for seed in range(3):
         model, x = toy(seed, model_type), features(2, seed)
@@ -97,7 +98,7 @@ def test_batched_equals_one_at_a_time(options):
             torch.testing.assert_close(alone.scores[0], together.scores[b], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+@MODELS
 def test_beam_of_one_is_greedy(model_type):
     model, x = toy(2, model_type), features()
     greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=8)
@@ -226,24 +227,6 @@ def test_a_caption_that_ended_is_not_lost_when_others_are_better_for_a_while():
     assert found.scores[0, 0].exp().item() == pytest.approx(0.3, abs=1e-6)
 
 
-def test_groups_without_diversity_are_all_greedy():
-    model, x = toy(3), features()
-    greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=6)
-    groups = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3, diversity=0.0)
-    assert all(torch.equal(groups.tokens[:, n, :greedy.shape[1]], greedy) for n in range(3))
-
-
-def test_diversity_makes_hypotheses_differ():
-    model, x = toy(3), features(8)
-
-    def distinct_first_words(diversity):
-        found = decoding.beam_search(model, model.start(x), VOCABULARY, 6, 3, groups=3,
-                                     diversity=diversity)
-        return sum(len(set(first)) for first in found.tokens[..., 0].tolist())
-
-    assert distinct_first_words(50.0) == 8 * 3 > distinct_first_words(0.0) == 8
-
-
 def test_trigrams_are_blocked():
     for seed in range(8):
         model, x = toy(seed, sharp=8.0), features(6, seed)
@@ -319,13 +302,6 @@ def test_invalid_options_are_refused():
         decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, length_penalty=400)
     with pytest.raises(InputError, match="temperature"):
         decoding.sample(model, model.start(x), VOCABULARY, 5, temperature=0)
-
-
-def test_the_lowest_temperature_is_greedy():
-    model, x = toy(3), features()
-    greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=8)
-    assert torch.equal(greedy, decoding.decode(model, x, VOCABULARY, "sample", max_len=8,
-                                               temperature=1e-300))
 
 
 @pytest.mark.parametrize("method", decoding.DECODING_METHODS)

@@ -3,8 +3,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,10 +15,8 @@ from captioning import checkpoint, decoding
 from captioning.data.dataset import CaptionDataset
 from captioning.data.predictions import read_references
 from captioning.errors import InputError
-from captioning.experiments import runner
 from captioning.experiments.correctness import THRESHOLDS
 from captioning.explanation import encoders
-from captioning.files import fingerprint
 from captioning.metrics.object_metrics import frequent_word_scores
 from captioning.metrics.object_words import frequent_words, load_objects
 from gridTDmodel import GridTDModel
@@ -251,35 +247,6 @@ def test_every_experiment_writes_words_table_and_plot(scored):
     assert not {path.name for path in scored.iterdir() if ".tmp" in path.name}
 
 
-def test_an_interrupted_run_resumes(demo_data, weights, tmp_path, monkeypatch, scored):
-    monkeypatch.setattr(evaluation, "caption_split", reference_captions)
-    measure, measured = runner.measure, []
-
-    def stop_later(experiment, batch):
-        measured.append((batch.names[0], experiment))
-        if len(measured) == 8:
-            raise KeyboardInterrupt
-        return measure(experiment, batch)
-    monkeypatch.setattr(runner, "measure", stop_later)
-    flags = ["--weight", weights / "gridtd.pth", *SCORING]
-    with pytest.raises(KeyboardInterrupt):
-        run(demo_data, tmp_path, *flags)
-    assert not list(tmp_path.glob("ablation*"))
-    part = next(tmp_path.glob("parts_*/tpfp_*"))
-    content = part.read_text()
-    part.write_text("test_00000.png,1,dog,lrp,mean\n")
-    with pytest.raises(InputError, match=f"{part.name} is damaged"):
-        run(demo_data, tmp_path, *flags)
-    part.write_text(content)
-    run(demo_data, tmp_path, *flags)
-    n = len(EXPERIMENTS)
-    assert len(measured) == 1 + 2 * n and measured[7] == measured[8]    # each batch once
-    assert len(set(measured)) == len(measured) - 1
-    assert contents(tmp_path) == contents(scored) and not list(tmp_path.glob("parts_*"))
-    run(demo_data, tmp_path, "--weight", weights / "aoa.pth", *SCORING, "--methods", "random")
-    assert len(measured) == 1 + 4 * n       # the rows of another model are not used
-
-
 def test_two_processes_give_identical_results(demo_data, weights, tmp_path):
     """Also for the captions, which the processes generate together."""
     flags = ["--weight", weights / "aoa.pth", "--data_folder", demo_data, "--workers", "0",
@@ -303,23 +270,6 @@ def test_only_mask_mass_requires_masks(demo_data, weights, tmp_path):
 
 
 # -- captions and references from files --------------------------------------------------------
-
-
-ONE = '{"image": "test_00000.png", "caption": "a dog"}'
-
-
-@pytest.mark.parametrize("content, message", [
-    ("[{", "p.json"), ("{}", "must contain a list"), (None, "p.json"),
-    (f"[{ONE}, {ONE}]", "more than one caption for test_00000.png"),
-    (f"[{ONE}]", "test_00001.png has no caption"),
-    ('[{"image": "val_00000.png", "caption": "a"}]', "val_0.* is not among the 8 "),
-])
-def test_invalid_predictions(demo_data, tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "p.json").write_text(content)
-    with pytest.raises(InputError, match=message):
-        run(demo_data, tmp_path / "out", "--predictions", tmp_path / "p.json")
-    assert not (tmp_path / "out").exists()
 
 
 def test_chair_without_boxes(tmp_path):
@@ -483,21 +433,6 @@ def test_stored_features_of_other_encoder_weights(demo_data, weights, tmp_path):
     checkpoint.save(tmp_path / "model.pth", model, vocabulary, {"from_features": True})
     with pytest.raises(InputError, match="features_small_test_demo.hdf5"):
         run(demo_data, tmp_path, *flags)
-
-
-def test_region_features_of_another_width(demo_data, weights, tmp_path):
-    data = link_data(demo_data, tmp_path / "data")
-    names = CaptionDataset(demo_data, "demo", "test").names
-    path = data / "demo" / "features_bottom_up_test_demo.hdf5"
-    flags = ["--weight", weights / "regions.pth", "--metrics", "bleu"]
-    for width in (5, 7):        # the model takes 5 channels
-        with h5py.File(path, "w") as file:
-            file["features"] = np.ones((len(names), 3, width), np.float16)
-            file.attrs["names"] = fingerprint(names)
-        if width == 5:
-            run(data, tmp_path, *flags)
-    with pytest.raises(InputError, match=f"{path.name}.* 7 .* 5"):
-        run(data, tmp_path, *flags)
 
 
 def test_results_are_written_beside_the_input(demo_data, weights, tmp_path, monkeypatch):

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -432,11 +430,9 @@ def test_existing_explanations_are_not_computed_again(run, tmp_path, monkeypatch
     assert sizes == [2, 3, 3, 3, 3]
 
 
-def flip_bytes(path):
+def flip(path):
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    for i in range(middle, middle + 50):
-        content[i] ^= 255
+    content[len(content) // 2] ^= 255
     path.write_bytes(content)
 
 
@@ -451,7 +447,10 @@ def earlier_version(path):
 
 @pytest.mark.parametrize("name, damage", [
     ("explanation.npz", Path.touch), ("explanation.npz", Path.unlink),
-    ("explanation.npz", lambda path: path.write_bytes(b"")), ("explanation.npz", flip_bytes),
+    ("explanation.npz", lambda path: path.write_bytes(b"")),
+    # one byte in the middle; the arrays' file is compressed
+    ("explanation.npz", flip), ("attention.png", flip), ("entry.html", flip),
+    ("thumbnail.webp", flip),
     # arrays that are missing, of a wrong type or shape, or not finite
     ("explanation.npz", {"logits": None}), ("explanation.npz", {"words": np.zeros(4)}),
     ("explanation.npz", {"logits": np.zeros(4)}),
@@ -473,21 +472,6 @@ def test_a_damaged_explanation_is_noticed(run, image, name, damage):
 
 
 # -- folders and the page --------------------------------------------------------------------------
-
-
-def flip_middle_byte(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", ["attention.png", "entry.html", "thumbnail.webp"])
-def test_one_changed_byte_in_any_file_is_noticed(run, image, name):
-    folder = run("gridtd", [image], *ATTENTION) / "a"
-    identity = str(stored(folder)["identity"])
-    assert explanations.is_explained(folder, identity)
-    flip_middle_byte(folder / name)
-    assert not explanations.is_explained(folder, identity)
 
 
 def test_files_of_the_user_are_kept(run, image, tmp_path):
@@ -681,23 +665,3 @@ def test_bad_input_is_reported_in_one_sentence(weights, run, image, monkeypatch,
     with pytest.raises(InputError, match=message) as caught:
         run("gridtd", [image], *flags)
     assert "\n" not in str(caught.value)
-
-
-def test_exit_status_and_standard_error(weights, image, tmp_path, capsys):
-    command = [sys.executable, "explain.py", "--weight", weights / "gridtd.pth", "--device", "cpu",
-               "--caption", "a zebra", "--images", image, "--save_path", tmp_path / "out"]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 2 and process.stdout.startswith("settings: --weight ")
-    assert process.stderr.startswith("error: --caption 'a zebra'")
-    assert process.stderr.count("\n") == 1
-    for flag in ("--methods magic", "--decoding magic", "--beam_size 0"):
-        with pytest.raises(SystemExit) as end:
-            parsed("x", "z", *flag.split())
-        assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
-
-
-def test_real_photographs(run, shared_data):
-    paths = sorted((shared_data / "coco_sample" / "val2017").glob("*.jpg"))[:2]
-    out = run("aoa", paths, "--caption", "a dog runs")
-    for path in paths:
-        assert (np.ptp(pixels(out / path.stem / "lrp.png"), axis=2) > 100).mean() > 0.01

@@ -14,7 +14,7 @@ import preparedataset
 from captioning import checkpoint
 from captioning.data.dataset import split_path
 from captioning.data.vocabulary import read
-from captioning.errors import InputError, run_script
+from captioning.errors import InputError
 from captioning.training.reward import frequencies_path
 
 ROOT = Path(__file__).parents[1]
@@ -98,24 +98,6 @@ def test_flags_recorded_by_earlier_versions_are_defaults(bases):
     settings, _ = complete(bases["aoa"], recorded, "--erase_tune", "--batch_size", "3")
     assert (settings.captions_per_epoch, settings.batch_size, settings.grad_clip) == (2, 3, 0.5)
     assert settings.weight_decay == 0 and settings.model_type == "aoa"
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--lrp_tune"], "required: --weight"),
-    (["--weight", "x.pth"], "one of the arguments --erase_tune --lrp_tune --cider_tune "
-     "--lrp_cider_tune --ce_tune is required"),
-    (["--weight", "x.pth", "--lrp_tune", "--cider_tune"],
-     "--cider_tune: not allowed with argument --lrp_tune"),
-    (["--weight", "x.pth", "--lrp_tune", "--encoder_weights", "y.pth"],
-     "unrecognized arguments: --encoder_weights"),
-    (["--weight", "x.pth", "--lrp_tune"], "x.pth cannot be read"),
-])
-def test_command_line_errors(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        run_script(finetune.main, finetune.get_args_parser().parse_args(arguments))
-    assert end.value.code == 2
-    assert message in capsys.readouterr().err.strip().split("\n")[-1]
 
 
 @pytest.mark.parametrize("extra, message", [

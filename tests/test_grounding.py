@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import make, random_regions
+from helpers import MODELS, make, random_regions
 
 from aoamodel import AOAModel
 from captioning import decoding, grounding
@@ -18,9 +18,7 @@ from captioning.metrics.object_words import (
     load_objects,
     read_synonyms,
 )
-from gridTDmodel import GridTDModel
 
-MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 # 12 words with the special ones
 WORDS = build([["a", "dog", "puppy", "cat", "red", "runs", "fast", "big"]], 1)
 COEFFICIENTS = {"constant": 0.3, "image": 0.2, "absolute_share": 1.5, "log_p": 0.4,

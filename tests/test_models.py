@@ -3,6 +3,8 @@ import pytest
 import torch
 from helpers import (
     CAPTIONS,
+    MODEL_TYPES,
+    MODELS,
     T,
     V,
     assert_close,
@@ -16,15 +18,13 @@ from torch.nn import functional as F
 
 from aoamodel import AOAModel
 from captioning.errors import InputError
-from captioning.explanation.rules import Gradient
 from gridTDmodel import GridTDModel
 
 # three images with two captions each, of 1 to 5 words
 PAIRS = torch.stack([CAPTIONS, CAPTIONS.flip(0)], 1)
-MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 
 
-@pytest.fixture(params=[GridTDModel, AOAModel])
+@pytest.fixture(params=MODEL_TYPES)
 def model(request):
     return make(request.param, max_pooled)
 
@@ -61,25 +61,6 @@ def test_several_captions_per_image_equal_one_at_a_time(model):
     images = random_images()
     for n, captions in enumerate(PAIRS.unbind(1)):
         assert_close(model(images, PAIRS)[:, n], model(images, captions))
-
-
-def test_unrolled_rule_equals_fused_forward(model):
-    with Gradient():
-        trace = model.teacher_force(model.encode(random_images()), PAIRS)
-    assert_close(model.output(trace.hidden), model(random_images(), PAIRS))
-
-
-def test_features_and_images_give_equal_logits(model):
-    features = model.encode(random_images())
-    assert features.shape == (3, 16, 5)
-    assert_close(model(features, CAPTIONS), model(random_images(), CAPTIONS))
-
-
-@MODELS
-def test_zero_regions_are_ignored(model_type):
-    model = make(model_type)
-    padded = F.pad(random_regions(), (0, 0, 0, 3))
-    assert_close(model(padded, CAPTIONS), model(random_regions(), CAPTIONS))
 
 
 @pytest.mark.parametrize("per_region", [False, True])

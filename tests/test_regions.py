@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import literal_of_regions, make, reds_and_blues
+from helpers import MODEL_TYPES, MODELS, literal_of_regions, make, reds_and_blues
 
 import evaluation
 import explain
@@ -20,9 +20,7 @@ from captioning.data.annotations import Record
 from captioning.data.dataset import CaptionDataset, features_path, split_path
 from captioning.data.vocabulary import read
 from captioning.errors import InputError
-from gridTDmodel import GridTDModel
 
-MODELS = [GridTDModel, AOAModel]
 COUNTS = [3, 5, 1, 5, 5, 5, 5, 5]       # number of regions of each test image, at most 5
 
 
@@ -52,7 +50,7 @@ def store(data, split, names, boxes, features):
     return path
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=MODEL_TYPES)
 def weights(request, data, tmp_path_factory):
     words = read(data / "demo" / "wordmap_demo.json")
     torch.manual_seed(0)
@@ -71,7 +69,7 @@ def run(weights, data, save_path, flags="", dataset="--dataset demo --max_len 6"
     return {path.parent.name: dict(np.load(path)) for path in save_path.glob("*/explanation.npz")}
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@MODELS
 @pytest.mark.parametrize("method", ["lrp", "gradient", "guided_backprop"])
 def test_padding_does_not_change_explanations(model_type, method):
     """An image of 3 regions in a batch of images with 5 has the same explanation as alone, without

@@ -5,18 +5,14 @@ import shutil
 import signal
 
 import pytest
-import torch
 from fuzz import workspace
 from helpers import REGIONS, same, train_flags, train_run
 
 import finetune
 import train
 from captioning import checkpoint
-from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.feature_store import check_features
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import InputError
-from captioning.explanation import encoders
 from gridTDmodel import GridTDModel
 
 
@@ -40,24 +36,6 @@ def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_ty
         logs.append([[row[key] for key in ("epoch", "train_loss", "cider")] for row in rows])
     assert logs[0] == logs[1] and len(logs[0]) == 2
     assert (tmp_path / "killed" / "curves.png").stat().st_size > 1000
-
-
-def test_interrupt_saves_and_explains_how_to_resume(demo_data, tmp_path):
-    """Every step is saved; the signal reaches the workers as well, as in a terminal."""
-    last = tmp_path / "run" / "checkpoint_last.pth"
-    flags = train_flags(demo_data, last.parent, "--save_every", "1e-9", "--workers", "2")
-    status, errors = workspace.stop_once_exists(last, ["train", *flags], signal.SIGINT)
-    assert status == 130
-    assert "run the same command again" in errors.strip().split("\n")[-1]
-    assert "Traceback" not in errors
-    assert checkpoint.read(last)["training"]["state"]["step"] > 0
-
-
-def test_number_of_workers_does_not_change_the_weights(demo_data, tmp_path):
-    """Augmentation is a function of (seed, epoch, index) alone."""
-    without = train_run(demo_data, tmp_path / "without", "--epochs", "1")
-    with_workers = train_run(demo_data, tmp_path / "with", "--epochs", "1", "--workers", "2")
-    assert same(without["state_dict"], with_workers["state_dict"])
 
 
 def test_the_model_learns(demo_data, tmp_path):
@@ -96,17 +74,6 @@ def test_region_epochs_do_not_count_against_patience(demo_data, tmp_path):
     content = train_run(demo_data, tmp_path, *REGIONS, "--region_epochs", "2", "--patience", "1")
     state = content["training"]["state"]
     assert state["epoch"] == 2 and state["bad_epochs"] == 0
-
-
-def test_features_of_other_weights_are_refused(demo_data):
-    model = GridTDModel(9, 4, 6, 5, encoder="small")
-    stored = CaptionDataset(demo_data, "demo", "train",
-                            features=features_path(demo_data, "demo", "train", "small"))
-    with pytest.raises(InputError, match="other weights"):
-        check_features(stored, model)
-    torch.manual_seed(1)                    # --seed of preparedataset.py
-    model.encoder = encoders.build("small")
-    check_features(stored, model)
 
 
 @pytest.mark.parametrize("encoder, remedy", [

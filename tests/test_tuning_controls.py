@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import make, random_regions, run_training, train_run
+from helpers import MODELS, make, random_regions, run_training, train_run
 
 from aoamodel import AOAModel
 from captioning.data.boxes import load_boxes
@@ -16,7 +16,6 @@ from captioning.explanation import lrp_inference
 from captioning.metrics.object_words import load_objects
 from captioning.training.erasure import Choice
 from captioning.training.losses import cross_entropy, lrp_loss, word_rows
-from gridTDmodel import GridTDModel
 from studies.hallucination import tuning_controls as controls
 
 WORDS = build([["stuvwxyz"]], 1)
@@ -83,7 +82,7 @@ def test_the_other_image_does_not_name_the_object():
     assert swapped[0, 0, 0] == 0 and swapped[3, 0, 0] == 3
 
 
-@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+@MODELS
 def test_no_image_is_no_padding(model_type):
     blank = erasure(controls.NoImage).erase(None, random_regions(), None)
     assert (blank != 0).all() and (blank < 1e-30).all()

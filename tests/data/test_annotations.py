@@ -255,19 +255,3 @@ def test_invalid_file(tmp_path, read, path, new, message):
     with pytest.raises(InputError) as error:
         read(tmp_path, lambda content: changed(content, path, new))
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_real_coco_annotations(shared_data):
-    folder = shared_data / "coco_sample" / "annotations"
-    records = read_coco(folder, 2017)
-    splits = [record.split for record in records]
-    assert [splits.count(split) for split in annotations.SPLITS] == [107, 5, 64]
-    assert all((shared_data / "coco_sample" / record.path).exists() for record in records)
-    boxes = read_boxes(folder, records)
-    assert set(boxes) == {record.name for record in records}
-    for entry in boxes.values():
-        w, h = entry["shape"]
-        assert set(entry["bbox"]) == {str(i) for i in entry["categories"].values()}
-        for x0, y0, x1, y1 in (box for category_boxes in entry["bbox"].values()
-                               for box in category_boxes):
-            assert 0 <= x0 <= x1 <= w + 1 and 0 <= y0 <= y1 <= h + 1

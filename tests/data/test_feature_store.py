@@ -375,15 +375,6 @@ def test_open_features_of_a_grid_model(split, records):
     torch.testing.assert_close(data.read_features([2]), expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize(("make_model", "flags"), [
-    (grid_model, "--features cnn --encoder small"), (region_model, "--features bottom_up")])
-def test_missing_features_name_the_command(split, make_model, flags):
-    message = f"are missing: run preparedataset.py with {flags}$"
-    with pytest.raises(InputError, match=message) as error:
-        feature_store.open_features(split, "x", "train", make_model())
-    assert "\n" not in str(error.value)
-
-
 def test_features_of_other_encoder_weights(split, records):
     model = grid_model()
     path = store_grid(split, records, model)

@@ -3,9 +3,8 @@ import math
 
 import pytest
 import torch
-from helpers import make_batch
+from helpers import MODELS, make_batch
 
-from aoamodel import AOAModel
 from captioning.data.vocabulary import Vocabulary, build
 from captioning.training.losses import CrossEntropy, mix_in_predictions, region_loss, word_loss
 from gridTDmodel import GridTDModel
@@ -40,11 +39,11 @@ def test_word_loss_ignores_padding():
     torch.testing.assert_close(loss, -(p[0, 1] + p[1, 2] + p[2, 6] + p[3, 3] + p[4, 6]))
 
 
-@pytest.mark.parametrize("model_class", [GridTDModel, AOAModel])
-def test_region_loss_equals_its_equation(model_class):
+@MODELS
+def test_region_loss_equals_its_equation(model_type):
     vocabulary = build([["a", "b", "c", "d"]], 1)
-    options = {"attention_dim": 5} if model_class is GridTDModel else {"num_head": 2}
-    model = model_class(len(vocabulary), embed_dim=4, hidden_dim=6, encoder=None, feature_dim=3,
+    options = {"attention_dim": 5} if model_type is GridTDModel else {"num_head": 2}
+    model = model_type(len(vocabulary), embed_dim=4, hidden_dim=6, encoder=None, feature_dim=3,
                         **options).double()
     features = torch.rand(2, 4, 3, dtype=torch.float64)
     texts = [[["a", "b"], ["b", "d"]], [["c"], ["c", "c"]]]
