@@ -102,6 +102,16 @@ def assert_same(actual, expected, *but):
                                        rtol=1e-12, atol=1e-12)
 
 
+class Code:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 @contextlib.contextmanager
 def refused(message):
     """Expects an InputError of one line that the regular expression describes."""

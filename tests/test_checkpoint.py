@@ -4,18 +4,16 @@ import pickle
 
 import pytest
 import torch
-from helpers import published_state
+from helpers import Code, published_state, refused, vocabulary_of
 from torch import nn
 
 from aoamodel import AOAModel
 from captioning import checkpoint
-from captioning.data.vocabulary import Vocabulary
 from captioning.errors import InputError
 from captioning.files import write_json
 from gridTDmodel import GridTDModel
 
-WORDS = ["<pad>", "a", "dog", "<unk>", "<start>", "<end>"]
-VOCABULARY = Vocabulary({word: i for i, word in enumerate(WORDS)})
+VOCABULARY = vocabulary_of(["a", "dog"])
 CAPTIONS = torch.tensor([[4, 1, 2, 5]])
 
 
@@ -39,18 +37,8 @@ def test_saved_model_is_restored(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
 
 
-class Evil:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def test_loading_executes_no_code(tmp_path):
-    torch.save({"state_dict": {}, "evil": Evil(tmp_path / "evil")}, tmp_path / "c.pth")
+    torch.save({"state_dict": {}, "evil": Code(tmp_path / "evil")}, tmp_path / "c.pth")
     with pytest.raises(InputError, match="no file of tensors"):
         checkpoint.load(tmp_path / "c.pth")
     assert not (tmp_path / "evil").exists()
@@ -70,9 +58,8 @@ def test_damaged_checkpoints_are_named(tmp_path):
             path.write_bytes(damaged)
         else:
             torch.save(content | damaged, path)
-        with pytest.raises(InputError, match=rf"/{number}\.pth") as raised:
+        with refused(rf"/{number}\.pth"):
             checkpoint.load(path)
-        assert "\n" not in str(raised.value)
 
 
 def test_another_word_map_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import OWN_METHODS, pixels
+from helpers import OWN_METHODS, pixels, refused
 from made_up import random_image
 from PIL import Image
 
@@ -306,7 +306,7 @@ def test_captions_of_other_systems(run, tmp_path, capsys):
     assert "7.png: explained as <unk>, since the model does not know them: zebra" in (
         capsys.readouterr().out)
     write_captions(file, {7: "a zebra", "b.png": "...!"})
-    with pytest.raises(InputError, match=r"the caption of b\.png '\.\.\.!' contains no words"):
+    with refused(r"the caption of b\.png '\.\.\.!' contains no words"):
         run("aoa", paths, *flags)
     file.write_text('[{"image": "b.png", "caption": "a"}, {"image": "b", "caption": "dog"}]')
     with pytest.raises(InputError, match=r"more than one caption for b\.png"):
@@ -639,12 +639,11 @@ def test_images_of_a_split(run, demo_data):
 def test_images_that_cannot_be_read_are_skipped(run, tmp_path, capsys):
     good, bad = make_images(tmp_path, ["good", "bad"])
     bad.write_bytes(good.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"1 of 2 images were skipped.*bad\.png") as caught:
+    with pytest.raises(InputError, match=r"1 of 2 images were skipped.*bad\.png"):
         run("gridtd", [bad, good], *ATTENTION)
-    assert "\n" not in str(caught.value)
     out = run("gridtd", [bad, good], "--skip_broken", *ATTENTION)
     assert "skipped: " in capsys.readouterr().out and page_names(out) == ["good"]
-    with pytest.raises(InputError, match="none of the images.*bad.png is damaged"):
+    with refused("none of the images.*bad.png is damaged"):
         run("gridtd", [bad], "--skip_broken")
 
 
@@ -662,6 +661,5 @@ def test_bad_input_is_reported_in_one_sentence(weights, run, image, monkeypatch,
     monkeypatch.chdir(image.parent)
     Path("empty").mkdir()
     flags = [weights / flag if flag == "regions.pth" else flag for flag in flags]
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         run("gridtd", [image], *flags)
-    assert "\n" not in str(caught.value)

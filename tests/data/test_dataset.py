@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -259,7 +260,7 @@ def test_invalid_files(copied, change, message):
     for path in (dataset.split_path(copied, "x", "train"), stub_path(copied)):
         with h5py.File(path, "r+") as file, contextlib.suppress(KeyError):
             change(file)    # KeyError: it concerns the other file
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         opened(copied, features=stub_path(copied))
 
 
@@ -287,9 +288,8 @@ def test_missing_and_damaged_images(prepared, copied):
         file.attrs["image_folder"] = str(copied / "images")
     data = opened(copied, image_size=16)
     (copied / "images" / "3.png").write_bytes((prepared / "images" / "3.png").read_bytes()[:200])
-    with pytest.raises(InputError, match=r"3\.png") as error:
+    with pytest.raises(InputError, match=r"3\.png"):
         read_epoch(data, 1, [[3]])
-    assert "\n" not in str(error.value), "one line, although it was raised in a worker"
     (copied / "images" / "0.png").unlink()
     with pytest.raises(InputError, match=r"0\.png"):
         opened(copied, image_size=16)

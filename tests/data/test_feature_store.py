@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from PIL import Image
 from torch import nn
 
@@ -181,9 +182,8 @@ def test_replaced_image_is_computed_again(tmp_path, records):
 def test_broken_image_is_named_and_the_run_resumes(tmp_path, records, workers):
     intact = (tmp_path / "5.png").read_bytes()
     (tmp_path / "5.png").write_bytes(intact[:100])
-    with pytest.raises(InputError, match=r"5\.png") as error:
+    with refused(r"5\.png"):
         store_stub(tmp_path, records, workers=workers)
-    assert "\n" not in str(error.value)
     (tmp_path / "5.png").write_bytes(intact)
     assert_resumes(tmp_path, records)
 

@@ -3,9 +3,9 @@ messages."""
 import json
 
 import pytest
+from helpers import refused
 
 from captioning.data.flickr8k import read_flickr8k
-from captioning.errors import InputError
 
 LISTS = {"Flickr_8k.trainImages.txt": "3.jpg\n1.jpg\n", "Flickr_8k.devImages.txt": "2.jpg\n",
          "Flickr_8k.testImages.txt": "4.jpg\r\n\n"}
@@ -96,9 +96,8 @@ def test_random_splits_depend_on_the_seed_only(write, capsys):
 def test_malformed_files(write, files, message):
     files = LISTS | {"Flickr8k.token.txt": TOKENS} | files
     contents = {name: text for name, text in files.items() if text is not None}
-    with pytest.raises(InputError, match=message) as error:
+    with refused(message):
         read_flickr8k(write(contents))
-    assert "\n" not in str(error.value)
 
 
 def test_real_files(shared_data, capsys):

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from helpers import refused
 
 from captioning.data.predictions import (
     ImageNames,
@@ -54,7 +55,7 @@ def test_ambiguous_images_are_not_found(tmp_path):
     assert [images.find(key) for key in (2, "x2", "b/7.jpg")] == ["x2.png", "x2.png", "b/7.jpg"]
     assert [images.find(key) for key in (1, 7, "7.jpg", "8.png", "none_2.jpg")] == [None] * 5
     path = write(tmp_path / "p.json", [{"image_id": 1, "caption": "a"}])
-    with pytest.raises(InputError, match="a caption for 1, which is not among"):
+    with refused("a caption for 1, which is not among"):
         read_predictions(path, names)
     path = write(tmp_path / "p.json", [{"image": "x2.png", "image_id": "val_1", "caption": "a"}])
     with pytest.raises(InputError, match="x2.png and val_1, which are different images"):
@@ -87,9 +88,8 @@ def test_partial_predictions(tmp_path):
     ('[{"image_id": 42, "caption": "\\ud800"}]', "surrogates"),
 ])
 def test_invalid_predictions(tmp_path, content, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         read_predictions(write(tmp_path / "p.json", content), NAMES)
-    assert "\n" not in str(caught.value)
 
 
 def coco(**changes):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from helpers import refused
 
 from bert.bertscore import bert, bert_score, load
-from captioning.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,5 @@ def test_long_captions_are_truncated(roberta):
 def test_a_folder_without_a_valid_model(tmp_path, content):
     if content:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match="--bert_model cannot be loaded") as caught:
+    with refused("--bert_model cannot be loaded"):
         bert_score(["a"], [["a"]], tmp_path)
-    assert "\n" not in str(caught.value)
