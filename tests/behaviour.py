@@ -4,7 +4,7 @@
     python tests/behaviour.py AFTER > after.txt         # at the new one, with the same hardware
     diff before.txt after.txt
 
-Prints a line (hash, file, name) for every weight, optimizer state, array and table. Not a test.
+Prints a line (hash, file, name) for every number, array and table. Not a test by itself.
 """
 import csv
 import hashlib
@@ -60,10 +60,11 @@ def digest(value):
 
 
 def flatten(name, value):
-    """(name, value) of everything in nested dicts."""
-    if isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from flatten(f"{name}/{key}", value[key])
+    """(name, value) of everything in nested dicts and lists."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in sorted(items, key=lambda item: str(item[0])):
+            yield from flatten(f"{name}/{key}", part)
     else:
         yield name, value
 
@@ -72,21 +73,22 @@ def contents(path):
     """(name, value) of the contents of a file, without times."""
     if path.suffix == ".pth":
         content = torch.load(path, map_location="cpu", weights_only=True)
-        parts = {name: content[name] for name in ("state_dict", "config", "wordmap")}
-        yield from flatten("", parts | {"optimizer": content["training"]["optimizer"]})
+        for state in [content["training"]["state"]] if content.get("training") else []:
+            state |= {"seconds": 0, "log": [[*row[:7], *row[8:]] for row in state["log"]]}
+        yield from flatten("", content)
     elif path.suffix == ".npz":
         with np.load(path) as arrays:
-            yield from ((name, arrays[name]) for name in arrays.files if name != "identity")
+            yield from arrays.items()
     elif path.suffix == ".hdf5":
         with h5py.File(path) as file:
+            yield from file.attrs.items()
             names = []
             file.visit(names.append)
             datasets = [name for name in names if isinstance(file[name], h5py.Dataset)]
             yield from ((name, file[name][()]) for name in datasets)
     elif path.name == "log.csv":
         yield "", [row[:7] + row[8:] for row in csv.reader(path.read_text().splitlines())]
-    elif path.parent.name == "images" or (
-            path.suffix in (".json", ".csv") and path.name != "settings.json"):
+    else:
         yield "", path.read_bytes()
 
 
@@ -96,8 +98,11 @@ def main(out):
         subprocess.run(["bash", "-c", f"{sys.executable} {command}"], cwd=ROOT, check=True,
                        stdout=sys.stderr, env=os.environ | {"OMP_NUM_THREADS": "1"})
     for path in sorted(path for path in Path(out).rglob("*") if path.is_file()):
-        for name, value in contents(path):
-            print(digest(value), path.relative_to(out), name)
+        suffixes = (".pth", ".npz", ".hdf5", ".json", ".csv")
+        if path.suffix in suffixes or path.parent.name == "images":
+            for name, value in contents(path):
+                if name not in ("identity", "image") and path.name != "settings.json":
+                    print(digest(value), path.relative_to(out), name)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,15 @@ def make(model_type, encoder=None, seed=0, biased=True, **options):
     return model
 
 
+def small_model(name, vocabulary, seed=0, **options):
+    """A random "gridtd" or "aoa", by default with the encoder "small"."""
+    torch.manual_seed(seed)
+    model_type, attention = {"gridtd": (GridTDModel, {"attention_dim": 6}),
+                             "aoa": (AOAModel, {"num_head": 2})}[name]
+    sizes = {"embed_dim": 8, "hidden_dim": 8, "encoder": "small"}
+    return model_type(len(vocabulary), **sizes | attention | options)
+
+
 def vocabulary_of(words):
     """<pad>, the words, <unk>, <start> and <end>."""
     return Vocabulary({word: i for i, word in enumerate([PAD, *words, UNK, START, END])})
@@ -116,13 +125,16 @@ class Code:
 def refused(message):
     """Expects an InputError of one line that the regular expression describes."""
     with pytest.raises(InputError, match=message) as caught:
-        yield
+        yield caught
     assert "\n" not in str(caught.value)
 
 
 def call(script, *flags):
-    """Runs a script in this process."""
-    script.main(script.get_args_parser().parse_args([*map(str, flags)]))
+    """Runs a script in this process; the arguments that it is given stay as they are."""
+    args = script.get_args_parser().parse_args([*map(str, flags)])
+    before = dict(vars(args))
+    script.main(args)
+    assert vars(args) == before
 
 
 PUBLISHED = {

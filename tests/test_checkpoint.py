@@ -9,7 +9,6 @@ from torch import nn
 
 from aoamodel import AOAModel
 from captioning import checkpoint
-from captioning.errors import InputError
 from captioning.files import write_json
 from gridTDmodel import GridTDModel
 
@@ -39,7 +38,7 @@ def test_saved_model_is_restored(tmp_path, model):
 
 def test_loading_executes_no_code(tmp_path):
     torch.save({"state_dict": {}, "evil": Code(tmp_path / "evil")}, tmp_path / "c.pth")
-    with pytest.raises(InputError, match="no file of tensors"):
+    with refused("no file of tensors"):
         checkpoint.load(tmp_path / "c.pth")
     assert not (tmp_path / "evil").exists()
 
@@ -65,7 +64,7 @@ def test_damaged_checkpoints_are_named(tmp_path):
 def test_another_word_map_is_refused(tmp_path):
     checkpoint.save(tmp_path / "c.pth", make(AOAModel, num_head=2), VOCABULARY)
     write_json(tmp_path / "other.json", {**VOCABULARY.wordmap, "cat": 6})
-    with pytest.raises(InputError, match="other.json"):
+    with refused("other.json"):
         checkpoint.load(tmp_path / "c.pth", wordmap=tmp_path / "other.json")
 
 
@@ -87,7 +86,7 @@ def test_published_checkpoints_load_without_their_pickled_optimizer(tmp_path, mo
     model.query_per_region = isinstance(model, GridTDModel)
     torch.testing.assert_close(loaded(features, CAPTIONS.expand(2, -1)),
                                model(features, CAPTIONS.expand(2, -1)))
-    with pytest.raises(InputError, match="--wordmap"):
+    with refused("--wordmap"):
         checkpoint.load(tmp_path / "published.pth")
 
 

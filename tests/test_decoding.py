@@ -5,16 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import MODELS
+from helpers import MODELS, refused, vocabulary_of
 
 from aoamodel import AOAModel
 from captioning import decoding
-from captioning.data.vocabulary import Vocabulary
-from captioning.errors import InputError
 from gridTDmodel import GridTDModel
 
-WORDS = ["<pad>", "a", "b", "c", "<unk>", "<start>", "<end>"]
-VOCABULARY = Vocabulary({word: i for i, word in enumerate(WORDS)})
+VOCABULARY = vocabulary_of("abc")
 ALLOWED = [1, 2, 3, VOCABULARY.end]
 
 
@@ -55,14 +52,6 @@ def all_scores(model, feature, max_len):
     return scores
 
 
-def exhaustive(model, feature, max_len, length_penalty=0.0):
-    """The best sequence of all."""
-    scored = {words: score / len(words)**length_penalty
-              for words, score in all_scores(model, feature, max_len).items()
-              if words and (words[-1] == VOCABULARY.end or len(words) == max_len)}
-    return max(scored.items(), key=lambda item: item[1])
-
-
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7])
 @MODELS
 def test_wide_beam_equals_exhaustive_search(model_type, length_penalty):
@@ -71,7 +60,10 @@ def test_wide_beam_equals_exhaustive_search(model_type, length_penalty):
         found = decoding.beam_search(model, model.start(x), VOCABULARY, 4, 4**4,
                                      length_penalty=length_penalty)
         for b in range(2):
-            words, score = exhaustive(model, x[b], 4, length_penalty)
+            scored = {words: score / len(words)**length_penalty
+                      for words, score in all_scores(model, x[b], 4).items()
+                      if words and (words[-1] == VOCABULARY.end or len(words) == 4)}
+            words, score = max(scored.items(), key=lambda item: item[1])
             assert tuple(found.tokens[b, 0][found.tokens[b, 0] != 0].tolist()) == words
             assert found.scores[b, 0].item() == pytest.approx(score, abs=1e-10)
 
@@ -104,21 +96,14 @@ def test_beam_of_one_is_greedy(model_type):
     greedy = decoding.decode(model, x, VOCABULARY, "greedy", max_len=8)
     found = decoding.beam_search(model, model.start(x), VOCABULARY, 8, 1)
     assert torch.equal(greedy, found.tokens[:, 0])
+    coldest = decoding.decode(model, x, VOCABULARY, "sample", max_len=8, temperature=1e-300)
+    assert torch.equal(greedy, coldest)
     for b in range(len(x)):     # by definition: the most probable word at every step
         words = []
         while len(words) < greedy.shape[1] and VOCABULARY.end not in words:
             scores = {word: log_probability(model, x[b], [*words, word]) for word in ALLOWED}
             words.append(max(scores, key=scores.get))
         assert greedy[b][greedy[b] != 0].tolist() == words
-
-
-def test_early_stopping_returns_the_best_hypothesis():
-    for seed in range(6):
-        model, x = toy(seed), features(3, seed)
-        full = decoding.beam_search(model, model.start(x), VOCABULARY, 12, 3).tokens[:, 0]
-        early = decoding.decode(model, x, VOCABULARY, "beam_search", max_len=12, beam_size=3)
-        assert torch.equal(full[:, :early.shape[1]], early)
-        assert not full[:, early.shape[1]:].any()
 
 
 def test_nothing_follows_end_and_special_tokens_are_never_generated():
@@ -161,7 +146,7 @@ def literal_beam_search(scores, groups, width, max_len, diversity=0.0, length_pe
 
 @pytest.mark.parametrize("options", [
     {}, {"length_penalty": 1.0}, {"groups": 2, "diversity": 0.7},
-    {"groups": 2, "diversity": 0.7, "length_penalty": 1.0}])
+    {"groups": 2, "diversity": 0.7, "length_penalty": 1.0}, {"groups": 4, "diversity": 0.0}])
 @pytest.mark.parametrize("seed", range(3))
 def test_beam_search_equals_a_literal_one(seed, options):
     model, x = toy(seed), features(1, seed)
@@ -175,23 +160,9 @@ def test_beam_search_equals_a_literal_one(seed, options):
         assert found.scores[0, n].item() == pytest.approx(score, abs=1e-10)
 
 
-def crowded_beam_search(scores, width, max_len, length_penalty):
-    """The score that a search finds in whose beam hypotheses that ended keep their places."""
-    def score(words):
-        return scores[words] / len(words)**length_penalty
-
-    beam = [()]
-    for _ in range(max_len):
-        longer = [[words] if words[-1:] == (VOCABULARY.end,) else
-                  [(*words, word) for word in ALLOWED] for words in beam]
-        beam = sorted(sum(longer, []), key=score, reverse=True)[:width]
-    return score(beam[0])
-
-
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_captions_are_never_worse_than_those_of_other_searches(length_penalty):
-    """288 captions: as good as those of the literal search, some better than the crowded one's."""
-    improved = 0
+def test_captions_are_as_good_as_those_of_the_literal_search(length_penalty):
+    """288 captions, although `decode` stops early."""
     for model_type, seed in itertools.product((GridTDModel, AOAModel), range(12)):
         model, x = toy(seed, model_type, sharp=2.0), features(4, seed)
         scores_of = [all_scores(model, feature, 6) for feature in x]
@@ -202,10 +173,7 @@ def test_captions_are_never_worse_than_those_of_other_searches(length_penalty):
                 words = tuple(caption[caption != 0].tolist())
                 score = scores[words] / len(words)**length_penalty
                 literal = literal_beam_search(scores, 1, width, 6, length_penalty=length_penalty)
-                crowded = crowded_beam_search(scores, width, 6, length_penalty)
-                assert score >= max(literal[0][0], crowded) - 1e-9
-                improved += score > crowded + 1e-9
-    assert improved > 2
+                assert score >= literal[0][0] - 1e-9
 
 
 def test_a_caption_that_ended_is_not_lost_when_others_are_better_for_a_while():
@@ -219,7 +187,7 @@ def test_a_caption_that_ended_is_not_lost_when_others_are_better_for_a_while():
 
         def step(self, words, state, context, predict=None):
             p = steps[int(state[0].max())]
-            logits = torch.tensor([p.get(word, 1e-9) for word in WORDS], dtype=torch.float64).log()
+            logits = torch.tensor([p.get(word, 1e-9) for word in VOCABULARY.words]).double().log()
             return logits.expand(*words.shape, -1).clone(), (state[0] + 1,), None
 
     found = decoding.beam_search(Steps(), (torch.zeros(1),), VOCABULARY, 3, 2, best_only=True)
@@ -296,11 +264,11 @@ def test_sample_scores_are_log_probabilities():
 
 def test_invalid_options_are_refused():
     model, x = toy(), features()
-    with pytest.raises(InputError, match="equal groups"):
+    with refused("equal groups"):
         decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, groups=3)
-    with pytest.raises(InputError, match="between 0 and 10"):
+    with refused("between 0 and 10"):
         decoding.beam_search(model, model.start(x), VOCABULARY, 5, 4, length_penalty=400)
-    with pytest.raises(InputError, match="temperature"):
+    with refused("temperature"):
         decoding.sample(model, model.start(x), VOCABULARY, 5, temperature=0)
 
 
@@ -309,5 +277,5 @@ def test_logits_that_are_not_finite_are_refused(method):
     model, x = toy(), features()
     with torch.no_grad():
         model.W_o.bias.fill_(torch.nan)
-    with pytest.raises(InputError, match="not finite numbers"):
+    with refused("not finite numbers"):
         decoding.decode(model, x, VOCABULARY, method, max_len=8)

@@ -24,8 +24,8 @@ from captioning.training.loop import make_optimizer, train_step
 from captioning.training.losses import CrossEntropy, LRPInferenceLoss
 from captioning.training.scst import SCST
 
-OTHERS = [f"w{i}" for i in range(4, V)]
-VOCABULARY = Vocabulary({word: i for i, word in enumerate([PAD, START, END, UNK, *OTHERS])})
+# <start> and <end> are ids 1 and 2, as in CAPTIONS
+VOCABULARY = Vocabulary({word: i for i, word in enumerate([PAD, START, END, UNK, *"abcdefgh"])})
 
 
 @pytest.fixture(params=MODEL_TYPES)
@@ -94,6 +94,7 @@ def test_training_steps(models, device):
             scaler = torch.amp.GradScaler(place.type, enabled=False)
             results.append(train_step(model, loss, [batch], optimizer, scaler, place, 0.1))
         assert_close(results[1].float(), results[0])
+
 
 def test_small_models_have_one_thread_and_others_the_default(monkeypatch):
     """Also a large model after a small one."""

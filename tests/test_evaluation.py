@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from distributed import run_all
-from helpers import call, refused
+from helpers import call, refused, small_model
 
 import evaluation
 import preparedataset
-from aoamodel import AOAModel
 from captioning import checkpoint, decoding
 from captioning.data.dataset import CaptionDataset
 from captioning.data.predictions import read_references
@@ -19,7 +18,6 @@ from captioning.errors import InputError
 from captioning.explanation import encoders
 from captioning.metrics.object_metrics import frequent_word_scores
 from captioning.metrics.object_words import frequent_words, load_objects
-from gridTDmodel import GridTDModel
 from pycocoevalcap import java, spice_jar
 from pycocoevalcap.caption_metrics import scores
 
@@ -28,13 +26,10 @@ from pycocoevalcap.caption_metrics import scores
 def weights(demo_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     vocabulary = CaptionDataset(demo_data, "demo", "test").vocabulary
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(vocabulary), "embed_dim": 8, "hidden_dim": 8}
-    models = {"gridtd": GridTDModel(**sizes, attention_dim=6, encoder="small"),
-              "aoa": AOAModel(**sizes, num_head=2, encoder="small"),
-              "regions": AOAModel(**sizes, num_head=2, encoder=None, feature_dim=5)}
-    for name, model in models.items():
-        checkpoint.save(folder / f"{name}.pth", model, vocabulary)
+    regions = small_model("aoa", vocabulary, encoder=None, feature_dim=5)
+    checkpoint.save(folder / "regions.pth", regions, vocabulary)
+    for name in ("gridtd", "aoa"):
+        checkpoint.save(folder / f"{name}.pth", small_model(name, vocabulary), vocabulary)
     (folder / "empty.json").write_text("{}")
     return folder
 
@@ -255,7 +250,7 @@ def test_chair_without_boxes(tmp_path):
     assert metrics["chair_i"] == 0.5 and metrics["chair_s"] == 1
     path = tmp_path / "data" / "flickr8k" / "objects_flickr8k.json"
     path.write_text('{"words": {"dog": "dog"}, "pairs": []}')
-    with pytest.raises(InputError, match="has no boxes"):
+    with refused("has no boxes"):
         run(tmp_path / "data", tmp_path, *flags)
 
 
@@ -286,7 +281,7 @@ def coco_flags(folder):
 
 def test_coco_results_against_a_coco_captions_file(coco_files):
     flags = [*coco_flags(coco_files), "--boxes", coco_files / "instances.json", "--per_image"]
-    with pytest.raises(InputError, match="COCO_val2014_000000000020.jpg has no caption"):
+    with refused("COCO_val2014_000000000020.jpg has no caption"):
         run(coco_files, coco_files / "out", *flags)
     assert not (coco_files / "out").exists()
     metrics = run(coco_files, coco_files / "out", *flags, "--partial")
@@ -320,7 +315,7 @@ def test_a_metric_that_fails_is_reported_in_one_sentence(coco_files, monkeypatch
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert metrics.keys() == {"rouge_l"}
     assert [line.split(":")[1] for line in warnings] == [" no meteor", " no spice", " no bert"]
-    with pytest.raises(InputError, match="none of the metrics"):
+    with refused("none of the metrics"):
         run(coco_files, coco_files / "none", *flags)
     assert not (coco_files / "none" / "metrics_test.json").exists()
 
@@ -329,7 +324,7 @@ def test_boxes_of_other_images(coco_files):
     path = coco_files / "instances.json"
     path.write_text(path.read_text().replace("COCO_val2014_", ""))
     message = "boxes belong to other images, such as 000000000003.jpg"
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         run(coco_files, coco_files / "out", *coco_flags(coco_files), "--boxes", path, "--partial")
     assert {path.name for path in (coco_files / "out").iterdir()} == {"settings.json", "log.txt"}
 
@@ -341,7 +336,7 @@ def test_generated_captions_against_a_coco_captions_file(demo_data, weights, tmp
     (tmp_path / "captions.json").write_text(json.dumps(content))
     flags = ["--weight", weights / "aoa.pth", "--decoding", "greedy", "--references",
              tmp_path / "captions.json", "--metrics", "bleu"]
-    with pytest.raises(InputError, match="test_00005.png first"):
+    with refused("test_00005.png first"):
         run(demo_data, tmp_path / "out", *flags)
     run(demo_data, tmp_path / "out", *flags, "--partial")
     assert len(json.loads((tmp_path / "out" / "predictions_test.json").read_text())) == 5
@@ -380,7 +375,7 @@ def test_frequent_words_are_those_of_the_given_data_set(demo_data, coco_files, c
       "tpfp", "pointing_game"], "empty.json.*it contains no boxes"),
 ])
 def test_invalid_input_is_reported_in_one_sentence(demo_data, weights, tmp_path, flags, message):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         run(demo_data, tmp_path, *(flag.format(weights=weights) for flag in flags))
 
 
@@ -395,7 +390,7 @@ def test_stored_features_of_other_encoder_weights(demo_data, weights, tmp_path):
     with torch.no_grad():
         next(model.encoder.parameters()).mul_(1.1)
     checkpoint.save(tmp_path / "model.pth", model, vocabulary, {"from_features": True})
-    with pytest.raises(InputError, match="features_small_test_demo.hdf5"):
+    with refused("features_small_test_demo.hdf5"):
         run(demo_data, tmp_path, *flags)
 
 
@@ -412,15 +407,6 @@ def test_results_are_written_beside_the_input(demo_data, weights, tmp_path, monk
     evaluate(demo_data, "--predictions", written, "--metrics", "rouge_l")
     assert json.loads((folder / "metrics_test.json").read_text()).keys() == {"rouge_l"}
     assert written.read_text() == reordered         # the input is not overwritten
-    with pytest.raises(InputError, match="no.pth"):
+    with refused("no.pth"):
         evaluate(demo_data, "--weight", tmp_path / "missing" / "no.pth")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
-
-
-def test_arguments_are_not_modified(demo_data, coco_files):
-    args = evaluation.get_args_parser().parse_args([*map(str, [
-        "--data_folder", demo_data, *coco_flags(coco_files), "--partial", "--metrics", "map",
-        "--device", "cpu"])])
-    before = dict(vars(args))
-    evaluation.main(args)
-    assert vars(args) == before

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import MODELS, make, random_regions
+from helpers import MODELS, make, random_regions, refused
 
 from aoamodel import AOAModel
 from captioning import decoding, grounding
 from captioning.data.vocabulary import build
-from captioning.errors import InputError
 from captioning.metrics.object_words import (
     VISIBLE_OBJECTS,
     Objects,
@@ -174,7 +173,7 @@ def test_words_of_one_class_permit_no_estimate(tmp_path):
     words = table_of_words()
     words["present"] = 1.0
     write_table(words, tmp_path)
-    with pytest.raises(InputError, match="too few object words"):
+    with refused("too few object words"):
         grounding.calibrate(tmp_path / "best.pth", make(AOAModel), OBJECTS, tmp_path, [["a dog"]])
 
 
@@ -187,14 +186,14 @@ def test_a_calibration_belongs_to_its_weights(tmp_path):
     found = grounding.load(weight, model)
     assert found.threshold == 0.25 and found.objects.words == OBJECTS.words
     assert found.coefficients == COEFFICIENTS and found.frequencies == FREQUENCIES
-    with pytest.raises(InputError, match="other weights"):
+    with refused("other weights"):
         grounding.load(weight, make(AOAModel, seed=1))
     path = tmp_path / "best_grounding.json"
     content = json.loads(path.read_text())
     for key, value in (("threshold", "high"), ("words", ["dog"]), ("threshold", float("nan")),
                        ("coefficients", {"constant": 1}), ("frequencies", {"dog": "often"})):
         path.write_text(json.dumps(content | {key: value}))
-        with pytest.raises(InputError, match="is damaged or of another kind"):
+        with refused("is damaged or of another kind"):
             grounding.load(weight, model)
 
 

@@ -13,11 +13,11 @@ from helpers import (
     published_state,
     random_images,
     random_regions,
+    refused,
 )
 from torch.nn import functional as F
 
 from aoamodel import AOAModel
-from captioning.errors import InputError
 from gridTDmodel import GridTDModel
 
 # three images with two captions each, of 1 to 5 words
@@ -102,5 +102,5 @@ def test_load_published(model_type):
         model.query_per_region = True
     assert_close(other(random_images(), CAPTIONS), model(random_images(), CAPTIONS))
     wrong = make(AOAModel if model_type is GridTDModel else GridTDModel, max_pooled)
-    with pytest.raises(InputError, match="other model type"):
+    with refused("other model type"):
         wrong.load_published(published_state(model))

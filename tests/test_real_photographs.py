@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import call
 from PIL import Image
 
 import evaluation
@@ -23,7 +24,7 @@ CAT = Path(__file__).parents[1] / "docs" / "figures" / "cat.jpg"
 
 
 def run(module, flags):
-    module.main(module.get_args_parser().parse_args(f"{flags} --device cpu".split()))
+    call(module, *f"{flags} --device cpu".split())
 
 
 @pytest.fixture(scope="module")

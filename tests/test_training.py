@@ -1,18 +1,15 @@
-"""Training from end to end: a killed and resumed run ends with the same weights; the model learns.
-"""
+"""Training from end to end: killed and resumed runs end with the same weights; the model learns."""
 import csv
 import shutil
 import signal
 
 import pytest
 from fuzz import workspace
-from helpers import REGIONS, same, train_flags, train_run
+from helpers import REGIONS, call, refused, same, train_flags, train_run
 
-import finetune
 import train
 from captioning import checkpoint
 from captioning.data.vocabulary import Vocabulary
-from captioning.errors import InputError
 from gridTDmodel import GridTDModel
 
 
@@ -50,17 +47,17 @@ def test_the_model_learns(demo_data, tmp_path):
 
 def test_resuming_with_other_flags_is_refused(demo_data, trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(InputError, match="--batch_size 4, not 3.*same flags.*another --save_path.*"
+    with refused("--batch_size 4, not 3.*same flags.*another --save_path.*"
                        "--resume never"):
         train_run(demo_data, tmp_path, *REGIONS, "--batch_size", "3")
-    with pytest.raises(InputError, match="other sizes"):
+    with refused("other sizes"):
         train_run(demo_data, tmp_path, *REGIONS, "--attention_dim", "12")
     last = tmp_path / "checkpoint_last.pth"
     content = checkpoint.read(last)
     words = dict(content["wordmap"])
     words["dog"], words["ball"] = words["ball"], words["dog"]
     checkpoint.save(last, checkpoint.load(last)[0], Vocabulary(words), content["training"])
-    with pytest.raises(InputError, match="another vocabulary"):
+    with refused("another vocabulary"):
         train_run(demo_data, tmp_path, *REGIONS)
 
 
@@ -81,42 +78,26 @@ def test_region_epochs_do_not_count_against_patience(demo_data, tmp_path):
     ("bottom_up", "--features bottom_up")])
 def test_missing_features_are_named_with_the_remedy(tmp_path, encoder, remedy):
     message = f"features_{encoder}_train.* missing: run preparedataset.py with {remedy}$"
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         train_run(tmp_path / "data", tmp_path / "run", "--encoder", encoder)
 
 
-def test_earlier_spellings_of_flags(capsys):
-    """One sentence that names the present one."""
-    for parser, arguments, name in (
-            (train.get_args_parser(), ["--captions_per_step", "2"], "--captions_per_epoch"),
-            (finetune.get_args_parser(), ["--keep_weight", "0"], "--erase_keep_weight"),
-            (finetune.get_args_parser(), ["--no-own_evidence"], "--no-erase_own_evidence")):
-        with pytest.raises(SystemExit) as end:
-            parser.parse_args(arguments)
-        error = capsys.readouterr().err
-        assert end.value.code == 2 and f"give {name}" in error and error.count("\n") == 1
-
-
 def test_default_number_of_epochs_and_recorded_flags(demo_data, tmp_path, monkeypatch):
-    """The paper's number of epochs; what follows from flags is recorded, and args are kept."""
+    """The paper's number of epochs; what follows from flags is recorded."""
     seen = {}
     monkeypatch.setattr(train, "start_training", lambda settings, *_: seen.update(
         {settings.model_type: settings.epochs}))
     for model_type in ("gridtd", "aoa"):
         flags = train_flags(demo_data, tmp_path, "--model_type", model_type)
         del flags[flags.index("--epochs"):flags.index("--epochs") + 2]
-        train.main(train.get_args_parser().parse_args(flags))
+        call(train, *flags)
     assert seen == {"gridtd": 20, "aoa": 50}
     monkeypatch.undo()
-    args = train.get_args_parser().parse_args(train_flags(demo_data, tmp_path, "--epochs", "1"))
-    before = dict(vars(args))
-    train.main(args)
-    assert vars(args) == before and not args.finetune_encoder
-    flags = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["flags"]
-    assert len(flags.pop("data_fingerprint")) == 16
-    assert flags == before | {"finetune_encoder": True, "from_pixels": True}
+    flags = train_run(demo_data, tmp_path, "--epochs", "1")["training"]["flags"]
+    assert len(flags["data_fingerprint"]) == 16 and flags["epochs"] == 1
+    assert flags["finetune_encoder"] and flags["from_pixels"]       # as VGG16 is, from its features
 
 
 def test_region_features_have_no_pixels(demo_data, tmp_path):
-    with pytest.raises(InputError, match="no pixels"):
+    with refused("no pixels"):
         train_run(demo_data, tmp_path, "--encoder", "bottom_up", "--finetune_encoder")

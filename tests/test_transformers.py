@@ -11,7 +11,7 @@ import oracle
 import pretrained_models as tiny
 import pytest
 import torch
-from helpers import Code, assert_close, call
+from helpers import Code, assert_close, call, refused
 from made_up import random_image
 from torch import nn
 from torch.nn import functional as F
@@ -19,12 +19,10 @@ from torch.nn import functional as F
 import evaluation
 import explain as script
 from captioning import checkpoint, explain, grounding, pretrained
-from captioning.errors import InputError
 from captioning.explanation import functions, rules
 from captioning.explanation.attn_lrp import GammaLinear
 from captioning.explanation.methods import METHODS
 from captioning.explanation.rules import LRP, Gamma
-from captioning.pretrained import relevance
 from captioning.pretrained.captioner import PretrainedCaptioner
 from captioning.pretrained.passes import Cut
 from captioning.pretrained.words import Words
@@ -77,8 +75,8 @@ def test_parts_add_up_and_nothing_else_changes(name):
     assert not any(isinstance(getattr(hook, "__self__", None), Cut) for hook in hooks)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
-    # an image in a batch is explained like alone, also at single steps
-    alone = model.lrp(pixels[1:], ids[1:, :5], steps=torch.tensor([[2, 0]]))
+    # an image in a batch is explained like alone, also at single steps, one after the other
+    alone = model.lrp(pixels[1:], ids[1:, :5], steps=torch.tensor([[2, 0]]), chunk=1)
     for field in ("targets", "words", "pixels", "attention", "image"):
         values = getattr(explanation, field)[1:, [2, 0]]
         values = values[..., :4] if field == "words" else values
@@ -123,23 +121,6 @@ def test_relevance_of_patches_and_constants_of_the_encoder_add_up_to_the_image(n
     patches = F.avg_pool2d(relevance[None, None], side).repeat_interleave(side, 2)
     patches = patches.repeat_interleave(side, 3)[0].detach()
     assert_close(explanation.pixels[0, 1], patches)
-
-
-def test_words_pass_a_small_encoder_together(monkeypatch):
-    model = captioner("vit_gpt2")
-    ids = captions(model.words)[:1]
-    expected = model.lrp(images(1), ids, chunk=1).pixels
-    chunks = []
-    through_encoder = relevance.attribution.through_encoder
-
-    def watched(maps, image, r_maps, chunk):
-        chunks.append(chunk)
-        return through_encoder(maps, image, r_maps, chunk)
-    monkeypatch.setattr(relevance.attribution, "through_encoder", watched)
-    assert_close(model.lrp(images(1), ids).pixels, expected)
-    monkeypatch.setattr(relevance, "FEW", 1)
-    model.lrp(images(1), ids)
-    assert chunks[0] > 7 and chunks[1] == 1
 
 
 @pytest.mark.parametrize("name", ["vit_gpt2", "llava"])
@@ -423,7 +404,7 @@ def test_prompts_and_images_among_tokens(folders, photograph):
     explained = explain(photograph, weight=folders["llava"], prompt="describe the image",
                         caption=TEXTS[1], methods=("attn_lrp", "attention"))
     assert explained.words == ["the", "cat", ".", "<end>"]
-    with pytest.raises(InputError, match="--prompt is for models of transformers"):
+    with refused("--prompt is for models of transformers"):
         checkpoint.load(checkpoint.PHOTOGRAPHS, prompt="a")
 
 
@@ -449,7 +430,7 @@ def test_language_models_with_their_own_processors(folders, name, prompt, tmp_pa
                       explain(photograph, weight=folders[name], caption=TEXTS[0])):
         assert np.abs(sum(explained.split.values()) - explained.logits).max() < 1e-4
         assert np.abs(explained.heatmap(0)).max() > 0
-    with pytest.raises(InputError, match="outside the model.s vocabulary.*<image>"):
+    with refused("outside the model.s vocabulary.*<image>"):
         explain(photograph, weight=folders[name], caption="a <image>")
 
 
@@ -500,9 +481,9 @@ def test_captions_that_are_too_long_or_have_unknown_words(folders, photograph, t
                           ("a zebra", "outside the model's vocabulary.*zebra"),
                           ("a [SEP] dog", r"outside the model's vocabulary.*\[SEP\]"),
                           ("a \udcff", "outside the model's vocabulary")):
-        with pytest.raises(InputError, match=message):
+        with refused(message):
             explain(photograph, weight=weight, caption=text)
-    with pytest.raises(InputError, match="outside the model's vocabulary.*zebra"):
+    with refused("outside the model's vocabulary.*zebra"):
         explain(photograph, weight=weight, caption="a dog", contrast="zebra")
     # longer than the model's positions are only those that are given
     run_explain("--weight", weight, "--images", photograph, "--methods", "attention", "--max_len",
@@ -511,7 +492,7 @@ def test_captions_that_are_too_long_or_have_unknown_words(folders, photograph, t
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({"photo.png": "a zebra", "b.png": "a dog"}), "utf-8")
     shutil.copy(photograph, tmp_path / "b.png")
-    with pytest.raises(InputError, match="1 of 2 images"):
+    with refused("1 of 2 images"):
         run_explain("--weight", weight, "--images", photograph, tmp_path / "b.png", "--methods",
                     "attention", "--captions", captions, "--save_path", tmp_path / "given")
     assert ExplainedImage.load(tmp_path / "given" / "b").caption == "a dog"
@@ -551,7 +532,7 @@ def test_evaluation_measures_captions_and_explanations(folders, demo_data, tmp_p
     for experiment in ("tpfp", "deletion_insertion", "grounding"):
         rows = (tmp_path / f"{experiment}_words_test.csv").read_text(encoding="utf-8")
         assert "lrp" in rows
-    with pytest.raises(InputError, match="sanity randomises"):
+    with refused("sanity randomises"):
         call(evaluation, *flags, "sanity")
 
 
@@ -602,25 +583,25 @@ def spoil(folder, way):
 def test_what_is_no_captioner_is_refused_in_one_sentence(tmp_path, way, message):
     folder = tiny.save("vit_gpt2", tmp_path)
     spoil(folder, way)
-    with pytest.raises(InputError, match=message) as error:
+    with refused(message) as error:
         pretrained.load(str(folder))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert len(str(error.value)) < 500
     assert not (folder / "executed").exists()
 
 
 def test_what_a_captioner_cannot_do_is_refused(folders, photograph, tmp_path, monkeypatch):
     flags = ["--weight", folders["vit_gpt2"], "--images", photograph, "--save_path", tmp_path / "o"]
-    with pytest.raises(InputError, match="guided_backprop is not defined"):
+    with refused("guided_backprop is not defined"):
         run_explain(*flags, "--methods", "guided_backprop")
-    with pytest.raises(InputError, match="for which --grounded cannot"):
+    with refused("for which --grounded cannot"):
         run_explain(*flags, "--grounded")
-    with pytest.raises(InputError, match="attn_lrp is not defined"):
+    with refused("attn_lrp is not defined"):
         explain(photograph, methods=("attn_lrp",))
     monkeypatch.setattr("transformers.__version__", "4.55.4")
-    with pytest.raises(InputError, match="4.56 or newer .version 4.55.4 is installed.: pip"):
+    with refused("4.56 or newer .version 4.55.4 is installed.: pip"):
         checkpoint.load(folders["vit_gpt2"])
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match="pip install --upgrade transformers"):
+    with refused("pip install --upgrade transformers"):
         checkpoint.load(folders["vit_gpt2"])
 
 

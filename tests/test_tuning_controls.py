@@ -4,14 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import MODELS, make, random_regions, run_training, train_run
+from helpers import MODELS, make, random_regions, refused, run_training, train_run
 
 from aoamodel import AOAModel
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.vocabulary import build
 from captioning.decoding import image_seeds
-from captioning.errors import InputError
 from captioning.explanation import lrp_inference
 from captioning.metrics.object_words import load_objects
 from captioning.training.erasure import Choice
@@ -33,7 +32,7 @@ def erasure(control):
     return control(WORDS, torch.full((len(WORDS),), -1), 1.0, 0.0, 0.3)
 
 
-def test_mask_coverage_equals_literal_loops(demo_data):
+def test_mask_coverage_equals_literal_loops(demo_data, monkeypatch):
     """The share of each of 4×4 regions that an object covers, flipped with the image."""
     data = CaptionDataset(demo_data, "demo", "train", image_size=64, augment=True)
     objects = load_objects(demo_data, "demo", {})
@@ -41,12 +40,8 @@ def test_mask_coverage_equals_literal_loops(demo_data):
     boxes = load_boxes(Path(demo_data, "demo", "boxes_demo.json"))
     settings = SimpleNamespace(control="mask", mode="erase_tune", data_folder=demo_data,
                                dataset="demo", synonyms=None)
-    original = controls.make_original_loss
-    controls.make_original_loss = lambda *_: erasure(controls.ErasureLoss)
-    try:
-        loss = controls.make_loss(settings, None, data.vocabulary, data, torch.device("cpu"))
-    finally:
-        controls.make_original_loss = original
+    monkeypatch.setattr(controls, "make_original_loss", lambda *_: erasure(controls.ErasureLoss))
+    loss = controls.make_loss(settings, None, data.vocabulary, data, torch.device("cpu"))
     index = list(range(8))
     categories = [names.index(sorted(boxes[data.names[i]]["categories"])[0]) for i in index]
     chosen = choice_of(torch.tensor([[category, -1] for category in categories]), index)
@@ -151,5 +146,5 @@ def test_controls_train(demo_data, tmp_path, monkeypatch):
                      "--device", "cpu", "--save_path", str(folder), "--control", control]
         content = run_training(script, [*arguments, f"--{mode}"], folder)
         assert content["training"]["flags"]["control"] == control
-    with pytest.raises(InputError, match="--control temperature is a control of --lrp_tune"):
+    with refused("--control temperature is a control of --lrp_tune"):
         script.main(script.get_args_parser().parse_args([*arguments, "--ce_tune"]))

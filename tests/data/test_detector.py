@@ -3,12 +3,12 @@ preparation."""
 import h5py
 import pytest
 import torch
+from helpers import call, refused
 from torchvision import ops
 from torchvision.models import detection
 
 import preparedataset
 from captioning.data import detector
-from captioning.errors import InputError
 
 NAME, V2 = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn_v2"
 
@@ -128,7 +128,7 @@ def test_interrupted_data_preparation_resumes(weights, tmp_path, monkeypatch):
         flags = (f"--dataset demo --output_folder {folder} --demo_size 4 2 2 --workers 0 "
                  f"--features bottom_up --detector {NAME} --detector_weights {weights} "
                  "--regions 10 --device cpu --batch_size 3")
-        preparedataset.main(preparedataset.get_args_parser().parse_args(flags.split()))
+        call(preparedataset, *flags.split())
         return [folder / "demo" / f"features_bottom_up_{split}_demo.hdf5"
                 for split in ("train", "val", "test")]
     with pytest.raises(KeyboardInterrupt):
@@ -147,7 +147,7 @@ def test_weights_of_another_detector_are_rejected(tmp_path, weights):
     state = torch.load(weights, weights_only=True)
     state["backbone.of.another"] = torch.zeros(1)
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=f"do not fit {NAME}.*--detector"):
+    with refused(f"do not fit {NAME}.*--detector"):
         build_small(NAME, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="missing.pth cannot be read"):
+    with refused("missing.pth cannot be read"):
         build_small(NAME, tmp_path / "missing.pth")

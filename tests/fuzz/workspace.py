@@ -1,6 +1,5 @@
 """A folder with one small file of every format, commands that read them, and running a command in a
 forked process."""
-import base64
 import functools
 import gc
 import hashlib
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import encoded
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
@@ -146,10 +146,6 @@ def build(folder):
     os.chdir(loaded)
     for command in COMMANDS:
         call(command)
-
-
-def encoded(values):
-    return base64.b64encode(values.astype(np.float32).tobytes()).decode()
 
 
 def states(folder):

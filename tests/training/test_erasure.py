@@ -1,10 +1,18 @@
 """Evidence erasure: words and evidence against literal loops, the loss against its equation."""
 import pytest
 import torch
-from helpers import MODELS, make, make_batch, max_pooled, random_images, random_regions
+from helpers import (
+    MODELS,
+    make,
+    make_batch,
+    max_pooled,
+    random_images,
+    random_regions,
+    vocabulary_of,
+)
 
 from aoamodel import AOAModel
-from captioning.data.vocabulary import Vocabulary, build
+from captioning.data.vocabulary import build
 from captioning.metrics.object_words import NO_OBJECT, Objects
 from captioning.training import erasure
 from captioning.training.losses import CrossEntropy
@@ -279,8 +287,7 @@ def test_captions_without_object_words_leave_the_cross_entropy():
 
 
 def test_synonyms_share_a_category():
-    words = ["<pad>", "dog", "puppy", "ball", "track", "<unk>", "<start>", "<end>"]
-    vocabulary = Vocabulary({word: i for i, word in enumerate(words)})
+    vocabulary = vocabulary_of(["dog", "puppy", "ball", "track"])
     objects = Objects({"dog": "dog", "puppy": "dog", "ball": "ball", "teddy bear": "bear",
                        "track": NO_OBJECT})
     ids = objects.category_ids(vocabulary).tolist()

@@ -3,14 +3,12 @@ import math
 
 import pytest
 import torch
-from helpers import MODELS, make_batch
+from helpers import MODELS, make, make_batch, vocabulary_of
 
-from captioning.data.vocabulary import Vocabulary, build
 from captioning.training.losses import CrossEntropy, mix_in_predictions, region_loss, word_loss
 from gridTDmodel import GridTDModel
 
-WORDS = Vocabulary({word: i for i, word in
-                    enumerate(["<pad>", *"abcde", "<unk>", "<start>", "<end>"])})
+WORDS = vocabulary_of("abcde")
 CAPTIONS = torch.tensor([[[7, 1, 2, 8]], [[7, 3, 8, 0]]])
 LONG = torch.tensor([[[7, 1, 2, 3, 4, 8]]]).expand(64, 1, -1)
 
@@ -41,11 +39,8 @@ def test_word_loss_ignores_padding():
 
 @MODELS
 def test_region_loss_equals_its_equation(model_type):
-    vocabulary = build([["a", "b", "c", "d"]], 1)
-    options = {"attention_dim": 5} if model_type is GridTDModel else {"num_head": 2}
-    model = model_type(len(vocabulary), embed_dim=4, hidden_dim=6, encoder=None, feature_dim=3,
-                        **options).double()
-    features = torch.rand(2, 4, 3, dtype=torch.float64)
+    model, vocabulary = make(model_type), vocabulary_of("abcdefgh")
+    features = torch.rand(2, 4, 7, dtype=torch.float64)
     texts = [[["a", "b"], ["b", "d"]], [["c"], ["c", "c"]]]
     captions = torch.zeros(2, 2, 5, dtype=torch.long)
     for b, image in enumerate(texts):
@@ -55,13 +50,13 @@ def test_region_loss_equals_its_equation(model_type):
     expected, predicted, words = 0.0, 0, 0
     for b, image in enumerate(texts):
         regions = [model.region_logits(features)[b, k] for k in range(4)]
-        for word in "abcd":
+        for word in "abcdefgh":
             index = vocabulary.wordmap[word]
             p = max(1 / (1 + math.exp(-logits[index].item())) for logits in regions)
             is_present = any(word in caption for caption in image)
             expected -= math.log(p if is_present else 1 - p)
             predicted, words = predicted + (is_present and p > 0.5), words + is_present
-    padded = torch.cat([features, torch.zeros(2, 1, 3)], 1)       # padding regions predict nothing
+    padded = torch.cat([features, torch.zeros(2, 1, 7)], 1)       # padding regions predict nothing
     loss, *counts = region_loss(model, padded, captions, vocabulary)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert [int(count) for count in counts] == [predicted, words]

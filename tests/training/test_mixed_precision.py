@@ -1,14 +1,12 @@
 """Mixed precision: passes without gradient leave no cast weights to the trained pass after them."""
 import pytest
 import torch
-from helpers import MODELS, V, make, make_batch, random_regions
+from helpers import MODELS, V, make, make_batch, random_regions, vocabulary_of
 
-from captioning.data.vocabulary import Vocabulary
 from captioning.training.losses import CrossEntropy
 from captioning.training.scst import SCST
 
-WORDS = Vocabulary({word: i for i, word in
-                    enumerate(["<pad>", *"abcdefgh", "<unk>", "<start>", "<end>"])})
+WORDS = vocabulary_of("abcdefgh")
 CAPTIONS = torch.tensor([[[V - 2, 1, 2, V - 1, 0], [V - 2, 3, 3, 3, V - 1]]] * 3)
 
 
