@@ -1,5 +1,4 @@
-"""The benchmarks' shared functions, that the alternatives compute the same as the models, and that
-all benchmarks run."""
+"""The benchmarks run, and the alternatives compute the same as the models."""
 from importlib import import_module
 from pathlib import Path
 

@@ -1,5 +1,4 @@
-"""Decoding is exact: batched equals one at a time, beam 1 equals greedy, a wide beam equals
-exhaustive search."""
+"""Decoding is exact: batched or not, greedy as a beam of one, a wide beam as exhaustive search."""
 import itertools
 from collections import Counter
 

@@ -160,8 +160,7 @@ def contents(folder):
 
 
 def reference_captions(model, vocabulary, data, *_):
-    """Takes the place of caption_split: a reference of each image, and of another image for the
-    first two."""
+    """Instead of caption_split: a reference of each image, of another one for the first two."""
     return [texts[0] for texts in [*data.references[2:4], *data.references[2:]]]
 
 

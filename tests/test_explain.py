@@ -362,11 +362,10 @@ def test_the_identity_covers_all_that_an_explanation_depends_on(image, tmp_path)
     features, others = (SimpleNamespace(content_hash=lambda index, text=text: f"{text} {index}")
                         for text in "ab")
     different = [
-        identity(), identity(model=small_model("aoa", WORDS)), identity(words=build([["a", "cat"]], 1)),
-        identity(references=["a dog"]), identity(boxes=box), identity(regions=features),
-        identity(regions=others), identity(regions=features, index=1),
-        calibrated(0.1, 0.1), calibrated(0.2, 0.1), calibrated(0.1, 0.2),
-        calibrated(0.1, 0.1, word="cat")]
+        identity(), identity(model=small_model("aoa", WORDS)), identity(references=["a dog"]),
+        identity(words=build([["a", "cat"]], 1)), identity(boxes=box), identity(regions=features),
+        identity(regions=others), identity(regions=features, index=1), calibrated(0.1, 0.1),
+        calibrated(0.2, 0.1), calibrated(0.1, 0.2), calibrated(0.1, 0.1, word="cat")]
     random_image(seed=1).save(image)
     different += [identity(), identity(regions=features)]
     assert len(set(different)) == len(different)

@@ -1,5 +1,4 @@
-"""Files that are written completely or not at all, JSON, and names that cannot leave their
-folder."""
+"""Files that are written completely or not at all, JSON, and names that stay in their folder."""
 import os
 import string
 import subprocess

@@ -221,8 +221,7 @@ def test_resuming_with_other_words_is_refused(bases, tmp_path, mode, flag, words
 
 
 def test_default_save_path_is_not_used_by_the_demo(bases, monkeypatch):
-    """finetune.py --weight output/demo/checkpoint_best.pth --lrp_tune starts a new run after
-    configs/demo.sh."""
+    """With its checkpoint, finetune.py starts a new run."""
     load = checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda *_: load(bases["gridtd"]))
     settings, _ = complete("output/demo/checkpoint_best.pth", {}, "--lrp_tune")

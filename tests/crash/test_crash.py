@@ -82,8 +82,7 @@ def assert_ends_like(expected, script, folder, before=lambda: None):
 
 
 def assert_no_process_left(group):
-    """Within 10 seconds no process of the group is running any more: workers end with their parent,
-    whatever killed it."""
+    """Within 10 seconds: workers end with their parent, whatever killed it."""
     deadline = time.monotonic() + 10
     while any(running_in(group)):
         assert time.monotonic() < deadline, f"processes {list(running_in(group))} are still running"

@@ -153,8 +153,7 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path, capsys):
 
 
 def changed(value, path, new):
-    """A copy of `value` whose item at `path` is replaced by `new`, or removed if new is
-    KeyError."""
+    """A copy of `value` whose item at `path` is `new`, or is removed if new is KeyError."""
     value = copy.deepcopy(value)
     *parents, last = path
     container = value

@@ -28,8 +28,7 @@ CAPTIONS = [["the", "dog", "is", "on", "the", "left", "side"], ["right", "cat"],
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A data folder with the split `train` of the data set `x`: six images with one to three
-    captions each."""
+    """A data folder with the split `train` of `x`: six images, each with one to three captions."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()

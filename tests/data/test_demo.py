@@ -1,5 +1,4 @@
-"""The demo data set: reproducibility, true captions, boxes that fit the masks, and the planted
-bias."""
+"""The demo data set: reproducibility, true captions, boxes of the masks, and the planted bias."""
 import subprocess
 import sys
 import time

@@ -1,5 +1,4 @@
-"""Stored features: their values, resumption after interruptions, bottom-up features, and checks
-against a model."""
+"""Stored features: values, resumption, bottom-up features, and checks against a model."""
 import base64
 import fcntl
 import os
@@ -208,8 +207,7 @@ def test_full_disk(tmp_path, records, monkeypatch):
 
 
 def tsv_row(name, count, value, conf=None):
-    """A row of py-bottom-up-attention's tsv; all features and coordinates of region k are
-    value + k."""
+    """A row of py-bottom-up-attention's tsv; all numbers of region k are value + k."""
     regions = value + np.arange(count)[:, None]
     conf = encoded(np.ones(count) if conf is None else conf)
     ids = encoded(np.zeros(count), np.int64)
@@ -274,8 +272,7 @@ def test_incomplete_tsv_is_replaced_by_another(tmp_path):
 
 
 def test_folder_of_tsv_files(tmp_path):
-    """Published features are split into files such as karpathy_train_….tsv.0 and .1, or
-    train2014_obj36.tsv and val2014_obj36.tsv."""
+    """As published ones: karpathy_train_….tsv.0 and .1; train2014_obj36.tsv, val2014_obj36.tsv."""
     (tmp_path / "in").mkdir()
     for name, ids in (("a.tsv.0", ["1", "5"]), ("a.tsv.1", ["3"]), ("b.tsv", ["2"])):
         rows = [tsv_row(image_id, 36, 100 * int(image_id)) for image_id in ids]

@@ -1,5 +1,4 @@
-"""Reading Flickr8k's annotations: both caption formats, all sources of splits, and error
-messages."""
+"""Reading Flickr8k's annotations: both caption formats, all sources of splits, and errors."""
 import json
 
 import pytest

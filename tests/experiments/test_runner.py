@@ -532,8 +532,7 @@ def run(study, folder, names=("ablation", "pointing_game")):
 
 
 def test_word_ablation_without_a_method_that_applies(study, tmp_path, capsys, monkeypatch):
-    """Attention assigns no relevance to words: only the measures of patch ablation remain, or none.
-    """
+    """Attention assigns no relevance to words: the measures of patch ablation remain, or none."""
     study = replace(study, methods=("attention",))
     table = run(study, tmp_path, ["ablation"])["ablation"]
     assert set(table.index) <= {("attention", "disappears"), ("attention", "patch_drop")}

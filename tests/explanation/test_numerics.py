@@ -60,8 +60,7 @@ def assert_finite(explanation, place):
 
 
 def assert_bounded(explanation, biased, eps, place):
-    """Without biases and ε all relevance arrives; a CNN, whose shares are not negative, adds none.
-    """
+    """Without biases and ε all relevance arrives; a CNN, of shares ≥ 0, adds none."""
     features = explanation.features.abs().sum((-2, -1))
     words = explanation.words.abs().sum(-1)
     if not biased and eps == 0:

@@ -1,5 +1,4 @@
-"""Every command with damaged files and unusual flags ends well: with valid output, or with one
-sentence."""
+"""Commands with damaged files and unusual flags end with valid output or with one sentence."""
 import shlex
 from pathlib import Path
 
@@ -33,8 +32,7 @@ def copies(small_files, tmp_path_factory):
 
 
 def cases(config, share):
-    """Settings of hypothesis for this share of all cases, always the same ones unless
-    --hypothesis-seed is given."""
+    """Settings of hypothesis for this share of all cases, the same unless --hypothesis-seed."""
     return settings(max_examples=max(1, round(share * config.getoption("fuzz_cases"))),
                     deadline=None, database=None,
                     derandomize=config.getoption("--hypothesis-seed") is None, print_blob=True,
@@ -88,8 +86,7 @@ def test_unusual_flags(copies, pytestconfig, number):
 
 @pytest.mark.parametrize("line", CORPUS.read_text(encoding="utf-8").splitlines())
 def test_inputs_that_once_failed(copies, line):
-    """Each line: the number of a command, and a file and what it contains instead, or a flag and
-    its value."""
+    """Each line: the number of a command, a file and its new content, or a flag and its value."""
     number, name, value = shlex.split(line)
     command, folder = list(workspace.COMMANDS)[int(number)].split(), copies()
     if name.startswith("--"):

@@ -39,10 +39,7 @@ def roberta(tmp_path_factory):
 
 
 def f_bert_by_definition(caption, reference, folder, layer):
-    """F1 of greedy matching between the token features of one layer.
-
-    [CLS] and [SEP] may be matched, but their own matches are not counted.
-    """
+    """F1 of greedy matching between token features, without the matches of [CLS] and [SEP]."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():

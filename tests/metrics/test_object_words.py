@@ -68,8 +68,7 @@ def test_objects_named_by_a_caption(coco, caption, expected):
 
 
 def named_by_definition(phrases, words):
-    """From left to right, the longest phrase that starts at a word; those of "none" name no object.
-    """
+    """From left to right, the longest phrase at a word; those of "none" name no object."""
     named, t = [], 0
     while t < len(words):
         lengths = [n for n in range(1, len(words) - t + 1) if " ".join(words[t:t + n]) in phrases]

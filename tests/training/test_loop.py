@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import REGIONS, refused, train_run
 
-from captioning import checkpoint, processes
+from captioning import checkpoint
 from captioning.data.dataset import CaptionDataset
 from captioning.training import loop
-from captioning.training.loop import epoch_batches, own_passes
+from captioning.training.loop import epoch_batches
 
 ONE_IMAGE = (*REGIONS, "--batch_size", "1", "--epochs", "1")      # 24 steps per epoch
 
@@ -19,18 +19,6 @@ def test_every_epoch_uses_every_image_once_in_another_order():
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(23))
     assert first != second and first == epoch_batches(23, 5, seed=1, epoch=0)
     assert [len(batch) for batch in first] == [5, 5, 5, 4, 4]
-
-
-def test_passes_of_a_batch(monkeypatch):
-    """Different images in each pass of each process, as equally many as possible."""
-    monkeypatch.setattr(processes, "count", lambda: 3)
-    for size in (6, 7, 12):
-        passes = []
-        for rank in range(3):
-            monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-            passes += own_passes(list(range(size)), 2)
-        assert sum(passes, []) == list(range(size)) and len(passes) == 6
-        assert {len(images) for images in passes} <= {size // 6, size // 6 + 1}
 
 
 def test_a_batch_that_is_too_small_for_the_passes_is_refused(demo_data, tmp_path):

@@ -63,8 +63,7 @@ def test_region_loss_equals_its_equation(model_type):
 
 
 def test_region_logits_are_those_of_the_region_alone():
-    """gridtd: W_o of ĉ + h2 if the attention is on one region only, the sentinel gate closed and h2
-    zero."""
+    """gridtd: with the attention on one region, the sentinel gate closed and h2 zero."""
     model, features = gridtd(), torch.rand(1, 4, 3)
     v = model.start(features).v
     torch.testing.assert_close(model.region_logits(features), model.output(v))

@@ -88,8 +88,7 @@ def test_equals_a_plain_implementation(documents, reward):
 
 
 def test_equals_pycocoevalcap(documents, reward):
-    """The package computes document frequencies from the references that it is given: here all
-    training captions."""
+    """Which computes document frequencies of the references given: here all training captions."""
     cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
     generator = random.Random(2)
     captions = [[caption(generator)] for _ in documents]

@@ -84,8 +84,7 @@ def test_a_damaged_state_is_refused_and_nothing_is_written(run, tmp_path, path, 
 
 
 def test_another_encoder_than_that_of_the_features_is_refused(tmp_path):
-    """Features that were computed again with other weights would otherwise meet a decoder that was
-    trained on the old ones."""
+    """Otherwise features of other weights would meet a decoder trained on the old ones."""
     def arguments(seed):
         torch.manual_seed(seed)
         settings, _, _, _, scaler = make_run(tmp_path)
