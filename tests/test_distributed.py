@@ -49,15 +49,6 @@ def started_preparation(demo_data, folder):
     return "preparedataset", prepare_flags(folder)
 
 
-def check_preparation(demo_data, folder):
-    for name in ("features_small_train", "features_small_val", "features_small_test",
-                 "document_frequencies", "masks"):
-        one, two = ((parent / "demo" / f"{name}_demo.hdf5").read_bytes()
-                    for parent in (demo_data, folder))
-        assert one == two, name
-    assert not list(folder.rglob("*.partial"))
-
-
 def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, bases, tmp_path):
     """4 or 8 steps of 6 images, in 2 processes × 2 passes of different sizes; without dropout."""
     common = ("--data_folder", demo_data, "--batch_size", "7", "--workers", "0", "--device", "cpu",
@@ -81,7 +72,12 @@ def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, 
                 + [started_preparation(demo_data, tmp_path / "data")])
     output = run_all(together, tmp_path, 2, in_double=True)
     assert output.count("settings: ") == len(together)      # of the first process
-    check_preparation(demo_data, tmp_path / "data")
+    for name in ("features_small_train", "features_small_val", "features_small_test",
+                 "document_frequencies", "masks"):
+        prepared, expected = ((parent / "demo" / f"{name}_demo.hdf5").read_bytes()
+                              for parent in (tmp_path / "data", demo_data))
+        assert prepared == expected, name
+    assert not list(tmp_path.rglob("*.partial"))
     run_all(runs("one", everything) + runs("resumed", resumed), tmp_path, in_double=True)
 
     def last(folder, name):

@@ -1,6 +1,5 @@
 """evaluation.py: the captions of a split, their metrics, and the experiments on explanations."""
 import json
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -104,25 +103,6 @@ def test_correct_captions_score_high_and_hallucinated_objects_are_counted(demo_d
     assert "cider" not in wrong
 
 
-def test_sampled_captions_depend_on_the_seed_but_not_on_the_number_of_processes(
-        demo_data, weights, monkeypatch):
-    model, vocabulary = checkpoint.load(weights / "gridtd.pth")
-    data = CaptionDataset(demo_data, "demo", "test", image_size=112)
-    flags = ["--decoding", "sample", "--top_k", "5", "--max_len", "6"]
-    options = evaluation.cli.decoding_options(evaluation.get_args_parser().parse_args(flags))
-
-    def sample(seed, part=slice(None)):
-        with monkeypatch.context() as patch:
-            patch.setattr(evaluation.processes, "shard", lambda batches: batches[part])
-            return evaluation.caption_split(model, vocabulary, data,
-                                            partial(decoding.decode, **options), seed, 2, 0,
-                                            torch.device("cpu"))
-    captions = sample(1)
-    torch.rand(3)
-    assert captions == sample(1) != sample(2) and len(captions) == len(data)
-    assert sample(1, slice(0, None, 2)) == captions[:2] + captions[4:6]
-
-
 # -- explanations ------------------------------------------------------------------------------
 
 
@@ -204,16 +184,19 @@ def test_every_experiment_writes_words_table_and_plot(scored):
 
 
 def test_two_processes_give_identical_results(demo_data, weights, tmp_path):
-    """Also for the captions, which the processes generate together."""
+    """Also for the captions, which the processes sample together: their seeds are the images'."""
     flags = ["--weight", weights / "aoa.pth", "--data_folder", demo_data, "--workers", "0",
              "--max_len", "12", "--device", "cpu", *SCORING, "--methods", "lrp", "random",
-             "--save_path"]
+             "--decoding", "sample", "--top_k", "5", "--save_path"]
     for count, name in ((1, "one"), (2, "two")):
         output = run_all([("evaluation", [*flags, tmp_path / name])], tmp_path, count)
         assert output.count("settings:") == 1
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two") and not list((tmp_path / "two").glob("parts_*"))
     assert any(name.startswith("ablation_words") for name in one)
+    other = [*flags, tmp_path / "other", "--seed", 2, "--explanations", "tpfp", "--max_images", 1]
+    run_all([("evaluation", other)], tmp_path)
+    assert contents(tmp_path / "other")["predictions_test.json"] != one["predictions_test.json"]
 
 
 def test_only_mask_mass_requires_masks(demo_data, weights, tmp_path):

@@ -35,24 +35,18 @@ def captions_of(*texts):
     return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
 
-def share(model, features, caption, t):
-    """The image's share in the word at step t, from the relevance itself."""
+def estimate(model, features, caption, t):
+    """The estimate for the word at step t, literally, image by image."""
     explanation = model.lrp(features[None], caption[None])
     image = float(explanation.features[0, t].sum())
     start, *previous = explanation.words[0, t].tolist()
     rest = float(explanation.targets[0, t]) - image - start - sum(previous)
-    return image / (abs(image) + abs(start) + abs(sum(previous)) + abs(rest))
-
-
-def estimate(model, features, caption, t):
-    """The estimate for the word at step t, literally, image by image."""
-    explanation = model.lrp(features[None], caption[None])
+    share = image / (abs(image) + abs(start) + abs(sum(previous)) + abs(rest))
     word = caption[t + 1]
     log_p = model(features[None], caption[None])[0, t].log_softmax(-1)[word]
     blank = torch.full_like(features[None], 1e-200)
     without = model(blank, caption[None])[0, t].log_softmax(-1)[word]
-    values = {"image": explanation.features[0, t].sum(),
-              "absolute_share": share(model, features, caption, t), "log_p": log_p,
+    values = {"image": image, "absolute_share": share, "log_p": log_p,
               "log_p_gain": log_p - without, "position": t,
               "frequency": FREQUENCIES.get(WORDS.words[word], 0)}
     log_odds = COEFFICIENTS["constant"]

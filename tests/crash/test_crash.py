@@ -47,7 +47,7 @@ def fresh(small_files, tmp_path_factory):
 
     def create():
         shutil.rmtree(folder, ignore_errors=True)
-        return workspace.copy_of(small_files, folder)
+        return shutil.copytree(small_files, folder)
     return create
 
 

@@ -1,7 +1,8 @@
 """Reading Karpathy's and COCO's annotations: contents, splits, boxes, and error messages."""
-import copy
 import json
 import re
+from functools import reduce
+from operator import getitem
 
 import pytest
 from helpers import refused
@@ -28,7 +29,7 @@ def karpathy():
         {"filename": "4.jpg", "split": "test", "sentences": [{"raw": "Two\nbirds", "tokens": []}]}]}
 
 
-def coco(ids, count=2):
+def coco(ids=range(1, 24), count=2):
     """Content of a COCO captions file with `count` captions per image."""
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 40, "height": 20} for i in ids]
     captions = [{"image_id": i, "caption": f"Caption {n} of {i}."} for n in range(count)
@@ -152,36 +153,6 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path, capsys):
     assert "instances_val2017.json: 3 boxes without area left out" in capsys.readouterr().out
 
 
-def changed(value, path, new):
-    """A copy of `value` whose item at `path` is `new`, or is removed if new is KeyError."""
-    value = copy.deepcopy(value)
-    *parents, last = path
-    container = value
-    for key in parents:
-        container = container[key]
-    if new is KeyError:
-        del container[last]
-    else:
-        container[last] = new
-    return value
-
-
-def read_changed_karpathy(folder, change):
-    return read_karpathy(write(folder / "k.json", change(karpathy())))
-
-
-def read_changed_coco(folder, change):
-    write_coco(folder)
-    write(folder / "captions_train2017.json", change(coco(range(1, 24))))
-    return read_coco(folder, 2017)
-
-
-def read_changed_instances(folder, change):
-    records = read_coco(write_coco(folder), 2017)
-    write(folder / "instances_val2017.json", change(instances()))
-    return read_boxes(folder, records)
-
-
 KARPATHY = [
     (("images",), KeyError, "no key 'images'"),
     (("images",), 5, "list of images"),
@@ -229,10 +200,23 @@ INSTANCES = [
     (("annotations", 0, "bbox"), [1, 2, "3", 4], "instances_val2017.json is damaged")]
 
 
-@pytest.mark.parametrize(("read", "path", "new", "message"), [
-    *[(read_changed_karpathy, *case) for case in KARPATHY],
-    *[(read_changed_coco, *case) for case in COCO],
-    *[(read_changed_instances, *case) for case in INSTANCES]])
-def test_invalid_file(tmp_path, read, path, new, message):
+FILES = {"k.json": (karpathy, KARPATHY), "captions_train2017.json": (coco, COCO),
+         "instances_val2017.json": (instances, INSTANCES)}
+
+
+@pytest.mark.parametrize(("file", "path", "new", "message"), [
+    (file, *case) for file, (_, cases) in FILES.items() for case in cases])
+def test_invalid_file(tmp_path, file, path, new, message):
+    """The item at `path` is another one, or is missing if `new` is KeyError."""
+    content = FILES[file][0]()
+    *parents, last = path
+    container = reduce(getitem, parents, content)
+    if new is KeyError:
+        del container[last]
+    else:
+        container[last] = new
+    write(write_coco(tmp_path) / file, content)
     with refused(re.escape(message)):
-        read(tmp_path, lambda content: changed(content, path, new))
+        if file == "k.json":
+            read_karpathy(tmp_path / file)
+        read_boxes(tmp_path, read_coco(tmp_path, 2017))

@@ -331,27 +331,14 @@ def grid_model():
     return GridTDModel(5, 4, 6, 5, encoder="small")
 
 
-def region_model(feature_dim=7):
-    return GridTDModel(5, 4, 6, 5, encoder=None, feature_dim=feature_dim)
-
-
-def store_grid(folder, records, model):
-    path = dataset.features_path(folder, "x", "train", "small")
-    feature_store.store_cnn(path, records, folder, model.encoder, "small", 112, 4, 0, CPU)
-    return path
-
-
-def store_regions(folder, records, encoder="bottom_up"):
-    """Three regions of 7 channels per image."""
-    path = dataset.features_path(folder, "x", "train", encoder)
-    rows = [old_row(record.name, np.ones((3, 4)), np.ones((3, 7))) for record in records]
-    store_tsv(folder, records, rows, path)
-    return path
+def region_model():
+    return GridTDModel(5, 4, 6, 5, encoder=None, feature_dim=8)
 
 
 def test_features_of_other_encoder_weights(split, records):
     model = grid_model()
-    path = store_grid(split, records, model)
+    path = dataset.features_path(split, "x", "train", "small")
+    feature_store.store_cnn(path, records, split, model.encoder, "small", 112, 4, 0, CPU)
     message = "other weights of the encoder: give the same --encoder_weights"
     with torch.no_grad():
         next(model.encoder.parameters()).add_(1)
@@ -364,9 +351,10 @@ def test_features_of_other_encoder_weights(split, records):
 
 
 @pytest.mark.parametrize(("encoder", "make_model", "message"), [
-    ("bottom_up", lambda: region_model(8), "features of 7 channels, the model takes 8"),
+    ("bottom_up", region_model, "features of 7 channels, the model takes 8"),
     ("small", grid_model, "region features, the model takes features of the encoder small")])
 def test_features_that_do_not_fit_the_model(split, records, encoder, make_model, message):
-    store_regions(split, records, encoder)
+    rows = [old_row(record.name, np.ones((3, 4)), np.ones((3, 7))) for record in records]
+    store_tsv(split, records, rows, dataset.features_path(split, "x", "train", encoder))
     with refused(message):
         feature_store.open_features(split, "x", "train", make_model())

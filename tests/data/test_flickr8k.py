@@ -24,12 +24,6 @@ def write(tmp_path):
     return write_files
 
 
-def karpathy(splits):
-    return json.dumps({"images": [{"filename": name, "split": split,
-                                   "sentences": [{"raw": "unused"}]}
-                                  for name, split in splits.items()]})
-
-
 def test_official_files(write, capsys):
     records = read_flickr8k(write(LISTS | {"Flickr8k.token.txt": TOKENS,
                                            "captions.txt": "ignored"}))
@@ -44,8 +38,9 @@ def test_official_files(write, capsys):
 
 
 def test_kaggle_captions_with_karpathy_splits(write, capsys):
-    folder = write({"captions.txt": KAGGLE, "k.json": karpathy({"1.jpg": "test", "2.jpg": "restval",
-                                                                "3.jpg": "val"})})
+    images = [{"filename": name, "split": split, "sentences": [{"raw": "unused"}]}
+              for name, split in (("1.jpg", "test"), ("2.jpg", "restval"), ("3.jpg", "val"))]
+    folder = write({"captions.txt": KAGGLE, "k.json": json.dumps({"images": images})})
     records = read_flickr8k(folder, folder / "k.json")
     assert {record.name: record.split for record in records} == {"1.jpg": "test", "2.jpg": "train",
                                                                  "3.jpg": "val"}
