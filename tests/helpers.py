@@ -130,11 +130,11 @@ def refused(message):
 
 
 def call(script, *flags):
-    """Runs a script in this process; the arguments that it is given stay as they are."""
+    """Runs a script in this process -> whether the arguments that it is given are unchanged."""
     args = script.get_args_parser().parse_args([*map(str, flags)])
     before = dict(vars(args))
     script.main(args)
-    assert vars(args) == before
+    return vars(args) == before
 
 
 PUBLISHED = {
@@ -190,7 +190,7 @@ def run_training(script, flags, save_path, curves=False):
     """Runs train.py or finetune.py -> its last checkpoint. curves: draw curves.png (slow)."""
     draw = log.draw_training_curves if curves else lambda *_: None
     with mock.patch.object(log, "draw_training_curves", draw):
-        call(script, *flags)
+        assert call(script, *flags)
     return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
 
 

@@ -35,8 +35,8 @@ def weights(demo_data, tmp_path_factory):
 
 def evaluate(data_folder, *flags):
     """Runs evaluation.py with its default --save_path."""
-    call(evaluation, "--data_folder", data_folder, "--workers", 0, "--max_len", 6, "--device",
-         "cpu", *flags)
+    assert call(evaluation, "--data_folder", data_folder, "--workers", 0, "--max_len", 6,
+                "--device", "cpu", *flags)
 
 
 def run(data_folder, save_path, *flags):
