@@ -4,11 +4,12 @@
     python tests/behaviour.py AFTER > after.txt         # at the new one, with the same hardware
     diff before.txt after.txt
 
-Prints a line (hash, file, name) for every number, array and table. Not a test by itself.
+Prints a line (hash, file, name) for every weight, optimizer state, array and table. Not a test.
 """
 import csv
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def contents(path):
             yield from arrays.items()
     elif path.suffix == ".hdf5":
         with h5py.File(path) as file:
-            yield from file.attrs.items()
+            yield from ((f"@{name}", value) for name, value in file.attrs.items())
             names = []
             file.visit(names.append)
             datasets = [name for name in names if isinstance(file[name], h5py.Dataset)]
@@ -97,12 +98,15 @@ def main(out):
         print(command, file=sys.stderr)
         subprocess.run(["bash", "-c", f"{sys.executable} {command}"], cwd=ROOT, check=True,
                        stdout=sys.stderr, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    suffixes = (".pth", ".npz", ".hdf5", ".json", ".csv")
     for path in sorted(path for path in Path(out).rglob("*") if path.is_file()):
-        suffixes = (".pth", ".npz", ".hdf5", ".json", ".csv")
-        if path.suffix in suffixes or path.parent.name == "images":
-            for name, value in contents(path):
-                if name not in ("identity", "image") and path.name != "settings.json":
-                    print(digest(value), path.relative_to(out), name)
+        if path.name == "settings.json" or not (
+                path.suffix in suffixes or path.parent.name == "images"):
+            continue
+        for name, value in contents(path):
+            # neither flags and other attributes, which contain the folder's name, nor their hashes
+            if not re.match("@|identity$|/training/(?!optimizer)", name):
+                print(digest(value), path.relative_to(out), name)
 
 
 if __name__ == "__main__":

@@ -296,7 +296,8 @@ def test_a_metric_that_fails_is_reported_in_one_sentence(coco_files, monkeypatch
     lines = capsys.readouterr().err.splitlines()
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert metrics.keys() == {"rouge_l"}
-    assert [line.split(":")[1] for line in warnings] == [" no meteor", " no spice", " no bert"]
+    expected = [" no meteor", " no spice", " no bert"]       # after that of the tokeniser, if any
+    assert [line.split(":")[1] for line in warnings[-3:]] == expected
     with refused("none of the metrics"):
         run(coco_files, coco_files / "none", *flags)
     assert not (coco_files / "none" / "metrics_test.json").exists()
