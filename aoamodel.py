@@ -7,7 +7,9 @@ from torch import nn
 
 from captioning.captioner import Captioner
 from captioning.errors import InputError
-from captioning.explanation.attribution import Trace
+from captioning.explanation import attribution
+from captioning.explanation.attribution import Trace, explain
+from captioning.explanation.rules import LRP, Gradient, Guided
 from captioning.layers import region_mean
 
 
@@ -107,13 +109,16 @@ class AOAModel(Captioner):
         """features (B, K, C) -> logits (B, K, V): the output layer applied to each u_k alone."""
         return self.W_o(self.W_L(self.W_U(torch.relu(self.W_v(features)))))
 
-    # -- LRP of single heads -----------------------------------------------------------------------
+    # -- explanations of every word captions[:, t + 1] at every step t -----------------------------
+    # Each returns an attribution.Explanation; options: those of attribution.explain.
 
     def lrp(self, images, captions, eps=0.01, rule=None, head=None, **options):
-        """Captioner.lrp; head: index of the one attention head that propagates relevance, all by
-        default. ValueError if there is no such head."""
+        """Layer-wise relevance propagation (sections 4, 5); rule: another one than LRP(eps).
+
+        head: index of the one attention head that propagates relevance, all by default. ValueError
+        if there is no such head."""
         with nullcontext() if head is None else self.only_head(head):
-            return super().lrp(images, captions, eps, rule, **options)
+            return explain(self, images, captions, rule or LRP(eps), **options).times_inputs()
 
     def only_head(self, head):
         """A context in which the outputs of all other heads are constants."""
@@ -123,6 +128,32 @@ class AOAModel(Captioner):
         is_chosen = entry // (self.W_L.in_features // self.num_head) == head
         return self.W_L.register_forward_pre_hook(
             lambda _, inputs: torch.where(is_chosen, inputs[0], inputs[0].detach()))
+
+    def lrp_specific(self, images, captions, **options):
+        """LRP of each word minus the mean of LRP of the caption's other words (section 4)."""
+        return attribution.minus_other_words(self.lrp, images, captions, **options)
+
+    def gradient(self, images, captions, **options):
+        """The gradient of each word's logit (section 6)."""
+        return explain(self, images, captions, Gradient(), **options).summed()
+
+    def grad_cam(self, images, captions, pixels=True, **options):
+        """Grad-CAM at the encoder's output (Selvaraju et al. 2017); pixels (B, T, 1, H, W)."""
+        result = explain(self, images, captions, Gradient(), pixels=False, **options)
+        return result.class_activation_map(pixels)
+
+    def guided_backprop(self, images, captions, **options):
+        """Guided backpropagation (Springenberg et al. 2015)."""
+        return explain(self, images, captions, Guided(), **options).summed()
+
+    def guided_grad_cam(self, images, captions, **options):
+        """Guided backpropagation ⊙ upsampled Grad-CAM."""
+        return (self.guided_backprop(images, captions, **options)
+                * self.grad_cam(images, captions, **options))
+
+    def attention(self, images, captions, **options):
+        """The attention weights alone; words, features and pixels are None."""
+        return attribution.attention(self, images, captions, **options)
 
     PUBLISHED_NAMES = {     # section 10
         "img_encoder.encoder.": "encoder.", "img_projector.": "W_v.", "embedding.": "embedding.",

@@ -6,10 +6,8 @@ from torch import nn
 
 from captioning import weights
 from captioning.data.images import preprocess
-from captioning.explanation import attribution, encoders
-from captioning.explanation.attribution import explain
+from captioning.explanation import encoders
 from captioning.explanation.lrp_inference import stop_mask, weighted_hidden
-from captioning.explanation.rules import LRP, Gradient, Guided
 
 # --model_type: module and class, imported when they are used; register a model of yours here
 MODELS = {"gridtd": ("gridTDmodel", "GridTDModel"), "aoa": ("aoamodel", "AOAModel")}
@@ -30,9 +28,10 @@ class Captioner(nn.Module):
     """A model that captions images word by word, from features (B, K, C) of K regions.
 
     A subclass defines start, initial_state, step and teacher_force, the layers embedding, dropout
-    and W_o, and for the region loss region_logits (docs/new_model.md). config: the arguments from
-    which a checkpoint rebuilds it. Its entry "encoder" is a name in encoders.IMAGE_SIZE, an
-    nn.Sequential of layers that the rules know, or None for region features.
+    and W_o, the explanation methods lrp to attention, and for the region loss region_logits
+    (docs/new_model.md). config: the arguments from which a checkpoint rebuilds it. Its entry
+    "encoder" is a name in encoders.IMAGE_SIZE, an nn.Sequential of layers that the rules know, or
+    None for region features.
     """
 
     eps = 0.01      # ε of LRP by default
@@ -105,42 +104,6 @@ class Captioner(nn.Module):
         stop = stop_mask(self, stop_words)
         hidden = weighted_hidden(self, trace.c_hat, trace.h, logits.argmax(-1), stop, eps)
         return logits[:, 0], self.W_o(mask * hidden)[:, 0]
-
-    # -- explanations of every word captions[:, t + 1] at every step t -----------------------------
-    # Each returns an attribution.Explanation; options: those of attribution.explain. Sections are
-    # those of docs/method.md.
-
-    def lrp(self, images, captions, eps=0.01, rule=None, **options):
-        """Layer-wise relevance propagation (sections 4, 5); rule: another one than LRP(eps)."""
-        return explain(self, images, captions, rule or LRP(eps), **options).times_inputs()
-
-    def lrp_specific(self, images, captions, **options):
-        """LRP of each word minus the mean of LRP of the caption's other words (section 4)."""
-        return attribution.minus_other_words(self.lrp, images, captions, **options)
-
-    def gradient(self, images, captions, **options):
-        """The gradient of each word's logit (section 6)."""
-        return explain(self, images, captions, Gradient(), **options).summed()
-
-    def grad_cam(self, images, captions, pixels=True, **options):
-        """Grad-CAM at the encoder's output (Selvaraju et al. 2017); pixels (B, T, 1, H, W)."""
-        result = explain(self, images, captions, Gradient(), pixels=False, **options)
-        return result.class_activation_map(pixels)
-
-    def guided_backprop(self, images, captions, **options):
-        """Guided backpropagation (Springenberg et al. 2015)."""
-        return explain(self, images, captions, Guided(), **options).summed()
-
-    def guided_grad_cam(self, images, captions, **options):
-        """Guided backpropagation ⊙ upsampled Grad-CAM."""
-        result = self.guided_backprop(images, captions, **options)
-        if result.pixels is not None:
-            result.pixels = result.pixels * self.grad_cam(images, captions, **options).pixels
-        return result
-
-    def attention(self, images, captions, **options):
-        """The attention weights alone; words, features and pixels are None."""
-        return attribution.attention(self, images, captions, **options)
 
     def load_published(self, state_dict):
         """Loads a state_dict with the names of the published checkpoints (section 10).

@@ -9,6 +9,7 @@ Prints a line (hash, file, name) for every weight, optimizer state, array and ta
 import csv
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,10 +61,11 @@ def digest(value):
 
 
 def flatten(name, value):
-    """(name, value) of everything in nested dicts."""
-    if isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from flatten(f"{name}/{key}", value[key])
+    """(name, value) of everything in nested dicts and lists."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in sorted(items, key=lambda item: str(item[0])):
+            yield from flatten(f"{name}/{key}", part)
     else:
         yield name, value
 
@@ -72,21 +74,22 @@ def contents(path):
     """(name, value) of the contents of a file, without times."""
     if path.suffix == ".pth":
         content = torch.load(path, map_location="cpu", weights_only=True)
-        parts = {name: content[name] for name in ("state_dict", "config", "wordmap")}
-        yield from flatten("", parts | {"optimizer": content["training"]["optimizer"]})
+        for state in [content["training"]["state"]] if content.get("training") else []:
+            state |= {"seconds": 0, "log": [[*row[:7], *row[8:]] for row in state["log"]]}
+        yield from flatten("", content)
     elif path.suffix == ".npz":
         with np.load(path) as arrays:
-            yield from ((name, arrays[name]) for name in arrays.files if name != "identity")
+            yield from arrays.items()
     elif path.suffix == ".hdf5":
         with h5py.File(path) as file:
+            yield from ((f"@{name}", value) for name, value in file.attrs.items())
             names = []
             file.visit(names.append)
             datasets = [name for name in names if isinstance(file[name], h5py.Dataset)]
             yield from ((name, file[name][()]) for name in datasets)
     elif path.name == "log.csv":
         yield "", [row[:7] + row[8:] for row in csv.reader(path.read_text().splitlines())]
-    elif path.parent.name == "images" or (
-            path.suffix in (".json", ".csv") and path.name != "settings.json"):
+    else:
         yield "", path.read_bytes()
 
 
@@ -95,9 +98,15 @@ def main(out):
         print(command, file=sys.stderr)
         subprocess.run(["bash", "-c", f"{sys.executable} {command}"], cwd=ROOT, check=True,
                        stdout=sys.stderr, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    suffixes = (".pth", ".npz", ".hdf5", ".json", ".csv")
     for path in sorted(path for path in Path(out).rglob("*") if path.is_file()):
+        if path.name == "settings.json" or not (
+                path.suffix in suffixes or path.parent.name == "images"):
+            continue
         for name, value in contents(path):
-            print(digest(value), path.relative_to(out), name)
+            # neither flags and other attributes, which contain the folder's name, nor their hashes
+            if not re.match("@|identity$|/training/(?!optimizer)", name):
+                print(digest(value), path.relative_to(out), name)
 
 
 if __name__ == "__main__":

@@ -50,29 +50,26 @@ def device(pytestconfig):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Small models gain nothing from more threads, and lose much where other processes compete for
-    the cores."""
+    """Small models gain nothing from more, and lose much where processes compete for the cores."""
     import torch
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
-    """A data folder with a small demo data set and stored features of the randomly initialised
-    small encoder, and random region features."""
-    from helpers import prepare_flags, write_region_features
+    """A data folder with a small demo data set, features of a random encoder and random regions."""
+    from helpers import call, prepare_flags, write_region_features
 
     import preparedataset
     folder = tmp_path_factory.mktemp("data")
-    preparedataset.main(preparedataset.get_args_parser().parse_args(prepare_flags(folder)))
+    call(preparedataset, *prepare_flags(folder))
     write_region_features(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def trained(demo_data, tmp_path_factory):
-    """The folder of a model that train.py trained on region features for an epoch; copied where it
-    changes."""
+    """The folder of a model that train.py trained on region features for an epoch."""
     from helpers import REGIONS, train_run
     folder = tmp_path_factory.mktemp("trained") / "run"
     train_run(demo_data, folder, *REGIONS, "--epochs", "1")
@@ -81,8 +78,7 @@ def trained(demo_data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real photographs beside the repository; tests that need it are skipped where it
-    is missing."""
+    """The folder of real photographs beside the repository; skips the test if there is none."""
     if not SHARED.exists():
         pytest.skip(f"no real photographs at {SHARED}")
     return SHARED

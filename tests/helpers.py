@@ -1,9 +1,12 @@
 """Models, inputs and reference implementations that several test modules share."""
+import base64
+import contextlib
 from pathlib import Path
 from unittest import mock
 
 import h5py
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -12,16 +15,21 @@ import train
 from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.data.dataset import features_path, split_path
+from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioning.decoding import image_seeds
-from captioning.explanation.methods import METHODS
+from captioning.errors import InputError
+from captioning.explanation.methods import METHODS, SPLIT
 from captioning.files import fingerprint
 from captioning.training import log
 from gridTDmodel import GridTDModel
 
 V, T = 12, 5
+MODEL_TYPES = [GridTDModel, AOAModel]
+MODELS = pytest.mark.parametrize("model_type", MODEL_TYPES)
 
-# the explanation methods of this project's models
+# the explanation methods of this project's models, and the fields of their explanations
 OWN_METHODS = [name for name, method in METHODS.items() if method.needs != "attn_lrp"]
+FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta", *SPLIT)
 
 CAPTIONS = torch.tensor([[1, 7, 3, 3, 9, 2], [1, 4, 11, 2, 0, 0], [1, 5, 0, 0, 0, 0]])
 
@@ -32,11 +40,14 @@ def max_pooled():
                          nn.Conv2d(4, 5, 3, padding=1), nn.ReLU())
 
 
+ENCODERS = pytest.mark.parametrize("encoder", [None, max_pooled])
+
+
 def make(model_type, encoder=None, seed=0, biased=True, **options):
     """A model in float64 whose weights and biases are far from their small initial values."""
     torch.manual_seed(seed)
-    attention = {"num_head": 2} if model_type is AOAModel else {"attention_dim": 5}
-    options = {"feature_dim": 7} | attention | options
+    attention = {AOAModel: {"num_head": 2}, GridTDModel: {"attention_dim": 5}}
+    options = {"feature_dim": 7} | attention.get(model_type, {}) | options
     model = model_type(V, 4, 6, encoder=encoder and encoder(), **options).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -45,6 +56,20 @@ def make(model_type, encoder=None, seed=0, biased=True, **options):
             elif not name.startswith("embedding"):
                 parameter.mul_(2)
     return model
+
+
+def small_model(name, vocabulary, seed=0, **options):
+    """A random "gridtd" or "aoa", by default with the encoder "small"."""
+    torch.manual_seed(seed)
+    model_type, attention = {"gridtd": (GridTDModel, {"attention_dim": 6}),
+                             "aoa": (AOAModel, {"num_head": 2})}[name]
+    sizes = {"embed_dim": 8, "hidden_dim": 8, "encoder": "small"}
+    return model_type(len(vocabulary), **sizes | attention | options)
+
+
+def vocabulary_of(words):
+    """<pad>, the words, <unk>, <start> and <end>."""
+    return Vocabulary({word: i for i, word in enumerate([PAD, *words, UNK, START, END])})
 
 
 def make_batch(captions, seed=0, epoch=0, step=0, **more):
@@ -76,6 +101,40 @@ def inputs_of(encoder):
 def assert_close(actual, expected, tolerance=1e-12):
     """Equal up to an absolute tolerance."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def assert_same(actual, expected, *but):
+    """All fields of two explanations are equal."""
+    for field in FIELDS:
+        if field not in but:
+            torch.testing.assert_close(getattr(actual, field), getattr(expected, field),
+                                       rtol=1e-12, atol=1e-12)
+
+
+class Code:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@contextlib.contextmanager
+def refused(message):
+    """Expects an InputError of one line that the regular expression describes."""
+    with pytest.raises(InputError, match=message) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
+
+
+def call(script, *flags):
+    """Runs a script in this process -> whether the arguments that it is given are unchanged."""
+    args = script.get_args_parser().parse_args([*map(str, flags)])
+    before = dict(vars(args))
+    script.main(args)
+    return vars(args) == before
 
 
 PUBLISHED = {
@@ -131,7 +190,7 @@ def run_training(script, flags, save_path, curves=False):
     """Runs train.py or finetune.py -> its last checkpoint. curves: draw curves.png (slow)."""
     draw = log.draw_training_curves if curves else lambda *_: None
     with mock.patch.object(log, "draw_training_curves", draw):
-        script.main(script.get_args_parser().parse_args(flags))
+        assert call(script, *flags)
     return checkpoint.read(Path(save_path) / "checkpoint_last.pth")
 
 
@@ -160,6 +219,11 @@ def literal_of_regions(relevance, regions, boxes, tau):
                 inside += value * width * height / ((x1 - x0) * (y1 - y0))
         best = max(best, inside / sum(remaining))
     return best
+
+
+def encoded(values, kind=np.float32):
+    """base64 text of an array, as in a tsv file of region features."""
+    return base64.b64encode(np.ascontiguousarray(values, kind).tobytes()).decode()
 
 
 def write_region_features(demo_data):

@@ -1,13 +1,16 @@
 """A reference implementation of LRP in plain Python floats, from docs/method.md alone.
 
 Literal loops over neurons, regions, heads and steps, one explained word after the other, with its
-own forward pass. It is slow and shares nothing with the package but the names of the parameters,
-so that each can be tested against the other.
+own forward pass of the decoder. It is slow and shares nothing with the package but the names of the
+parameters, so that each can be tested against the other.
 """
 import math
 
 import numpy as np
+import torch
 from torch import nn
+
+from captioning.explanation.encoders import Residual
 
 # -- elementary functions --------------------------------------------------------------------------
 
@@ -313,75 +316,39 @@ def pair(value):
     return value if isinstance(value, tuple) else (value, value)
 
 
-def padded(x, padding, value=0.0):
-    """x (C,H,W) with a margin"""
-    rows, columns = pair(padding)
-    return np.pad(x, ((0, 0), (rows, rows), (columns, columns)), constant_values=value)
-
-
-def inside(x, padding):
-    """x without the margin"""
-    rows, columns = pair(padding)
-    return x[:, rows:x.shape[1] - rows, columns:x.shape[2] - columns]
-
-
-def windows(layer, x):
-    """(row, column, slices of the receptive field) of every output position, x with its margin"""
-    (height, width), (down, right) = pair(layer.kernel_size), pair(layer.stride)
-    for row in range((x.shape[1] - height) // down + 1):
-        for column in range((x.shape[2] - width) // right + 1):
-            top, left = row * down, column * right
-            yield row, column, (slice(None), slice(top, top + height), slice(left, left + width))
-
-
-def forward(layer, x, outputs, margin=0.0):
-    """y (J,h,w) of outputs(field) -> (J,) of every receptive field (C,·,·)"""
-    x = padded(x, layer.padding, margin)
-    y = {(row, column): outputs(x[field]) for row, column, field in windows(layer, x)}
-    rows, columns = max(y)
-    return np.array([y[place] for place in np.ndindex(rows + 1, columns + 1)]).T.reshape(
-        -1, rows + 1, columns + 1)
-
-
 def backward(layer, x, relevance, shares, margin=0.0):
     """R(x_i) = Σ_j share_ij R(y_j) with shares(field) -> (J,C,·,·) of every receptive field"""
-    x = padded(x, layer.padding, margin)
+    (height, width), (down, right) = pair(layer.kernel_size), pair(layer.stride)
+    rows, columns = pair(layer.padding)
+    sides = ((0, 0), (rows, rows), (columns, columns))
+    x = np.pad(x, sides, constant_values=margin)
     result = np.zeros_like(x)
-    for row, column, field in windows(layer, x):
+    for row, column in np.ndindex(relevance.shape[1:]):
+        top, left = row * down, column * right
+        field = (slice(None), slice(top, top + height), slice(left, left + width))
         for j, share_of_j in enumerate(shares(x[field])):
             result[field] += share_of_j * relevance[j, row, column]
-    return inside(result, layer.padding)
+    return result[:, rows:x.shape[1] - rows, columns:x.shape[2] - columns]
 
 
 def kernels(layer):
-    """W_j (C,·,·) and b_j of every output channel; W is zero for the inputs of other groups"""
+    """W_j (C,·,·) of every output channel, zero for the inputs of other groups"""
     _, width, *sides = layer.weight.shape
     for j, kernel in enumerate(layer.weight.detach().double().numpy()):
         first = j // (layer.out_channels // layer.groups) * width
         weight = np.zeros((layer.in_channels, *sides))
         weight[first:first + width] = kernel
-        yield weight, 0.0 if layer.bias is None else layer.bias[j].item()
-
-
-def conv_forward(layer, x):
-    """y_j = Σ_i W_ji x_i + b_j"""
-    return forward(layer, x, lambda field: [
-        (weight * field).sum() + bias for weight, bias in kernels(layer)])
+        yield weight
 
 
 def conv_rule(layer, x, relevance, eps):
     """R(x_i) = Σ_j (W⁺_ji x⁺_i + W⁻_ji x⁻_i) / z_j R(z_j), 0 where z_j = 0; z_j is their sum"""
     def shares(field):
-        for weight, _ in kernels(layer):
+        for weight in kernels(layer):
             products = np.maximum(weight, 0) * np.maximum(field, 0)
             products += np.minimum(weight, 0) * np.minimum(field, 0)
             yield products / products.sum() if products.sum() != 0 else 0 * products
     return backward(layer, x, relevance, shares)
-
-
-def max_forward(layer, x):
-    """y = max_i x_i"""
-    return forward(layer, x, lambda field: [channel.max() for channel in field], -np.inf)
 
 
 def max_rule(layer, x, relevance, eps):
@@ -394,13 +361,8 @@ def max_rule(layer, x, relevance, eps):
     return backward(layer, x, relevance, shares, -np.inf)
 
 
-def average_forward(layer, x):
-    """y = Σ_i x_i / n, n the entries of the kernel, its margin included"""
-    return forward(layer, x, lambda field: [channel.sum() / channel.size for channel in field])
-
-
 def average_rule(layer, x, relevance, eps):
-    """R(x_i) = (x_i / n) / (y + ε sign(y)) R(y)"""
+    """R(x_i) = (x_i / n) / (y + ε sign(y)) R(y), y = Σ_i x_i / n, the margin included"""
     def shares(field):
         for j, channel in enumerate(field / field[0].size):
             share_of_j = np.zeros_like(field)
@@ -410,17 +372,12 @@ def average_rule(layer, x, relevance, eps):
     return backward(layer, x, relevance, shares)
 
 
-def residual_forward(block, x):
-    """y = body(x) + shortcut(x)"""
-    return encoder_forward(block.body, x)[-1] + encoder_forward(block.shortcut, x)[-1]
-
-
 def residual_rule(block, x, relevance, eps):
     """The sum rule at the shortcut, y = body(x) + shortcut(x), each part on to x"""
-    y = residual_forward(block, x)
+    traces = [encoder_forward(branch, x) for branch in (block.body, block.shortcut)]
+    y = traces[0][-1] + traces[1][-1]
     result = np.zeros_like(x)
-    for branch in (block.body, block.shortcut):
-        trace = encoder_forward(branch, x)
+    for branch, trace in zip((block.body, block.shortcut), traces, strict=True):
         part = np.zeros_like(y)
         for where in np.ndindex(y.shape):
             part[where] = share(trace[-1][where], y[where], eps) * relevance[where]
@@ -428,21 +385,10 @@ def residual_rule(block, x, relevance, eps):
     return result
 
 
-def margin_forward(layer, x):
-    """x with a margin of zeros"""
-    left, right, top, bottom = layer.padding
-    return np.pad(x, ((0, 0), (top, bottom), (left, right)))
-
-
 def margin_rule(layer, x, relevance, eps):
     """The relevance inside the margin"""
     left, _, top, _ = layer.padding
     return relevance[:, top:top + x.shape[1], left:left + x.shape[2]]
-
-
-def sequence_forward(sequence, x):
-    """One layer after the other"""
-    return encoder_forward(sequence, x)[-1]
 
 
 def sequence_rule(sequence, x, relevance, eps):
@@ -455,28 +401,24 @@ def passed(layer, x, relevance, eps):
     return relevance
 
 
-LAYERS = {nn.Conv2d: (conv_forward, conv_rule), nn.MaxPool2d: (max_forward, max_rule),
-          nn.AvgPool2d: (average_forward, average_rule),
-          nn.ZeroPad2d: (margin_forward, margin_rule),
-          nn.Sequential: (sequence_forward, sequence_rule),
-          nn.ReLU: (lambda layer, x: np.maximum(x, 0), passed),
-          nn.ReLU6: (lambda layer, x: np.clip(x, 0, 6), passed)}
+RULES = {nn.Conv2d: conv_rule, nn.MaxPool2d: max_rule, nn.AvgPool2d: average_rule,
+         nn.ZeroPad2d: margin_rule, nn.Sequential: sequence_rule, nn.ReLU: passed,
+         nn.ReLU6: passed, Residual: residual_rule}
 
 
+@torch.no_grad()
 def encoder_forward(encoder, picture):
-    """The inputs of every layer, and last the features"""
+    """The inputs of every layer, and last the features, as PyTorch computes them"""
     trace = [np.asarray(picture, dtype=float)]
     for layer in encoder:
-        layer_forward, _ = LAYERS.get(type(layer), (residual_forward, residual_rule))
-        trace.append(layer_forward(layer, trace[-1]))
+        trace.append(layer(torch.from_numpy(trace[-1])[None])[0].numpy())
     return trace
 
 
 def encoder_rule(encoder, trace, relevance, eps):
     """The relevance of the features (C,h,w), back to the pixels (3,H,W)"""
     for layer, x in reversed(list(zip(encoder, trace[:-1], strict=True))):
-        _, layer_rule = LAYERS.get(type(layer), (residual_forward, residual_rule))
-        relevance = layer_rule(layer, x, relevance, eps)
+        relevance = RULES[type(layer)](layer, x, relevance, eps)
     return relevance
 
 

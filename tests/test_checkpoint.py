@@ -4,18 +4,15 @@ import pickle
 
 import pytest
 import torch
-from helpers import published_state
+from helpers import Code, published_state, refused, vocabulary_of
 from torch import nn
 
 from aoamodel import AOAModel
 from captioning import checkpoint
-from captioning.data.vocabulary import Vocabulary
-from captioning.errors import InputError
 from captioning.files import write_json
 from gridTDmodel import GridTDModel
 
-WORDS = ["<pad>", "a", "dog", "<unk>", "<start>", "<end>"]
-VOCABULARY = Vocabulary({word: i for i, word in enumerate(WORDS)})
+VOCABULARY = vocabulary_of(["a", "dog"])
 CAPTIONS = torch.tensor([[4, 1, 2, 5]])
 
 
@@ -39,19 +36,9 @@ def test_saved_model_is_restored(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
 
 
-class Evil:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def test_loading_executes_no_code(tmp_path):
-    torch.save({"state_dict": {}, "evil": Evil(tmp_path / "evil")}, tmp_path / "c.pth")
-    with pytest.raises(InputError, match="no file of tensors"):
+    torch.save({"state_dict": {}, "evil": Code(tmp_path / "evil")}, tmp_path / "c.pth")
+    with refused("no file of tensors"):
         checkpoint.load(tmp_path / "c.pth")
     assert not (tmp_path / "evil").exists()
 
@@ -70,15 +57,14 @@ def test_damaged_checkpoints_are_named(tmp_path):
             path.write_bytes(damaged)
         else:
             torch.save(content | damaged, path)
-        with pytest.raises(InputError, match=rf"/{number}\.pth") as raised:
+        with refused(rf"/{number}\.pth"):
             checkpoint.load(path)
-        assert "\n" not in str(raised.value)
 
 
 def test_another_word_map_is_refused(tmp_path):
     checkpoint.save(tmp_path / "c.pth", make(AOAModel, num_head=2), VOCABULARY)
     write_json(tmp_path / "other.json", {**VOCABULARY.wordmap, "cat": 6})
-    with pytest.raises(InputError, match="other.json"):
+    with refused("other.json"):
         checkpoint.load(tmp_path / "c.pth", wordmap=tmp_path / "other.json")
 
 
@@ -100,7 +86,7 @@ def test_published_checkpoints_load_without_their_pickled_optimizer(tmp_path, mo
     model.query_per_region = isinstance(model, GridTDModel)
     torch.testing.assert_close(loaded(features, CAPTIONS.expand(2, -1)),
                                model(features, CAPTIONS.expand(2, -1)))
-    with pytest.raises(InputError, match="--wordmap"):
+    with refused("--wordmap"):
         checkpoint.load(tmp_path / "published.pth")
 
 

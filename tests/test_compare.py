@@ -2,13 +2,13 @@
 import json
 
 import pytest
+from helpers import call, refused
 
-from captioning.errors import InputError
 from studies import compare
 
 
 def run(*arguments):
-    compare.main(compare.get_args_parser().parse_args([*map(str, arguments)]))
+    call(compare, *arguments)
 
 
 @pytest.mark.parametrize("flags", [[], ["--save_path", "elsewhere"]])
@@ -29,6 +29,6 @@ def test_comparison_of_runs(tmp_path, monkeypatch, capsys, flags):
 def test_runs_that_cannot_be_compared(tmp_path, content):
     if content:
         (tmp_path / "metrics_test.json").write_text(content)
-    with pytest.raises(InputError, match="metrics_test.json"):
+    with refused("metrics_test.json"):
         run(tmp_path, "--save_path", tmp_path)
     assert not (tmp_path / "compare_test.png").exists()

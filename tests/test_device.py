@@ -4,9 +4,17 @@ import copy
 
 import pytest
 import torch
-from helpers import CAPTIONS, OWN_METHODS, V, make, make_batch, max_pooled, random_images
+from helpers import (
+    CAPTIONS,
+    MODEL_TYPES,
+    OWN_METHODS,
+    V,
+    make,
+    make_batch,
+    max_pooled,
+    random_images,
+)
 
-from aoamodel import AOAModel
 from captioning import cli
 from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioning.decoding import decode, image_seeds
@@ -15,13 +23,12 @@ from captioning.training.erasure import Choice, ErasureLoss, choose
 from captioning.training.loop import make_optimizer, train_step
 from captioning.training.losses import CrossEntropy, LRPInferenceLoss
 from captioning.training.scst import SCST
-from gridTDmodel import GridTDModel
 
-OTHERS = [f"w{i}" for i in range(4, V)]
-VOCABULARY = Vocabulary({word: i for i, word in enumerate([PAD, START, END, UNK, *OTHERS])})
+# <start> and <end> are ids 1 and 2, as in CAPTIONS
+VOCABULARY = Vocabulary({word: i for i, word in enumerate([PAD, START, END, UNK, *"abcdefgh"])})
 
 
-@pytest.fixture(params=[GridTDModel, AOAModel])
+@pytest.fixture(params=MODEL_TYPES)
 def models(request, device):
     """A model in float64 on the CPU, and the same in float32 on the device."""
     model = make(request.param, max_pooled)
@@ -88,6 +95,7 @@ def test_training_steps(models, device):
             scaler = torch.amp.GradScaler(place.type, enabled=False)
             results.append(train_step(model, loss, [batch], optimizer, scaler, place, 0.1))
         assert_close(results[1].float(), results[0])
+
 
 def test_small_models_have_one_thread_and_others_the_default(monkeypatch):
     """Also a large model after a small one."""

@@ -10,16 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 from distributed import run_all, run_each
-from helpers import REGIONS, prepare_flags, train_flags, train_run
+from helpers import REGIONS, prepare_flags, small_model, train_flags, train_run
 
-from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.data.dataset import features_path, split_path
 from captioning.data.vocabulary import read
 from captioning.training.loop import epoch_batches
-from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -34,13 +31,12 @@ def bases(demo_data, tmp_path_factory):
     """{model type: checkpoint} of models of region features."""
     vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
     folder = tmp_path_factory.mktemp("bases")
-    torch.manual_seed(0)
-    sizes = {"embed_dim": 8, "hidden_dim": 16, "encoder": None, "feature_dim": 6}
-    models = {"gridtd": GridTDModel(len(vocabulary), attention_dim=5, **sizes),
-              "aoa": AOAModel(len(vocabulary), num_head=2, attention_dropout=0.0, **sizes)}
-    for name, model in models.items():
-        checkpoint.save(folder / f"{name}.pth", model, vocabulary)
-    return {name: folder / f"{name}.pth" for name in models}
+    bases = {name: folder / f"{name}.pth" for name in ("gridtd", "aoa")}
+    for name, path in bases.items():
+        options = {"attention_dropout": 0.0} if name == "aoa" else {}
+        model = small_model(name, vocabulary, hidden_dim=16, encoder=None, feature_dim=6, **options)
+        checkpoint.save(path, model, vocabulary)
+    return bases
 
 
 def started_preparation(demo_data, folder):
@@ -51,15 +47,6 @@ def started_preparation(demo_data, folder):
     with h5py.File(partial, "r+") as file:
         file["features"][7:], file["done"][7:] = 0, 0
     return "preparedataset", prepare_flags(folder)
-
-
-def check_preparation(demo_data, folder):
-    for name in ("features_small_train", "features_small_val", "features_small_test",
-                 "document_frequencies", "masks"):
-        one, two = ((parent / "demo" / f"{name}_demo.hdf5").read_bytes()
-                    for parent in (demo_data, folder))
-        assert one == two, name
-    assert not list(folder.rglob("*.partial"))
 
 
 def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, bases, tmp_path):
@@ -85,7 +72,12 @@ def test_any_number_of_processes_and_passes_reaches_the_same_weights(demo_data, 
                 + [started_preparation(demo_data, tmp_path / "data")])
     output = run_all(together, tmp_path, 2, in_double=True)
     assert output.count("settings: ") == len(together)      # of the first process
-    check_preparation(demo_data, tmp_path / "data")
+    for name in ("features_small_train", "features_small_val", "features_small_test",
+                 "document_frequencies", "masks"):
+        prepared, expected = ((parent / "demo" / f"{name}_demo.hdf5").read_bytes()
+                              for parent in (tmp_path / "data", demo_data))
+        assert prepared == expected, name
+    assert not list(tmp_path.rglob("*.partial"))
     run_all(runs("one", everything) + runs("resumed", resumed), tmp_path, in_double=True)
 
     def last(folder, name):
@@ -148,9 +140,7 @@ def test_interrupt_or_death_of_one_process_stops_all_and_leaves_a_checkpoint(dem
 
 def test_explanations_do_not_depend_on_the_number_of_processes(demo_data, tmp_path):
     vocabulary = read(demo_data / "demo" / "wordmap_demo.json")
-    torch.manual_seed(0)
-    model = GridTDModel(len(vocabulary), 8, 16, 5, encoder="small")
-    checkpoint.save(tmp_path / "x.pth", model, vocabulary)
+    checkpoint.save(tmp_path / "x.pth", small_model("gridtd", vocabulary), vocabulary)
     flags = ["--weight", tmp_path / "x.pth", "--dataset", "demo", "--data_folder", demo_data,
              "--max_images", "3", "--batch_size", "1", "--decoding", "sample", "--max_len", "3",
              "--methods", "lrp", "--device", "cpu", "--save_path"]

@@ -4,31 +4,26 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import OWN_METHODS, pixels
+from helpers import OWN_METHODS, call, pixels, refused, small_model
 from made_up import random_image
 from PIL import Image
 
 import explain
-from aoamodel import AOAModel
 from captioning import checkpoint, decoding, grounding
 from captioning.data.boxes import load_boxes
 from captioning.data.dataset import CaptionDataset
 from captioning.data.images import preprocess, read_image
 from captioning.data.vocabulary import build
-from captioning.errors import InputError
 from captioning.explanation.methods import METHODS, SPLIT, Method
 from captioning.metrics.object_words import Objects
 from captioning.report import explained_image, explanations
 from captioning.report.explained_image import ExplainedImage
-from gridTDmodel import GridTDModel
 
 ROOT = Path(__file__).parents[1]
 WORDS = build([["a", "dog", "runs", "fast"]], 1)
@@ -37,20 +32,12 @@ ATTENTION = ("--methods", "attention", "--caption", "a dog")
 DOG = torch.tensor([WORDS.encode(["a", "dog"], 2)])
 
 
-def make_model(kind, **options):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(WORDS), "embed_dim": 8, "hidden_dim": 8, "encoder": "small"}
-    if kind == "gridtd":
-        return GridTDModel(**sizes | options, attention_dim=6)
-    return AOAModel(**sizes | options, num_head=2)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for kind in ("gridtd", "aoa"):
-        checkpoint.save(folder / f"{kind}.pth", make_model(kind), WORDS)
-    of_regions = make_model("gridtd", encoder=None, feature_dim=5)
+        checkpoint.save(folder / f"{kind}.pth", small_model(kind, WORDS), WORDS)
+    of_regions = small_model("gridtd", WORDS, encoder=None, feature_dim=5)
     checkpoint.save(folder / "regions.pth", of_regions, WORDS)
     return folder
 
@@ -70,12 +57,6 @@ def image(tmp_path):
     return make_images(tmp_path, "a")[0]
 
 
-def parsed(weight, save_path, *flags):
-    return explain.get_args_parser().parse_args(
-        ["--weight", str(weight), "--save_path", str(save_path), "--device", "cpu",
-         "--max_len", "4", *map(str, flags)])
-
-
 @pytest.fixture
 def run(weights, tmp_path):
     """A function that explains images, or the demo data in a folder -> the output folder."""
@@ -84,8 +65,8 @@ def run(weights, tmp_path):
             source = ["--dataset", "demo", "--data_folder", images, *ATTENTION]
         else:
             source = ["--images", *images]
-        weight = (weights / weight).with_suffix(".pth")
-        explain.main(parsed(weight, tmp_path / "out", *source, *flags))
+        call(explain, "--weight", (weights / weight).with_suffix(".pth"), "--save_path",
+             tmp_path / "out", "--device", "cpu", "--max_len", "4", *source, *flags)
         return tmp_path / "out"
     return run
 
@@ -281,50 +262,37 @@ def test_captions_are_decoded_as_the_flags_specify(weights, run, image, flags, o
     assert list(stored(out / "a")["words"]) == words
 
 
-def write_captions(path, captions):
-    """{file name or image id: caption} as a file of captions."""
-    path.write_text(json.dumps([{"image_id" if isinstance(key, int) else "image": key,
-                                 "caption": text} for key, text in captions.items()]))
-
-
 def test_captions_of_other_systems(run, tmp_path, capsys):
     paths = make_images(tmp_path, ["COCO_val_0000000007", "b"])
     file = tmp_path / "results.json"
     flags = ("--methods", "attention", "--captions", file, "--quiet", "--shared_scale")
-    write_captions(file, {7: "A dog runs.", "b.png": "a", "c.png": "x"})
+    file.write_text(json.dumps({7: "A dog runs.", "b.png": "a", "c.png": "x"}))
     out = run("aoa", paths, *flags)
     output = capsys.readouterr().out
     assert "b.png: a\n" in output and "COCO_val_0000000007.png: a dog runs\n" in output
     assert "probability" not in output and bool(stored(out / "b")["shared_scale"])
     assert words_of(out / "b") == "<start> a <end>"
-    write_captions(file, {7: "a dog runs", "b.png": "a dog"})
+    file.write_text(json.dumps({7: "a dog runs", "b.png": "a dog"}))
     assert words_of(run("aoa", paths, *flags) / "b") == "<start> a dog <end>"
 
     # unknown words are explained as <unk>, and marked
-    write_captions(file, {7: "a zebra", "b.png": "a"})
+    file.write_text(json.dumps({7: "a zebra", "b.png": "a"}))
     run("aoa", paths, *flags)
     assert words_of(out / "COCO_val_0000000007") == "<start> a zebra[unk] <end>"
     assert words_of(out / "b") == "<start> a <end>"
     assert "7.png: explained as <unk>, since the model does not know them: zebra" in (
         capsys.readouterr().out)
-    write_captions(file, {7: "a zebra", "b.png": "...!"})
-    with pytest.raises(InputError, match=r"the caption of b\.png '\.\.\.!' contains no words"):
+    file.write_text(json.dumps({7: "a zebra", "b.png": "...!"}))
+    with refused(r"the caption of b\.png '\.\.\.!' contains no words"):
         run("aoa", paths, *flags)
     file.write_text('[{"image": "b.png", "caption": "a"}, {"image": "b", "caption": "dog"}]')
-    with pytest.raises(InputError, match=r"more than one caption for b\.png"):
+    with refused(r"more than one caption for b\.png"):
         run("aoa", paths[1:], *flags)
-    write_captions(file, {7: "a zebra", "b.png": "a"})
-    with pytest.raises(InputError, match=r"lacks captions for 1 of 3 images: c\.png"):
+    file.write_text(json.dumps({7: "a zebra", "b.png": "a"}))
+    with refused(r"lacks captions for 1 of 3 images: c\.png"):
         run("aoa", [*paths, *make_images(tmp_path, "c")], *flags)
-
-
-def test_captions_of_images_with_one_name_are_refused(run, image, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(image, other)
-    (tmp_path / "captions.json").write_text(json.dumps({image.name: "a dog"}), "utf-8")
-    with pytest.raises(InputError, match=f"several images are called {image.name}"):
-        run("gridtd", [image, other / image.name], "--captions", tmp_path / "captions.json")
+    with refused("several images are called b.png"):
+        run("aoa", [*paths, *make_images(tmp_path / "other", "b")], *flags)
 
 
 @pytest.fixture
@@ -358,9 +326,9 @@ def test_grounded_captions(calibrated, run, image, monkeypatch):
     monkeypatch.setattr(grounding, "decode", preferring_dogs)
     out = run(calibrated, [image], "--methods", "attention", "--grounded")
     assert "dog" not in stored(out / "a")["words"]
-    with pytest.raises(InputError, match=r"gridtd_grounding\.json is missing: --grounded requires"):
+    with refused(r"gridtd_grounding\.json is missing: --grounded requires"):
         run("gridtd", [image], "--grounded")
-    with pytest.raises(InputError, match="at most one of"):
+    with refused("at most one of"):
         run(calibrated, [image], "--grounded", "--caption", "a dog")
 
 
@@ -369,10 +337,11 @@ def test_grounded_captions(calibrated, run, image, monkeypatch):
 
 def test_the_identity_covers_all_that_an_explanation_depends_on(image, tmp_path):
     weight = tmp_path / "model.pth"
-    model = make_model("gridtd")
+    model = small_model("gridtd", WORDS)
 
     def identity(*flags, model=model, words=WORDS, regions=None, **target):
-        args = parsed(weight, "y", "--images", image, *flags)
+        args = explain.get_args_parser().parse_args(
+            ["--weight", str(weight), "--max_len", "4", "--images", str(image), *flags])
         target = explain.Target(image, caption=args.caption, **target)
         explain.identify([target], args, model, words, regions)
         return target.identity
@@ -396,11 +365,10 @@ def test_the_identity_covers_all_that_an_explanation_depends_on(image, tmp_path)
     features, others = (SimpleNamespace(content_hash=lambda index, text=text: f"{text} {index}")
                         for text in "ab")
     different = [
-        identity(), identity(model=make_model("aoa")), identity(words=build([["a", "cat"]], 1)),
-        identity(references=["a dog"]), identity(boxes=box), identity(regions=features),
-        identity(regions=others), identity(regions=features, index=1),
-        calibrated(0.1, 0.1), calibrated(0.2, 0.1), calibrated(0.1, 0.2),
-        calibrated(0.1, 0.1, word="cat")]
+        identity(), identity(model=small_model("aoa", WORDS)), identity(references=["a dog"]),
+        identity(words=build([["a", "cat"]], 1)), identity(boxes=box), identity(regions=features),
+        identity(regions=others), identity(regions=features, index=1), calibrated(0.1, 0.1),
+        calibrated(0.2, 0.1), calibrated(0.1, 0.2), calibrated(0.1, 0.1, word="cat")]
     random_image(seed=1).save(image)
     different += [identity(), identity(regions=features)]
     assert len(set(different)) == len(different)
@@ -432,11 +400,9 @@ def test_existing_explanations_are_not_computed_again(run, tmp_path, monkeypatch
     assert sizes == [2, 3, 3, 3, 3]
 
 
-def flip_bytes(path):
+def flip(path):
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    for i in range(middle, middle + 50):
-        content[i] ^= 255
+    content[len(content) // 2] ^= 255
     path.write_bytes(content)
 
 
@@ -451,7 +417,10 @@ def earlier_version(path):
 
 @pytest.mark.parametrize("name, damage", [
     ("explanation.npz", Path.touch), ("explanation.npz", Path.unlink),
-    ("explanation.npz", lambda path: path.write_bytes(b"")), ("explanation.npz", flip_bytes),
+    ("explanation.npz", lambda path: path.write_bytes(b"")),
+    # one byte in the middle; the arrays' file is compressed
+    ("explanation.npz", flip), ("attention.png", flip), ("entry.html", flip),
+    ("thumbnail.webp", flip),
     # arrays that are missing, of a wrong type or shape, or not finite
     ("explanation.npz", {"logits": None}), ("explanation.npz", {"words": np.zeros(4)}),
     ("explanation.npz", {"logits": np.zeros(4)}),
@@ -475,21 +444,6 @@ def test_a_damaged_explanation_is_noticed(run, image, name, damage):
 # -- folders and the page --------------------------------------------------------------------------
 
 
-def flip_middle_byte(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", ["attention.png", "entry.html", "thumbnail.webp"])
-def test_one_changed_byte_in_any_file_is_noticed(run, image, name):
-    folder = run("gridtd", [image], *ATTENTION) / "a"
-    identity = str(stored(folder)["identity"])
-    assert explanations.is_explained(folder, identity)
-    flip_middle_byte(folder / name)
-    assert not explanations.is_explained(folder, identity)
-
-
 def test_files_of_the_user_are_kept(run, image, tmp_path):
     """A folder that has such a file is avoided by explain.py, and refused by `save`."""
     out = tmp_path / "out"
@@ -498,10 +452,10 @@ def test_files_of_the_user_are_kept(run, image, tmp_path):
     run("gridtd", [image], *ATTENTION)
     assert names_in(out) == {"a", "a_2", "index.html", "log.txt", "settings.json"}
     assert (out / "a" / "attention.png").read_text() == "mine" and len(names_in(out / "a")) == 1
-    with pytest.raises(InputError, match="attention.png is not of an explanation"):
+    with refused("attention.png is not of an explanation"):
         ExplainedImage.load(out / "a_2").save(out / "a")
     (out / "index.html").write_text("<title>My page</title>")
-    with pytest.raises(InputError, match="index.html is not a page of explanations"):
+    with refused("index.html is not a page of explanations"):
         run("gridtd", [image], *ATTENTION)
     assert (out / "index.html").read_text() == "<title>My page</title>"
 
@@ -571,7 +525,7 @@ def test_a_new_folder_appears_only_when_complete(run, image, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(explained_image.np, "savez_compressed", fail)
-    with pytest.raises(InputError, match="No space"):
+    with refused("No space"):
         run("gridtd", [image], *ATTENTION)
     assert not [path for path in (image.parent / "out").iterdir() if path.is_dir()]
 
@@ -648,19 +602,18 @@ def test_images_of_a_split(run, demo_data):
     assert sorted(item["box"] for item in entry["objects"]) == sorted(corners.round(4).tolist())
     assert stored(out / "val_00001")["object_boxes"].shape == corners.shape
     assert "explain.py" in json.loads((out / "settings.json").read_text())
-    with pytest.raises(InputError, match="either --images"):
+    with refused("either --images"):
         run("gridtd", demo_data, "--images", "x.png")
 
 
 def test_images_that_cannot_be_read_are_skipped(run, tmp_path, capsys):
     good, bad = make_images(tmp_path, ["good", "bad"])
     bad.write_bytes(good.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"1 of 2 images were skipped.*bad\.png") as caught:
+    with refused(r"1 of 2 images were skipped.*bad\.png"):
         run("gridtd", [bad, good], *ATTENTION)
-    assert "\n" not in str(caught.value)
     out = run("gridtd", [bad, good], "--skip_broken", *ATTENTION)
     assert "skipped: " in capsys.readouterr().out and page_names(out) == ["good"]
-    with pytest.raises(InputError, match="none of the images.*bad.png is damaged"):
+    with refused("none of the images.*bad.png is damaged"):
         run("gridtd", [bad], "--skip_broken")
 
 
@@ -678,26 +631,5 @@ def test_bad_input_is_reported_in_one_sentence(weights, run, image, monkeypatch,
     monkeypatch.chdir(image.parent)
     Path("empty").mkdir()
     flags = [weights / flag if flag == "regions.pth" else flag for flag in flags]
-    with pytest.raises(InputError, match=message) as caught:
+    with refused(message):
         run("gridtd", [image], *flags)
-    assert "\n" not in str(caught.value)
-
-
-def test_exit_status_and_standard_error(weights, image, tmp_path, capsys):
-    command = [sys.executable, "explain.py", "--weight", weights / "gridtd.pth", "--device", "cpu",
-               "--caption", "a zebra", "--images", image, "--save_path", tmp_path / "out"]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 2 and process.stdout.startswith("settings: --weight ")
-    assert process.stderr.startswith("error: --caption 'a zebra'")
-    assert process.stderr.count("\n") == 1
-    for flag in ("--methods magic", "--decoding magic", "--beam_size 0"):
-        with pytest.raises(SystemExit) as end:
-            parsed("x", "z", *flag.split())
-        assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
-
-
-def test_real_photographs(run, shared_data):
-    paths = sorted((shared_data / "coco_sample" / "val2017").glob("*.jpg"))[:2]
-    out = run("aoa", paths, "--caption", "a dog runs")
-    for path in paths:
-        assert (np.ptp(pixels(out / path.stem / "lrp.png"), axis=2) > 100).mean() > 0.01

@@ -1,14 +1,13 @@
-"""Files that are written completely or not at all, JSON, and names that cannot leave their
-folder."""
+"""Files that are written completely or not at all, JSON, and names that stay in their folder."""
 import os
 import string
 import subprocess
 import sys
 
 import pytest
+from helpers import refused
 
 from captioning import files
-from captioning.errors import InputError
 
 
 @pytest.mark.parametrize("stem", [
@@ -40,9 +39,9 @@ def test_unsafe_names_in_data_files_are_refused(name):
     '{"\\udfff": 1}', "[" * 100_000, "", "{", "nonsense", '{"a": 9223372036854775808}'])
 def test_json_with_values_that_nothing_can_use_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(InputError, match="x.json") as raised:
+    with refused("x.json") as raised:
         files.read_json(tmp_path / "x.json")
-    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+    assert len(str(raised.value)) < 300
 
 
 def test_valid_json_is_read(tmp_path):
@@ -57,7 +56,7 @@ def test_pipes_folders_and_missing_files_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, reason in (("pipe", "pipe"), ("", "folder"), ("missing", "no such file"),
                          ("x" * 300, "too long")):
-        with pytest.raises(InputError, match=reason):
+        with refused(reason):
             files.read_json(tmp_path / name)
 
 

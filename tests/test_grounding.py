@@ -6,21 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import make, random_regions
+from helpers import MODELS, make, random_regions, refused
 
 from aoamodel import AOAModel
 from captioning import decoding, grounding
 from captioning.data.vocabulary import build
-from captioning.errors import InputError
 from captioning.metrics.object_words import (
     VISIBLE_OBJECTS,
     Objects,
     load_objects,
     read_synonyms,
 )
-from gridTDmodel import GridTDModel
 
-MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 # 12 words with the special ones
 WORDS = build([["a", "dog", "puppy", "cat", "red", "runs", "fast", "big"]], 1)
 COEFFICIENTS = {"constant": 0.3, "image": 0.2, "absolute_share": 1.5, "log_p": 0.4,
@@ -38,24 +35,18 @@ def captions_of(*texts):
     return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
 
-def share(model, features, caption, t):
-    """The image's share in the word at step t, from the relevance itself."""
+def estimate(model, features, caption, t):
+    """The estimate for the word at step t, literally, image by image."""
     explanation = model.lrp(features[None], caption[None])
     image = float(explanation.features[0, t].sum())
     start, *previous = explanation.words[0, t].tolist()
     rest = float(explanation.targets[0, t]) - image - start - sum(previous)
-    return image / (abs(image) + abs(start) + abs(sum(previous)) + abs(rest))
-
-
-def estimate(model, features, caption, t):
-    """The estimate for the word at step t, literally, image by image."""
-    explanation = model.lrp(features[None], caption[None])
+    share = image / (abs(image) + abs(start) + abs(sum(previous)) + abs(rest))
     word = caption[t + 1]
     log_p = model(features[None], caption[None])[0, t].log_softmax(-1)[word]
     blank = torch.full_like(features[None], 1e-200)
     without = model(blank, caption[None])[0, t].log_softmax(-1)[word]
-    values = {"image": explanation.features[0, t].sum(),
-              "absolute_share": share(model, features, caption, t), "log_p": log_p,
+    values = {"image": image, "absolute_share": share, "log_p": log_p,
               "log_p_gain": log_p - without, "position": t,
               "frequency": FREQUENCIES.get(WORDS.words[word], 0)}
     log_odds = COEFFICIENTS["constant"]
@@ -103,8 +94,7 @@ def test_banned_words(model_type, options):
 @MODELS
 @pytest.mark.parametrize("seed", range(3))
 def test_grounded_decoding_equals_decoding_image_by_image(model_type, seed):
-    """Literally: caption, ban all names of the categories of flagged words, caption again, up to
-    three times."""
+    """Up to three times: caption, ban all names of the categories of flagged words."""
     model = make(model_type, seed=seed)
     features = random_regions(seed)
     for name in ("dog", "cat", "puppy"):
@@ -176,7 +166,7 @@ def test_words_of_one_class_permit_no_estimate(tmp_path):
     words = table_of_words()
     words["present"] = 1.0
     write_table(words, tmp_path)
-    with pytest.raises(InputError, match="too few object words"):
+    with refused("too few object words"):
         grounding.calibrate(tmp_path / "best.pth", make(AOAModel), OBJECTS, tmp_path, [["a dog"]])
 
 
@@ -189,14 +179,14 @@ def test_a_calibration_belongs_to_its_weights(tmp_path):
     found = grounding.load(weight, model)
     assert found.threshold == 0.25 and found.objects.words == OBJECTS.words
     assert found.coefficients == COEFFICIENTS and found.frequencies == FREQUENCIES
-    with pytest.raises(InputError, match="other weights"):
+    with refused("other weights"):
         grounding.load(weight, make(AOAModel, seed=1))
     path = tmp_path / "best_grounding.json"
     content = json.loads(path.read_text())
     for key, value in (("threshold", "high"), ("words", ["dog"]), ("threshold", float("nan")),
                        ("coefficients", {"constant": 1}), ("frequencies", {"dog": "often"})):
         path.write_text(json.dumps(content | {key: value}))
-        with pytest.raises(InputError, match="is damaged or of another kind"):
+        with refused("is damaged or of another kind"):
             grounding.load(weight, model)
 
 

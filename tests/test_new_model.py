@@ -8,7 +8,12 @@ import pytest
 import torch
 from helpers import (
     CAPTIONS,
+    ENCODERS,
     OWN_METHODS,
+    assert_close,
+    call,
+    inputs_of,
+    make,
     max_pooled,
     random_images,
     random_regions,
@@ -20,11 +25,10 @@ import evaluation
 import explain
 import finetune
 from captioning import captioner, checkpoint
-from captioning.explanation.methods import METHODS
+from captioning.explanation.methods import METHODS, SPLIT
 from captioning.files import read_json
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "new_model.md"
-V = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,27 +43,15 @@ def model_type():
     del captioner.MODELS["sat"], sys.modules[module.__name__]
 
 
-def make(model_type, encoder=None, biased=True):
-    torch.manual_seed(0)
-    model = model_type(V, 4, 6, encoder=encoder and encoder(), feature_dim=7).double().eval()
-    for name, parameter in model.named_parameters():
-        parameter.data.mul_(2 if biased or "bias" not in name else 0)
-    return model
-
-
-@pytest.mark.parametrize("encoder", [None, max_pooled])
+@ENCODERS
 def test_relevance_is_conserved(model_type, encoder):
-    model = make(model_type, encoder, biased=False)
-    images = random_images() if encoder else random_regions()
+    model, images = make(model_type, encoder, biased=False), inputs_of(encoder)
     explanation = model.lrp(images, CAPTIONS, eps=0)
-    is_word = (CAPTIONS[:, 1:] != 0).double()
-    torch.testing.assert_close(explanation.conservation, is_word, rtol=0, atol=1e-9)
+    assert_close(explanation.conservation, (CAPTIONS[:, 1:] != 0).double(), 1e-9)
     if encoder:
-        pixels = explanation.pixels.sum((2, 3, 4))
-        torch.testing.assert_close(pixels, explanation.image, rtol=0, atol=1e-9)
+        assert_close(explanation.pixels.sum((2, 3, 4)), explanation.image, 1e-9)
     with_biases = make(model_type, encoder).lrp(images, CAPTIONS)
-    parts = with_biases.image + with_biases.start + with_biases.previous + with_biases.rest
-    torch.testing.assert_close(parts, with_biases.targets, rtol=0, atol=1e-12)
+    assert_close(sum(getattr(with_biases, part) for part in SPLIT), with_biases.targets)
 
 
 @pytest.mark.parametrize("method", OWN_METHODS)
@@ -70,16 +62,14 @@ def test_every_method_explains_a_batch_like_its_items(model_type, method):
     alone = METHODS[method].explain(model, images[1:2], CAPTIONS[1:2])
     for name in ("words", "features", "pixels", "attention"):
         if getattr(batch, name) is not None:
-            torch.testing.assert_close(getattr(alone, name)[0], getattr(batch, name)[1], rtol=0,
-                                       atol=1e-12)
+            assert_close(getattr(alone, name)[0], getattr(batch, name)[1])
 
 
 def test_gradients_are_those_of_autograd(model_type):
     model, features = make(model_type), random_regions()[:1].requires_grad_()
     logits = model(features, CAPTIONS[:1])
     expected, = torch.autograd.grad(logits[0, 3, CAPTIONS[0, 4]], features)
-    actual = model.gradient(features.detach(), CAPTIONS[:1]).features[0, 3]
-    torch.testing.assert_close(actual, expected[0], rtol=0, atol=1e-12)
+    assert_close(model.gradient(features.detach(), CAPTIONS[:1]).features[0, 3], expected[0])
 
 
 def test_steps_equal_teacher_forcing(model_type):
@@ -88,7 +78,7 @@ def test_steps_equal_teacher_forcing(model_type):
     context, state = model.start(features), model.initial_state(3)
     for t in range(CAPTIONS.shape[1] - 1):
         step, state, _ = model.step(CAPTIONS[:, t:t + 1], state, context)
-        torch.testing.assert_close(step[:, 0], logits[:, t], rtol=0, atol=1e-12)
+        assert_close(step[:, 0], logits[:, t])
 
 
 def test_scripts_train_tune_evaluate_and_explain_it(demo_data, tmp_path):
@@ -97,20 +87,16 @@ def test_scripts_train_tune_evaluate_and_explain_it(demo_data, tmp_path):
     assert content["model_type"] == "sat" and content["config"]["hidden_dim"] == 16
     weight = str(tmp_path / "sat" / "checkpoint_best.pth")
     before = checkpoint.load(weight)[0].state_dict()
+    common = ["--weight", weight, "--data_folder", demo_data, "--workers", "0", "--device", "cpu"]
     for mode in ("lrp_tune", "erase_tune"):
-        tune_flags = [f"--{mode}", "--weight", weight, "--data_folder", str(demo_data),
-                      "--epochs", "1", "--workers", "0", "--device", "cpu",
-                      "--save_path", str(tmp_path / mode)]
-        tuned = run_training(finetune, tune_flags, tmp_path / mode)
+        tuned = run_training(finetune, [f"--{mode}", *common, "--epochs", "1", "--save_path",
+                                        tmp_path / mode], tmp_path / mode)
         assert not torch.equal(tuned["state_dict"]["W_a.weight"], before["W_a.weight"])
 
-    evaluation.main(evaluation.get_args_parser().parse_args(
-        ["--weight", weight, "--data_folder", str(demo_data), "--metrics", "cider", "chair",
-         "--explanations", "pointing_game", "--max_images", "2", "--workers", "0",
-         "--device", "cpu"]))
+    call(evaluation, *common, "--metrics", "cider", "chair", "--explanations", "pointing_game",
+         "--max_images", "2")
     assert "chair_i" in read_json(tmp_path / "sat" / "metrics_test.json")
     image = next((demo_data / "demo" / "images").glob("test_*.png"))
-    explain.main(explain.get_args_parser().parse_args(
-        ["--weight", weight, "--images", str(image), "--save_path", str(tmp_path / "explained"),
-         "--device", "cpu"]))
+    call(explain, "--weight", weight, "--images", image, "--save_path", tmp_path / "explained",
+         "--device", "cpu")
     assert (tmp_path / "explained" / image.stem / "lrp.png").is_file()

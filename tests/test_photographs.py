@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+from helpers import call
 
 from captioning.data.annotations import read_karpathy
 from captioning.data.flickr8k import LISTS, TOKENS
@@ -36,7 +37,7 @@ def arguments(tmp_path):
 
 def test_flickr8k_and_coco_in_one_file(arguments, monkeypatch, capsys):
     monkeypatch.setattr(photographs, "VALIDATION", 2)
-    photographs.main(photographs.get_args_parser().parse_args([*map(str, arguments)]))
+    call(photographs, *arguments)
     # the last line, which configs/train_photographs.sh gives to preparedataset.py
     root = Path(capsys.readouterr().out.splitlines()[-1])
     assert root == arguments[1].parents[1]

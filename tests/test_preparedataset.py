@@ -1,18 +1,19 @@
 """preparedataset.py from the command line: its output, resumption, and errors for invalid input."""
 import json
+import re
 from collections import Counter
 
 import h5py
 import numpy as np
 import pytest
-import torch
+from helpers import call, refused
+from made_up import random_image
 from PIL import Image
 
 import preparedataset
 from captioning.data.dataset import CaptionDataset, features_path
 from captioning.data.detector import DETECTORS
 from captioning.data.vocabulary import tokenise
-from captioning.errors import InputError
 from captioning.explanation import encoders
 from captioning.files import read_json
 
@@ -25,12 +26,10 @@ CNN = "--features cnn --encoder small --image_folder SOURCE/images --batch_size 
 @pytest.fixture
 def source(tmp_path):
     """A folder with karpathy.json and seven images in images/."""
-    rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     images = []
     for i, split in enumerate(["train", "train", "restval", "train", "val", "val", "test"]):
-        pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.jpg")
+        random_image((32, 24), i).save(tmp_path / "images" / f"{i}.jpg")
         texts = ["A dog runs.", f"A word{i} runs"] + ["Only tested words"] * (split == "test")
         images.append({"filename": f"{i}.jpg", "split": split,
                        "sentences": [{"raw": text} for text in texts]})
@@ -43,8 +42,7 @@ def prepare(source):
     """Runs the script with the flags in a text, in which SOURCE is that folder."""
     def run(text):
         flags = f"--output_folder SOURCE/out --workers 0 --device cpu {text}"
-        flags = flags.replace("SOURCE", str(source)).split()
-        preparedataset.main(preparedataset.get_args_parser().parse_args(flags))
+        call(preparedataset, *flags.replace("SOURCE", str(source)).split())
     return run
 
 
@@ -109,7 +107,7 @@ def test_skip_broken_omits_and_counts(source, prepare, capsys):
     flags = f"{KARPATHY} {CNN} --min_word_freq 1"
     (source / "images" / "1.jpg").write_bytes((source / "images" / "0.jpg").read_bytes()[:300])
     (source / "images" / "4.jpg").unlink()
-    with pytest.raises(InputError, match=r"1 of 7 images are missing, the first being .*4\.jpg"):
+    with refused(r"1 of 7 images are missing, the first being .*4\.jpg"):
         prepare(flags)
     prepare(f"{flags} --skip_broken")
     out = capsys.readouterr().out
@@ -118,7 +116,7 @@ def test_skip_broken_omits_and_counts(source, prepare, capsys):
     assert opened(source, "val").names == ["5.jpg"]
     assert [len(read_features(source, split)) for split in ("train", "val")] == [3, 1]
     (source / "images" / "6.jpg").unlink()
-    with pytest.raises(InputError, match="the test split"):
+    with refused("the test split"):
         prepare(f"{flags} --skip_broken")
 
 
@@ -152,10 +150,8 @@ def test_skip_broken_omits_and_counts(source, prepare, capsys):
     (f"{KARPATHY} --output_folder SOURCE/karpathy.json", "karpathy.json"),
     (f"{KARPATHY} --output_folder /proc/none", "/proc/none")])
 def test_invalid_input(source, prepare, flags, message):
-    with pytest.raises(InputError) as error:
+    with refused(re.escape(message.replace("SOURCE", str(source)))):
         prepare(flags)
-    assert message.replace("SOURCE", str(source)) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("flag", [
@@ -200,20 +196,3 @@ def test_coco_2014_from_either_annotation_format(source, prepare):
     assert first == "val2014/COCO_val2014_000000000050.jpg"
     prepare(KARPATHY.replace("--dataset karpathy", "--dataset coco2014 --min_word_freq 1"))
     assert len(opened(source, "train", "coco2014")) == 4
-
-
-def test_real_vgg16_features(source, prepare, shared_data):
-    """Stored features of a real photograph equal those of a direct forward pass."""
-    coco, weights = shared_data / "coco_sample/val2017", shared_data / "vgg16_features.pth"
-    names = sorted(path.name for path in coco.iterdir())[:3]
-    images = [{"filename": name, "split": split, "sentences": [{"raw": "a picture"}]}
-              for name, split in zip(names, SPLITS, strict=True)]
-    (source / "karpathy.json").write_text(json.dumps({"images": images}))
-    prepare(f"{KARPATHY} --image_folder {coco} --min_word_freq 1 --features cnn "
-            f"--encoder_weights {weights}")
-    image = opened(source, "val", image_size=224).__getitems__([0])["images"]
-    with torch.inference_mode():
-        expected = encoders.build("vgg16", weights)(image).flatten(2).transpose(1, 2)
-    stored = torch.from_numpy(read_features(source, "val", "vgg16")).float()
-    assert stored.shape == (1, 196, 512)
-    assert (stored - expected).abs().max() <= 2e-3 * expected.abs().max()

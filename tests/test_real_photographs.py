@@ -1,11 +1,11 @@
-"""All steps on real photographs: features, overfitting of both models, captions, and
-explanations."""
+"""All steps on real photographs: features, overfitting, captions and explanations."""
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import call
 from PIL import Image
 
 import evaluation
@@ -23,13 +23,12 @@ CAT = Path(__file__).parents[1] / "docs" / "figures" / "cat.jpg"
 
 
 def run(module, flags):
-    module.main(module.get_args_parser().parse_args(f"{flags} --device cpu".split()))
+    call(module, *f"{flags} --device cpu".split())
 
 
 @pytest.fixture(scope="module")
 def data_folder(shared_data, tmp_path_factory):
-    """A data folder with 11 photographs for training, 1 for validation and 4 for testing, with
-    VGG16 features."""
+    """A data folder with 11, 1 and 4 photographs and their VGG16 features."""
     folder, source = tmp_path_factory.mktemp("few"), shared_data / "coco_sample"
     (folder / "annotations").mkdir()
     for split, count in (("train2017", 12), ("val2017", 4)):

@@ -1,6 +1,4 @@
-"""Region features from end to end: masking, explanations drawn as boxes, and the page in a
-browser."""
-import base64
+"""Region features from end to end: masking, and explanations drawn as boxes."""
 import csv
 import json
 import shutil
@@ -9,20 +7,25 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import literal_of_regions, make, reds_and_blues
+from helpers import (
+    MODELS,
+    call,
+    encoded,
+    literal_of_regions,
+    make,
+    reds_and_blues,
+    refused,
+    small_model,
+)
 
 import evaluation
 import explain
-from aoamodel import AOAModel
 from captioning import checkpoint
 from captioning.data import bottom_up
 from captioning.data.annotations import Record
 from captioning.data.dataset import CaptionDataset, features_path, split_path
 from captioning.data.vocabulary import read
-from captioning.errors import InputError
-from gridTDmodel import GridTDModel
 
-MODELS = [GridTDModel, AOAModel]
 COUNTS = [3, 5, 1, 5, 5, 5, 5, 5]       # number of regions of each test image, at most 5
 
 
@@ -41,8 +44,6 @@ def data(demo_data, tmp_path_factory):
 
 def store(data, split, names, boxes, features):
     """Stores region features of the images `names`, as a tsv file contains them."""
-    def encoded(values):
-        return base64.b64encode(values.astype(np.float32).tobytes()).decode()
     rows = [f"{name}\t112\t112\t{len(x)}\t{encoded(corners)}\t{encoded(x)}"
             for name, corners, x in zip(names, boxes, features, strict=True)]
     (data / "regions.tsv").write_text("\n".join(rows))
@@ -52,14 +53,11 @@ def store(data, split, names, boxes, features):
     return path
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["gridtd", "aoa"])
 def weights(request, data, tmp_path_factory):
     words = read(data / "demo" / "wordmap_demo.json")
-    torch.manual_seed(0)
-    options = {"num_head": 2} if request.param is AOAModel else {"attention_dim": 5}
     path = tmp_path_factory.mktemp("weights") / "x.pth"
-    checkpoint.save(path, request.param(len(words), 8, 16, encoder=None, feature_dim=6, **options),
-                    words)
+    checkpoint.save(path, small_model(request.param, words, encoder=None, feature_dim=6), words)
     return path
 
 
@@ -67,15 +65,14 @@ def run(weights, data, save_path, flags="", dataset="--dataset demo --max_len 6"
     """Runs explain.py -> {folder: its arrays}."""
     flags = (f"--weight {weights} --data_folder {data} --save_path {save_path} --device cpu "
              f"{dataset} {flags}")
-    explain.main(explain.get_args_parser().parse_args(flags.split()))
+    call(explain, *flags.split())
     return {path.parent.name: dict(np.load(path)) for path in save_path.glob("*/explanation.npz")}
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@MODELS
 @pytest.mark.parametrize("method", ["lrp", "gradient", "guided_backprop"])
 def test_padding_does_not_change_explanations(model_type, method):
-    """An image of 3 regions in a batch of images with 5 has the same explanation as alone, without
-    padding."""
+    """An image of 3 regions has the same explanation in a batch of images with 5 as alone."""
     model, captions = make(model_type), torch.tensor([[1, 7, 3, 9]] * 3)
     features = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features[1, 3:], features[2, 1:] = 0, 0
@@ -122,7 +119,7 @@ def test_explanations_of_a_split(weights, data, tmp_path, capsys):
     ("--dataset demo --methods grad_cam", "no pixel maps: choose other --methods than grad_cam"),
     ("--dataset demo --split train", "features_bottom_up_train_demo.hdf5.*preparedataset.py")])
 def test_flags_that_region_features_do_not_permit(weights, data, tmp_path, flags, message):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         run(weights, data, tmp_path, dataset=flags)
 
 
@@ -135,7 +132,7 @@ def test_evaluation_measures_regions(weights, data, tmp_path, monkeypatch, capsy
     flags = (f"--weight {weights} --data_folder {data} --workers 0 --device cpu --metrics bleu "
              f"--save_path {tmp_path} --batch_size 3 --explanations correctness tpfp ablation "
              "--methods lrp attention random grad_cam")
-    evaluation.main(evaluation.get_args_parser().parse_args(flags.split()))
+    call(evaluation, *flags.split())
     output = capsys.readouterr().out
     assert "no pixel maps: grad_cam omitted" in output
     assert "no pixel maps: tpfp, patch_ablation omitted" in output
@@ -179,7 +176,7 @@ def test_images_of_another_size_than_their_regions_are_rejected(weights, data, t
     read_image = explain.read_image
     monkeypatch.setattr(explain, "read_image", lambda path, upright: (
         read_image(path, upright)[:, ::2, ::2]))
-    with pytest.raises(InputError, match="regions beyond .*test_0000"):
+    with refused("regions beyond .*test_0000"):
         run(weights, data, tmp_path)
 
 
@@ -189,5 +186,5 @@ def test_features_without_boxes_cannot_be_drawn(weights, data, tmp_path):
         names = file["names"].asstr()[:].tolist()
     features = np.random.default_rng(0).random((len(names), 4, 6))
     store(data, "val", names, np.zeros((len(names), 4, 4)), features)
-    with pytest.raises(InputError, match=r"for val_00000\.png .*no boxes"):
+    with refused(r"for val_00000\.png .*no boxes"):
         run(weights, data, tmp_path / "out", "--split val")

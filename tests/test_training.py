@@ -1,21 +1,15 @@
-"""Training from end to end: a killed and resumed run ends with the same weights; the model learns.
-"""
+"""Training from end to end: killed and resumed runs end with the same weights; the model learns."""
 import csv
 import shutil
 import signal
 
 import pytest
-import torch
 from fuzz import workspace
-from helpers import REGIONS, same, train_flags, train_run
+from helpers import REGIONS, call, refused, same, train_flags, train_run
 
 import train
 from captioning import checkpoint
-from captioning.data.dataset import CaptionDataset, features_path
-from captioning.data.feature_store import check_features
 from captioning.data.vocabulary import Vocabulary
-from captioning.errors import InputError
-from captioning.explanation import encoders
 from gridTDmodel import GridTDModel
 
 
@@ -41,24 +35,6 @@ def test_killed_run_ends_like_an_uninterrupted_one(demo_data, tmp_path, model_ty
     assert (tmp_path / "killed" / "curves.png").stat().st_size > 1000
 
 
-def test_interrupt_saves_and_explains_how_to_resume(demo_data, tmp_path):
-    """Every step is saved; the signal reaches the workers as well, as in a terminal."""
-    last = tmp_path / "run" / "checkpoint_last.pth"
-    flags = train_flags(demo_data, last.parent, "--save_every", "1e-9", "--workers", "2")
-    status, errors = workspace.stop_once_exists(last, ["train", *flags], signal.SIGINT)
-    assert status == 130
-    assert "run the same command again" in errors.strip().split("\n")[-1]
-    assert "Traceback" not in errors
-    assert checkpoint.read(last)["training"]["state"]["step"] > 0
-
-
-def test_number_of_workers_does_not_change_the_weights(demo_data, tmp_path):
-    """Augmentation is a function of (seed, epoch, index) alone."""
-    without = train_run(demo_data, tmp_path / "without", "--epochs", "1")
-    with_workers = train_run(demo_data, tmp_path / "with", "--epochs", "1", "--workers", "2")
-    assert same(without["state_dict"], with_workers["state_dict"])
-
-
 def test_the_model_learns(demo_data, tmp_path):
     content = train_run(demo_data, tmp_path, "--epochs", "10", "--decoder_lr", "1e-2",
                         "--grad_clip", "1", "--dropout", "0", "--hidden_dim", "32",
@@ -71,17 +47,17 @@ def test_the_model_learns(demo_data, tmp_path):
 
 def test_resuming_with_other_flags_is_refused(demo_data, trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(InputError, match="--batch_size 4, not 3.*same flags.*another --save_path.*"
+    with refused("--batch_size 4, not 3.*same flags.*another --save_path.*"
                        "--resume never"):
         train_run(demo_data, tmp_path, *REGIONS, "--batch_size", "3")
-    with pytest.raises(InputError, match="other sizes"):
+    with refused("other sizes"):
         train_run(demo_data, tmp_path, *REGIONS, "--attention_dim", "12")
     last = tmp_path / "checkpoint_last.pth"
     content = checkpoint.read(last)
     words = dict(content["wordmap"])
     words["dog"], words["ball"] = words["ball"], words["dog"]
     checkpoint.save(last, checkpoint.load(last)[0], Vocabulary(words), content["training"])
-    with pytest.raises(InputError, match="another vocabulary"):
+    with refused("another vocabulary"):
         train_run(demo_data, tmp_path, *REGIONS)
 
 
@@ -97,46 +73,31 @@ def test_region_epochs_do_not_count_against_patience(demo_data, tmp_path):
     assert state["epoch"] == 2 and state["bad_epochs"] == 0
 
 
-def test_features_of_other_weights_are_refused(demo_data):
-    model = GridTDModel(9, 4, 6, 5, encoder="small")
-    stored = CaptionDataset(demo_data, "demo", "train",
-                            features=features_path(demo_data, "demo", "train", "small"))
-    with pytest.raises(InputError, match="other weights"):
-        check_features(stored, model)
-    torch.manual_seed(1)                    # --seed of preparedataset.py
-    model.encoder = encoders.build("small")
-    check_features(stored, model)
-
-
 @pytest.mark.parametrize("encoder, remedy", [
     ("vgg19", "--features cnn --encoder vgg19, or train with --from_pixels"),
     ("bottom_up", "--features bottom_up")])
 def test_missing_features_are_named_with_the_remedy(tmp_path, encoder, remedy):
     message = f"features_{encoder}_train.* missing: run preparedataset.py with {remedy}$"
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         train_run(tmp_path / "data", tmp_path / "run", "--encoder", encoder)
 
 
 def test_default_number_of_epochs_and_recorded_flags(demo_data, tmp_path, monkeypatch):
-    """The paper's number of epochs; what follows from flags is recorded, and args are kept."""
+    """The paper's number of epochs; what follows from flags is recorded."""
     seen = {}
     monkeypatch.setattr(train, "start_training", lambda settings, *_: seen.update(
         {settings.model_type: settings.epochs}))
     for model_type in ("gridtd", "aoa"):
         flags = train_flags(demo_data, tmp_path, "--model_type", model_type)
         del flags[flags.index("--epochs"):flags.index("--epochs") + 2]
-        train.main(train.get_args_parser().parse_args(flags))
+        call(train, *flags)
     assert seen == {"gridtd": 20, "aoa": 50}
     monkeypatch.undo()
-    args = train.get_args_parser().parse_args(train_flags(demo_data, tmp_path, "--epochs", "1"))
-    before = dict(vars(args))
-    train.main(args)
-    assert vars(args) == before and not args.finetune_encoder
-    flags = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["flags"]
-    assert len(flags.pop("data_fingerprint")) == 16
-    assert flags == before | {"finetune_encoder": True, "from_pixels": True}
+    flags = train_run(demo_data, tmp_path, "--epochs", "1")["training"]["flags"]
+    assert len(flags["data_fingerprint"]) == 16 and flags["epochs"] == 1
+    assert flags["finetune_encoder"] and flags["from_pixels"]       # as VGG16 is, from its features
 
 
 def test_region_features_have_no_pixels(demo_data, tmp_path):
-    with pytest.raises(InputError, match="no pixels"):
+    with refused("no pixels"):
         train_run(demo_data, tmp_path, "--encoder", "bottom_up", "--finetune_encoder")

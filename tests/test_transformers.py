@@ -7,21 +7,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pretrained_models as tiny
 import pytest
 import torch
-from PIL import Image
+from helpers import Code, assert_close, call, refused
+from made_up import random_image
+from torch import nn
 from torch.nn import functional as F
 
 import evaluation
 import explain as script
 from captioning import checkpoint, explain, grounding, pretrained
-from captioning.errors import InputError
 from captioning.explanation import functions, rules
 from captioning.explanation.attn_lrp import GammaLinear
-from captioning.explanation.methods import METHODS
+from captioning.explanation.methods import METHODS, SPLIT
 from captioning.explanation.rules import LRP, Gamma
-from captioning.pretrained import relevance
 from captioning.pretrained.captioner import PretrainedCaptioner
 from captioning.pretrained.passes import Cut
 from captioning.pretrained.words import Words
@@ -51,7 +52,7 @@ def captions(words, texts=TEXTS):
 
 
 def total(explanation):
-    return explanation.image + explanation.start + explanation.previous + explanation.rest
+    return sum(getattr(explanation, part) for part in SPLIT)
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
@@ -59,37 +60,37 @@ def test_parts_add_up_and_nothing_else_changes(name):
     model = captioner(name)
     ids = captions(model.words)
     pixels = images()
-    tolerance = {"rtol": 0, "atol": EXACT.get(name, 1e-12)}
+    tolerance = EXACT.get(name, 1e-12)
     log_p = model.log_p(pixels, ids)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     explanation = model.lrp(pixels, ids)
-    torch.testing.assert_close(total(explanation), explanation.targets, **tolerance)
+    assert_close(total(explanation), explanation.targets, tolerance)
     assert (explanation.image.abs() > 1e-3)[ids[:, 1:] != 0].all()
 
     # the rule changes no value, and does not outlive the pass
-    torch.testing.assert_close(explanation.word_log_p, log_p, rtol=0, atol=1e-12)
+    assert_close(explanation.word_log_p, log_p)
     assert not rules.active.rules
     hooks = [hook for module in model.model.modules()
              for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
     assert not any(isinstance(getattr(hook, "__self__", None), Cut) for hook in hooks)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
-    # an image in a batch is explained like alone, also at single steps
-    alone = model.lrp(pixels[1:], ids[1:, :5], steps=torch.tensor([[2, 0]]))
+    # an image in a batch is explained like alone, also at single steps, one after the other
+    alone = model.lrp(pixels[1:], ids[1:, :5], steps=torch.tensor([[2, 0]]), chunk=1)
     for field in ("targets", "words", "pixels", "attention", "image"):
         values = getattr(explanation, field)[1:, [2, 0]]
         values = values[..., :4] if field == "words" else values
-        torch.testing.assert_close(getattr(alone, field), values, rtol=0, atol=1e-12)
+        assert_close(getattr(alone, field), values)
 
     # AttnLRP, in which the constants of softmax are counted
     explanation = model.attn_lrp(pixels[:1], ids[:1], pixels=False)
-    torch.testing.assert_close(total(explanation), explanation.targets, **tolerance)
+    assert_close(total(explanation), explanation.targets, tolerance)
 
     # no piece is predicted from those that follow it
     pieces, _ = model.pieces_of(ids[0])
     other = torch.cat([pieces[:2], pieces[2:].flip(0)])
     expected, logits = (model.logits(pixels[:1], values)[:3] for values in (pieces, other))
-    torch.testing.assert_close(logits, expected, **tolerance)
+    assert_close(logits, expected, tolerance)
 
     # teacher-forced, the model's own caption has its most probable pieces (in float32: an earlier
     # PaliGemma generates with a mask of that type)
@@ -112,31 +113,14 @@ def test_relevance_of_patches_and_constants_of_the_encoder_add_up_to_the_image(n
     r_pixels, r_one = torch.autograd.grad(cut.outputs[0], (pixels, one), r)
     relevance = (r_pixels * pixels).sum((0, 1))
     expected = (r * cut.features[0]).sum()
-    torch.testing.assert_close(relevance.sum() + r_one, expected, rtol=0, atol=1e-12)
+    assert_close(relevance.sum() + r_one, expected)
 
     # the maps are the sums of patches, spread over them
     explanation = model.lrp(pixels.detach(), ids, rule=Gamma() if gamma else None)
     side = 4 if name == "swin_gpt2" else 8
     patches = F.avg_pool2d(relevance[None, None], side).repeat_interleave(side, 2)
     patches = patches.repeat_interleave(side, 3)[0].detach()
-    torch.testing.assert_close(explanation.pixels[0, 1], patches, rtol=0, atol=1e-12)
-
-
-def test_words_pass_a_small_encoder_together(monkeypatch):
-    model = captioner("vit_gpt2")
-    ids = captions(model.words)[:1]
-    expected = model.lrp(images(1), ids, chunk=1).pixels
-    chunks = []
-    through_encoder = relevance.attribution.through_encoder
-
-    def watched(maps, image, r_maps, chunk):
-        chunks.append(chunk)
-        return through_encoder(maps, image, r_maps, chunk)
-    monkeypatch.setattr(relevance.attribution, "through_encoder", watched)
-    torch.testing.assert_close(model.lrp(images(1), ids).pixels, expected, rtol=0, atol=1e-12)
-    monkeypatch.setattr(relevance, "FEW", 1)
-    model.lrp(images(1), ids)
-    assert chunks[0] > 7 and chunks[1] == 1
+    assert_close(explanation.pixels[0, 1], patches)
 
 
 @pytest.mark.parametrize("name", ["vit_gpt2", "llava"])
@@ -149,7 +133,7 @@ def test_eager_and_fused_attention_agree(name):
     for a, b in zip(fused, eager, strict=True):
         # eager attention rounds its weights to float32
         for field in ("words", "pixels", "features", "attention"):
-            torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=0, atol=1e-5)
+            assert_close(getattr(a, field), getattr(b, field), 1e-5)
 
 
 def test_words_are_the_sums_of_their_pieces():
@@ -170,7 +154,7 @@ def test_words_are_the_sums_of_their_pieces():
         for leaf, derivative in zip(cut.embeddings, r, strict=True):
             for place, value in enumerate((leaf * derivative).sum(-1)[0].tolist()):
                 expected[word[piece], columns[place]] += value
-    torch.testing.assert_close(explanation.words[0], expected, rtol=0, atol=1e-12)
+    assert_close(explanation.words[0], expected)
     sums = torch.zeros(6, dtype=torch.float64).index_add(0, word, targets.detach())
     torch.testing.assert_close(explanation.targets[0], sums)
     torch.testing.assert_close(explanation.word_logits[0], sums)
@@ -187,7 +171,7 @@ def test_a_contrast_is_the_first_piece_that_differs():
     expected = torch.stack([dog[piece["dog"]] - dog[piece["run"]],
                             running[piece["##ning"]] - running[piece["##s"]]])
     torch.testing.assert_close(explanation.targets[0, [1, 2]], expected.detach())
-    torch.testing.assert_close(total(explanation), explanation.targets, rtol=0, atol=1e-12)
+    assert_close(total(explanation), explanation.targets)
     # also where the targets are differences to the other words
     specific = model.lrp_specific(images(1), ids, contrast=other)
     torch.testing.assert_close(specific.word_logits, explanation.targets)
@@ -224,67 +208,54 @@ def test_relevance_equals_that_of_lxt(method):
     model = captioner("llava")
     model.model.set_attn_implementation("eager")
     words = getattr(model, method)(images(1), captions(model.words, TEXTS[1:]), pixels=False).words
-    torch.testing.assert_close(words[0], torch.tensor(LXT[method], dtype=torch.float64), rtol=0,
-                               atol=1e-6)       # both normalise in float32
+    # both normalise in float32
+    assert_close(words[0], torch.tensor(LXT[method], dtype=torch.float64), 1e-6)
 
 
 # -- the oracle: equations in loops ----------------------------------------------------------------
 
 
 def linear(x, weight, bias):
-    """x (n, d), rows of weight (m, d) -> (n, m)."""
-    return [[sum(w * v for w, v in zip(row, vector, strict=True)) + b
-             for row, b in zip(weight, bias, strict=True)] for vector in x]
+    return [oracle.affine(weight, bias, vector) for vector in x]
 
 
 def linear_rule(x, weight, z, relevance):
-    """ε-rule with ε = 0: R(x_i) = Σ_j W_ji x_i / z_j R(z_j)."""
-    return [[sum(row[i] * value / out * r for row, out, r in zip(weight, outs, rs, strict=True))
-             for i, value in enumerate(vector)]
-            for vector, outs, rs in zip(x, z, relevance, strict=True)]
+    """ε = 0"""
+    return [oracle.linear_rule(weight, *row, 0) for row in zip(x, z, relevance, strict=True)]
 
 
 def norm(x, layer):
-    """LayerNorm and the standard deviation of each row."""
-    results = []
+    """LayerNorm, y_j = Σ_i (δ_ij − 1/d) w_j/σ x_i + b_j, and this weight of each row of x."""
+    weights = []
     for vector in x:
-        mean = sum(vector) / len(vector)
-        sigma = math.sqrt(sum((v - mean) ** 2 for v in vector) / len(vector) + layer.eps)
-        results.append([(v - mean) / sigma * w + b for v, w, b in zip(
-            vector, layer.weight.tolist(), layer.bias.tolist(), strict=True)])
-    return results
-
-
-def norm_rule(x, layer, y, relevance):
-    """y_j = Σ_i (δ_ij − 1/d) x_i w_j/σ + b_j, a linear layer with the constant σ."""
-    results = []
-    for vector, outs, rs in zip(x, y, relevance, strict=True):
         d = len(vector)
         mean = sum(vector) / d
         sigma = math.sqrt(sum((v - mean) ** 2 for v in vector) / d + layer.eps)
-        weight = [[((i == j) - 1 / d) * w / sigma for i in range(d)]
-                  for j, w in enumerate(layer.weight.tolist())]
-        results += linear_rule([vector], weight, [outs], [rs])
-    return results
+        weights.append([[((i == j) - 1 / d) * w / sigma for i in range(d)]
+                        for j, w in enumerate(layer.weight.tolist())])
+    bias = layer.bias.tolist()
+    return [oracle.affine(w, bias, v) for w, v in zip(weights, x, strict=True)], weights
 
 
-def attention_layer(x, source, heads, q, k, v, causal):
+def norm_rule(x, weights, y, relevance):
+    """A linear layer with the constant σ."""
+    return [oracle.linear_rule(*row, 0) for row in zip(weights, x, y, relevance, strict=True)]
+
+
+def attention_layer(x, heads, q, k, v, causal):
     """Weights (heads, n, m), values (m, d) and the result (n, d); q, k, v: (weight, bias)."""
-    queries, keys, values = linear(x, *q), linear(source, *k), linear(source, *v)
+    queries, keys, values = (linear(x, *layer) for layer in (q, k, v))
     size = len(queries[0]) // heads
-    weights = []
+    weights = [[] for _ in range(heads)]
     result = [[0.0] * len(queries[0]) for _ in x]
-    for head in range(heads):
+    for head, n in np.ndindex(heads, len(x)):
         part = range(head * size, (head + 1) * size)
-        weights.append([])
-        for n, query in enumerate(queries):
-            scores = [sum(query[i] * key[i] for i in part) / math.sqrt(size)
-                      if not causal or m <= n else -math.inf for m, key in enumerate(keys)]
-            exponentials = [math.exp(score - max(scores)) for score in scores]
-            weights[-1].append([value / sum(exponentials) for value in exponentials])
-            for i in part:
-                result[n][i] = sum(a * value[i] for a, value in
-                                   zip(weights[-1][-1], values, strict=True))
+        scores = [sum(queries[n][i] * key[i] for i in part) / math.sqrt(size)
+                  for key in (keys[:n + 1] if causal else keys)]
+        weights[head].append(oracle.softmax(scores))
+        for i in part:
+            result[n][i] = sum(a * value[i] for a, value in
+                               zip(weights[head][n], values, strict=False))
     return weights, values, result
 
 
@@ -300,15 +271,10 @@ def attention_rule(weights, values, result, relevance):
     return r
 
 
-def plus(a, b):
-    return [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
-
-
 def sum_rule(a, b, relevance):
     """R(a) = a / (a + b) R, and the same for b."""
-    both = plus(a, b)
-    return tuple([[value / y * r for value, y, r in zip(*rows, strict=True)]
-                  for rows in zip(part, both, relevance, strict=True)] for part in (a, b))
+    rows = zip(a, b, relevance, strict=True)
+    return zip(*(oracle.sum_rule([x, y], oracle.add(x, y), r, 0) for x, y, r in rows), strict=True)
 
 
 def pair(layer):
@@ -319,25 +285,25 @@ def pair(layer):
 
 def block_rule(x, y, relevance, first, second, norm1, norm2, heads, q, k, v, out, causal, gelu):
     """Relevance (n, d) at the input x of a pre-norm transformer layer; y: its own result."""
-    normed = norm(x, norm1)
-    weights, values, mixed = attention_layer(normed, normed, heads, q, k, v, causal)
+    normed, by1 = norm(x, norm1)
+    weights, values, mixed = attention_layer(normed, heads, q, k, v, causal)
     projected = linear(mixed, *out)
-    middle = plus(x, projected)
-    normed2 = norm(middle, norm2)
+    middle = oracle.add_regions(x, projected)
+    normed2, by2 = norm(middle, norm2)
     hidden = linear(normed2, *first)
     active = gelu(torch.tensor(hidden, dtype=torch.float64)).tolist()
     last = linear(active, *second)
-    torch.testing.assert_close(torch.tensor(plus(middle, last), dtype=torch.float64), y)
+    assert_close(torch.tensor(oracle.add_regions(middle, last), dtype=torch.float64), y)
 
     r_middle, r_last = sum_rule(middle, last, relevance)
     r_active = linear_rule(active, second[0], last, r_last)       # that of hidden: unchanged
     r_normed2 = linear_rule(normed2, first[0], hidden, r_active)
-    r_middle = plus(r_middle, norm_rule(middle, norm2, normed2, r_normed2))
+    r_middle = oracle.add_regions(r_middle, norm_rule(middle, by2, normed2, r_normed2))
     r_x, r_projected = sum_rule(x, projected, r_middle)
     r_mixed = linear_rule(mixed, out[0], projected, r_projected)
     r_values = attention_rule(weights, values, mixed, r_mixed)
     r_normed = linear_rule(normed, v[0], values, r_values)
-    return plus(r_x, norm_rule(x, norm1, normed, r_normed))
+    return oracle.add_regions(r_x, norm_rule(x, by1, normed, r_normed))
 
 
 @pytest.mark.parametrize("part", ["ViT layer", "GPT-2 layer"])
@@ -351,30 +317,26 @@ def test_a_layer_has_the_relevance_of_the_equations_in_loops(part):
         modules = dict(layer.named_modules())
         linears = [module for module in modules.values() if isinstance(module, torch.nn.Linear)]
         norms = [module for module in modules.values() if isinstance(module, torch.nn.LayerNorm)]
-        if linears[0].out_features == 16:
-            q, k, v, out, first, second = map(pair, linears)
-        options = {"heads": 2, "causal": False, "gelu": F.gelu}
+        q, k, v, out, first, second = map(pair, linears)
+        causal, gelu = False, F.gelu
     else:
         layer = copy.deepcopy(model.decoder.transformer.h[0])
         both, bias = pair(layer.attn.c_attn)
         q, k, v = ((both[i:i + 16], bias[i:i + 16]) for i in (0, 16, 32))
         out, first, second = map(pair, (layer.attn.c_proj, layer.mlp.c_fc, layer.mlp.c_proj))
         norms = layer.ln_1, layer.ln_2
-        options = {"heads": 2, "causal": True,
-                   "gelu": lambda z: F.gelu(z, approximate="tanh")}
+        causal, gelu = True, nn.GELU(approximate="tanh")
     layer.requires_grad_(False)
     leaf = x.clone().requires_grad_()
-    causal = torch.full((n, n), -math.inf, dtype=torch.float64).triu(1)[None, None]
+    mask = torch.full((n, n), -math.inf, dtype=torch.float64).triu(1)[None, None]
     with LRP(0):
-        arguments = (None, causal) if part == "GPT-2 layer" else ()
-        y = layer(leaf, *arguments)
+        y = layer(leaf, *((None, mask) if causal else ()))
         y = y[0] if isinstance(y, tuple) else y
     weights = torch.randn(n, 16, generator=torch.Generator().manual_seed(4)).double()
     r, = torch.autograd.grad((y[0] * weights).sum(), leaf)
     expected = block_rule(x[0].tolist(), y[0].detach(), (y[0] * weights).tolist(), first, second,
-                          *norms, q=q, k=k, v=v, out=out, **options)
-    torch.testing.assert_close((x * r)[0], torch.tensor(expected, dtype=torch.float64), rtol=0,
-                               atol=1e-10)
+                          *norms, 2, q, k, v, out, causal, gelu)
+    assert_close((x * r)[0], torch.tensor(expected, dtype=torch.float64), 1e-10)
 
 
 # -- folders, scripts and photographs --------------------------------------------------------------
@@ -392,13 +354,12 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def photograph(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    random_image((96, 64)).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
 
 def run_explain(*flags):
-    script.main(script.get_args_parser().parse_args([*map(str, flags), "--device", "cpu"]))
+    call(script, *flags, "--device", "cpu")
 
 
 @pytest.mark.parametrize("name", ["git", "vit_gpt2"])
@@ -416,9 +377,6 @@ def test_explain_draws_maps_where_the_model_sees_the_image(folders, photograph, 
         assert heatmap.shape == (64, 96) and heatmap.max() > 0
         if name == "git":       # the processor crops the square in the middle
             assert heatmap[:, :14].max() == heatmap[:, 82:].max() == 0
-    # the second time nothing is left to do
-    run_explain("--weight", folders[name], "--images", photograph, "--caption", TEXTS[0],
-                "--methods", *methods, "--save_path", tmp_path / "out")
 
 
 def test_two_models_are_compared_on_one_page(folders, photograph, tmp_path):
@@ -443,7 +401,7 @@ def test_prompts_and_images_among_tokens(folders, photograph):
     explained = explain(photograph, weight=folders["llava"], prompt="describe the image",
                         caption=TEXTS[1], methods=("attn_lrp", "attention"))
     assert explained.words == ["the", "cat", ".", "<end>"]
-    with pytest.raises(InputError, match="--prompt is for models of transformers"):
+    with refused("--prompt is for models of transformers"):
         checkpoint.load(checkpoint.PHOTOGRAPHS, prompt="a")
 
 
@@ -469,13 +427,14 @@ def test_language_models_with_their_own_processors(folders, name, prompt, tmp_pa
                       explain(photograph, weight=folders[name], caption=TEXTS[0])):
         assert np.abs(sum(explained.split.values()) - explained.logits).max() < 1e-4
         assert np.abs(explained.heatmap(0)).max() > 0
-    with pytest.raises(InputError, match="outside the model.s vocabulary.*<image>"):
+    with refused("outside the model.s vocabulary.*<image>"):
         explain(photograph, weight=folders[name], caption="a <image>")
 
 
 def test_padding_and_cropping_are_measured(folders):
     model, _ = pretrained.load(folders["vit_gpt2"])
-    assert model.window(90, 60) == (0, 0, 1, 1)
+    for size in ((90, 60), (1, 1), (2, 5), (300, 2), (2, 300)):
+        assert model.window(*size) == (0, 0, 1, 1)
     model, _ = pretrained.load(folders["git"])
     assert model.window(90, 60) == pytest.approx((1 / 6, 0, 5 / 6, 1), abs=0.02)
 
@@ -486,12 +445,6 @@ def test_padding_and_cropping_are_measured(folders):
     model.image_processor = padded
     model.window.cache_clear()
     assert model.window(96, 60) == pytest.approx((0, -0.3, 1, 1.3), abs=0.03)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (300, 2), (2, 300)])
-def test_the_window_of_tiny_images(folders, size):
-    model, _ = pretrained.load(folders["vit_gpt2"])
-    assert model.window(*size) == (0, 0, 1, 1)
 
 
 def test_an_explanation_depends_on_more_than_weights(folders, photograph, tmp_path, capsys):
@@ -525,9 +478,9 @@ def test_captions_that_are_too_long_or_have_unknown_words(folders, photograph, t
                           ("a zebra", "outside the model's vocabulary.*zebra"),
                           ("a [SEP] dog", r"outside the model's vocabulary.*\[SEP\]"),
                           ("a \udcff", "outside the model's vocabulary")):
-        with pytest.raises(InputError, match=message):
+        with refused(message):
             explain(photograph, weight=weight, caption=text)
-    with pytest.raises(InputError, match="outside the model's vocabulary.*zebra"):
+    with refused("outside the model's vocabulary.*zebra"):
         explain(photograph, weight=weight, caption="a dog", contrast="zebra")
     # longer than the model's positions are only those that are given
     run_explain("--weight", weight, "--images", photograph, "--methods", "attention", "--max_len",
@@ -536,7 +489,7 @@ def test_captions_that_are_too_long_or_have_unknown_words(folders, photograph, t
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({"photo.png": "a zebra", "b.png": "a dog"}), "utf-8")
     shutil.copy(photograph, tmp_path / "b.png")
-    with pytest.raises(InputError, match="1 of 2 images"):
+    with refused("1 of 2 images"):
         run_explain("--weight", weight, "--images", photograph, tmp_path / "b.png", "--methods",
                     "attention", "--captions", captions, "--save_path", tmp_path / "given")
     assert ExplainedImage.load(tmp_path / "given" / "b").caption == "a dog"
@@ -564,30 +517,20 @@ def test_evaluation_measures_captions_and_explanations(folders, demo_data, tmp_p
         bias[tiny.END] -= 6
         model.decoder.cls.predictions.bias.copy_(bias)
     model.save_pretrained(folders["deit_bert"])
-    flags = ["--weight", folders["deit_bert"], "--dataset", "demo", "--data_folder", str(demo_data),
+    flags = ["--weight", folders["deit_bert"], "--dataset", "demo", "--data_folder", demo_data,
              "--max_len", "6", "--device", "cpu", "--workers", "0", "--max_images", "2",
-             "--methods", "lrp", "attention", "random", "--save_path",
-             str(tmp_path), "--metrics", "bleu", "cider", "--explanations", "ablation",
-             "correctness", "tpfp", "deletion_insertion", "pointing_game", "mask_mass", "grounding"]
-    evaluation.main(evaluation.get_args_parser().parse_args(flags))
+             "--methods", "lrp", "attention", "random", "--save_path", tmp_path, "--metrics",
+             "bleu", "cider", "--explanations", "ablation", "correctness", "tpfp",
+             "deletion_insertion", "pointing_game", "mask_mass", "grounding"]
+    call(evaluation, *flags)
     metrics = json.loads((tmp_path / "metrics_test.json").read_text(encoding="utf-8"))
     assert {"bleu_4", "cider"} <= metrics.keys()
     # the random model names objects that are not in these images, which have no box there
     for experiment in ("tpfp", "deletion_insertion", "grounding"):
         rows = (tmp_path / f"{experiment}_words_test.csv").read_text(encoding="utf-8")
         assert "lrp" in rows
-    with pytest.raises(InputError, match="sanity randomises"):
-        evaluation.main(evaluation.get_args_parser().parse_args([*flags, "sanity"]))
-
-
-class Code:
-    """Pickled, it creates a file when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
+    with refused("sanity randomises"):
+        call(evaluation, *flags, "sanity")
 
 
 def spoil(folder, way):
@@ -602,7 +545,7 @@ def spoil(folder, way):
         weights.write_bytes(weights.read_bytes()[:-1000])
     elif way == "code among the weights":
         weights.unlink()
-        torch.save({"weight": Code(str(folder / "executed"))}, folder / "pytorch_model.bin")
+        torch.save({"weight": Code(folder / "executed")}, folder / "pytorch_model.bin")
     elif way == "weights missing":
         from safetensors.torch import load_file, save_file
         state = load_file(weights)
@@ -637,37 +580,34 @@ def spoil(folder, way):
 def test_what_is_no_captioner_is_refused_in_one_sentence(tmp_path, way, message):
     folder = tiny.save("vit_gpt2", tmp_path)
     spoil(folder, way)
-    with pytest.raises(InputError, match=message) as error:
+    with refused(message) as error:
         pretrained.load(str(folder))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert len(str(error.value)) < 500
     assert not (folder / "executed").exists()
 
 
 def test_what_a_captioner_cannot_do_is_refused(folders, photograph, tmp_path, monkeypatch):
     flags = ["--weight", folders["vit_gpt2"], "--images", photograph, "--save_path", tmp_path / "o"]
-    with pytest.raises(InputError, match="guided_backprop is not defined"):
+    with refused("guided_backprop is not defined"):
         run_explain(*flags, "--methods", "guided_backprop")
-    with pytest.raises(InputError, match="for which --grounded cannot"):
+    with refused("for which --grounded cannot"):
         run_explain(*flags, "--grounded")
-    with pytest.raises(InputError, match="attn_lrp is not defined"):
+    with refused("attn_lrp is not defined"):
         explain(photograph, methods=("attn_lrp",))
     monkeypatch.setattr("transformers.__version__", "4.55.4")
-    with pytest.raises(InputError, match="4.56 or newer .version 4.55.4 is installed.: pip"):
+    with refused("4.56 or newer .version 4.55.4 is installed.: pip"):
         checkpoint.load(folders["vit_gpt2"])
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match="pip install --upgrade transformers"):
+    with refused("pip install --upgrade transformers"):
         checkpoint.load(folders["vit_gpt2"])
 
 
 @pytest.mark.parametrize("decoding", [["greedy"], ["beam_search", "--beam_size", "2"],
                                       ["sample", "--temperature", "2", "--top_k", "5"]])
 def test_decoding_flags_reach_the_library(folders, photograph, tmp_path, decoding, capsys):
-    texts = []
     for attempt in ("a", "b"):
         run_explain("--weight", folders["blip"], "--images", photograph, "--methods", "attention",
                     "--max_len", "4", "--quiet", "--save_path", tmp_path / attempt, "--decoding",
                     *decoding)
-        texts.append((tmp_path / attempt / "photo" / "explanation.npz").exists())
-    assert all(texts)
     a, b = (ExplainedImage.load(tmp_path / attempt / "photo").words for attempt in ("a", "b"))
     assert a == b       # sampling too: its seed is the image's

@@ -2,10 +2,10 @@
 from urllib.error import URLError
 
 import pytest
+from helpers import refused
 from torchvision.models import _api
 
 from captioning.data import detector
-from captioning.errors import InputError
 from captioning.explanation import encoders
 from captioning.weights import read_weights
 
@@ -18,8 +18,7 @@ def test_without_network(monkeypatch, build, name, flag):
     def fail(*args, **options):
         raise URLError("no network")
     monkeypatch.setattr(_api, "load_state_dict_from_url", fail)
-    with pytest.raises(InputError,
-                       match=f"the weights of {name} cannot be downloaded .*no network.*{flag}"):
+    with refused(f"the weights of {name} cannot be downloaded .*no network.*{flag}"):
         build(name)
 
 
@@ -27,5 +26,5 @@ def test_without_network(monkeypatch, build, name, flag):
 def test_damaged_file(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="weights.pth is damaged"):
+    with refused("weights.pth is damaged"):
         read_weights(path)

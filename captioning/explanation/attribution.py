@@ -57,6 +57,11 @@ class Explanation:
         """(B, T) LRP: the share of each logit that reached words and image, not biases and ε."""
         return torch.where(self.targets == 0, 0, 1 - self.rest / self.targets)
 
+    def __mul__(self, other):
+        """This explanation with the product of both pixel maps: Guided Grad-CAM."""
+        pixels = None if self.pixels is None else self.pixels * other.pixels
+        return replace(self, pixels=pixels)
+
 
 @dataclass
 class Derivatives(Explanation):

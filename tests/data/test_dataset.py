@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import refused
+from made_up import random_image
 from torch.utils.data import DataLoader
 
 from captioning.data import dataset, images, vocabulary
 from captioning.data.annotations import Record
 from captioning.data.dataset import CaptionDataset, pick_captions
 from captioning.data.loader import collate
-from captioning.errors import InputError
 from captioning.files import write_json
 
 COUNT = 6
@@ -28,15 +28,13 @@ CAPTIONS = [["the", "dog", "is", "on", "the", "left", "side"], ["right", "cat"],
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A data folder with the split `train` of the data set `x`: six images with one to three
-    captions each."""
+    """A data folder with the split `train` of `x`: six images, each with one to three captions."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     records = []
     for i in range(COUNT):
-        pixels = rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+        random_image((30, 20 + i), i).save(folder / "images" / f"{i}.png")
         tokens = CAPTIONS[:1 + i % 3]
         records.append(Record(f"{i}.png", f"{i}.png", "train", tokens,
                               [" ".join(words) for words in tokens]))
@@ -259,7 +257,7 @@ def test_invalid_files(copied, change, message):
     for path in (dataset.split_path(copied, "x", "train"), stub_path(copied)):
         with h5py.File(path, "r+") as file, contextlib.suppress(KeyError):
             change(file)    # KeyError: it concerns the other file
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         opened(copied, features=stub_path(copied))
 
 
@@ -268,17 +266,17 @@ def test_invalid_files(copied, change, message):
 def test_truncated_hdf5(copied, which, share):
     path = dataset.split_path(copied, "x", "train") if which == "split" else stub_path(copied)
     path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
-    with pytest.raises(InputError, match=path.name):
+    with refused(path.name):
         opened(copied, features=stub_path(copied))
 
 
 def test_missing_files(copied):
-    with pytest.raises(InputError, match=r"val_x\.hdf5"):
+    with refused(r"val_x\.hdf5"):
         CaptionDataset(copied, "x", "val")
-    with pytest.raises(InputError, match=r"features_no_train_x\.hdf5"):
+    with refused(r"features_no_train_x\.hdf5"):
         opened(copied, features=dataset.features_path(copied, "x", "train", "no"))
     (copied / "x" / "wordmap_x.json").write_text(json.dumps({"a": 0}))
-    with pytest.raises(InputError, match=r"wordmap_x\.json"):
+    with refused(r"wordmap_x\.json"):
         opened(copied)
 
 
@@ -287,13 +285,12 @@ def test_missing_and_damaged_images(prepared, copied):
         file.attrs["image_folder"] = str(copied / "images")
     data = opened(copied, image_size=16)
     (copied / "images" / "3.png").write_bytes((prepared / "images" / "3.png").read_bytes()[:200])
-    with pytest.raises(InputError, match=r"3\.png") as error:
+    with refused(r"3\.png"):
         read_epoch(data, 1, [[3]])
-    assert "\n" not in str(error.value), "one line, although it was raised in a worker"
     (copied / "images" / "0.png").unlink()
-    with pytest.raises(InputError, match=r"0\.png"):
+    with refused(r"0\.png"):
         opened(copied, image_size=16)
     with h5py.File(dataset.split_path(copied, "x", "train"), "r+") as file:
         file.attrs["image_folder"] = ""
-    with pytest.raises(InputError, match="--image_folder"):
+    with refused("--image_folder"):
         opened(copied, image_size=16)

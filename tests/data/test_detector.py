@@ -1,21 +1,19 @@
-"""Region features computed by a detector: agreement with torchvision's forward pass, and data
-preparation."""
+"""Region features of a detector: agreement with torchvision's, and data preparation."""
 import h5py
 import pytest
 import torch
+from helpers import call, refused
 from torchvision import ops
 from torchvision.models import detection
 
 import preparedataset
 from captioning.data import detector
-from captioning.errors import InputError
 
 NAME, V2 = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn_v2"
 
 
 def random_weights(path, name=NAME):
-    """Writes random detector weights, with class scores of sufficient variance, and returns the
-    path."""
+    """Writes random weights with class scores of sufficient variance -> the path."""
     torch.manual_seed(0)
     model = detection.__dict__[name](weights=None, weights_backbone=None)
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
@@ -98,46 +96,30 @@ def test_image_without_objects_has_regions(weights, tmp_path):
 
 
 def test_weights_with_frozen_batch_norm_load(weights, tmp_path):
-    """The weights of torchvision were trained with frozen batch normalisation, which has no
-    num_batches_tracked."""
+    """As those of torchvision, whose frozen batch normalisation has no num_batches_tracked."""
     state = torch.load(weights, weights_only=True)
-    torch.save({name: value for name, value in state.items()
-                if not name.endswith("num_batches_tracked")},
+    torch.save({name: value for name, value in state.items() if "num_batches" not in name},
                tmp_path / "frozen.pth")
     assert len(build_small(NAME, tmp_path / "frozen.pth").state_dict()) == len(state)
 
 
-def test_interrupted_data_preparation_resumes(weights, tmp_path, monkeypatch):
+def test_data_preparation(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "PROPOSALS", 20)
-    build, best_regions, batch_sizes = detector.build, detector.best_regions, []
+    build = detector.build
 
     def small_build(*arguments):
         model = build(*arguments)
         model.transform.min_size = (64,)
         return model
-
-    def counting(model, batch, regions):
-        batch_sizes.append(len(batch))
-        if len(batch_sizes) == 2:
-            raise KeyboardInterrupt
-        return best_regions(model, batch, regions)
     monkeypatch.setattr(detector, "build", small_build)
-    monkeypatch.setattr(detector, "best_regions", counting)
-
-    def prepare(folder):
-        flags = (f"--dataset demo --output_folder {folder} --demo_size 4 2 2 --workers 0 "
-                 f"--features bottom_up --detector {NAME} --detector_weights {weights} "
-                 "--regions 10 --device cpu --batch_size 3")
-        preparedataset.main(preparedataset.get_args_parser().parse_args(flags.split()))
-        return [folder / "demo" / f"features_bottom_up_{split}_demo.hdf5"
-                for split in ("train", "val", "test")]
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path)
-    paths = prepare(tmp_path)
-    assert batch_sizes == [3, 1, 1, 2, 2], "the first three images are not computed again"
-    for path, other in zip(paths, prepare(tmp_path / "uninterrupted"), strict=True):
-        assert path.read_bytes() == other.read_bytes()
-    with h5py.File(paths[0]) as file:
+    flags = (f"--dataset demo --output_folder {tmp_path} --demo_size 4 2 2 --workers 0 "
+             f"--features bottom_up --detector {NAME} --detector_weights {weights} "
+             "--regions 10 --device cpu --batch_size 3")
+    call(preparedataset, *flags.split())
+    for split, size in (("train", 4), ("val", 2), ("test", 2)):
+        with h5py.File(tmp_path / "demo" / f"features_bottom_up_{split}_demo.hdf5") as file:
+            assert file["done"][:].all() and len(file["done"]) == size
+    with h5py.File(tmp_path / "demo" / "features_bottom_up_train_demo.hdf5") as file:
         assert file["features"].shape == (4, 10, 1024) and file["boxes"].shape == (4, 10, 4)
         assert (file["features"].dtype, file["boxes"].dtype) == ("float16", "float32")
         assert (file["counts"][:] > 0).all() and file["features"][:].any(-1)[:, 0].all()
@@ -147,7 +129,7 @@ def test_weights_of_another_detector_are_rejected(tmp_path, weights):
     state = torch.load(weights, weights_only=True)
     state["backbone.of.another"] = torch.zeros(1)
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=f"do not fit {NAME}.*--detector"):
+    with refused(f"do not fit {NAME}.*--detector"):
         build_small(NAME, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="missing.pth cannot be read"):
+    with refused("missing.pth cannot be read"):
         build_small(NAME, tmp_path / "missing.pth")

@@ -2,13 +2,13 @@
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from PIL import Image
 from torchvision.transforms import v2
 
 from captioning.data import dataset, images, vocabulary
 from captioning.data.annotations import Record
 from captioning.data.dataset import CaptionDataset
-from captioning.errors import InputError
 from captioning.files import write_json
 
 RAMP = np.linspace(0, 255, 12 * 16).reshape(12, 16).astype(np.uint8)
@@ -29,24 +29,18 @@ def test_every_mode_becomes_rgb(tmp_path, mode, ending):
     assert (image.int() - torch.from_numpy(RAMP).int()).abs().max() <= 3
 
 
-def test_sixteen_bit_images_are_scaled(tmp_path):
-    """Pillow alone would clip them."""
-    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "x.png")
-    image = images.read_image(tmp_path / "x.png")
-    assert (image.int() - torch.from_numpy(RAMP).int()).abs().max() <= 1
-
-
 ROWS = RAMP.astype(np.uint16) * 257
 
 
 @pytest.mark.parametrize("image", [
     RAMP, ROWS, ROWS.astype(">u2"), RAMP / 255, (RAMP / 255).astype(np.float32)[..., None],
     RAMP[..., None].repeat(3, 2), Image.fromarray(ROWS), Image.fromarray(RAMP / np.float32(255)),
-    "big_endian.tif"], ids=lambda image: type(image).__name__)
+    "big_endian.tif", "x.png"], ids=lambda image: type(image).__name__)
 def test_every_entry_reads_images_of_more_than_8_bits_alike(tmp_path, monkeypatch, image):
-    """Files, PIL images and arrays."""
+    """Files, PIL images and arrays; Pillow alone would clip 16 bits."""
     monkeypatch.chdir(tmp_path)
     twin = Image.fromarray(ROWS)
+    twin.save("x.png")
     stored = twin.tobytes("raw", "I;16B")
     Image.frombytes("I;16B", twin.size, stored).save("big_endian.tif")
     read = images.read_image(image)
@@ -86,7 +80,7 @@ def test_avif_is_read(tmp_path):
     np.full((4, 4, 3), 2.0), np.full((4, 4), np.nan), np.full((4, 4), -1), np.array(["a"]),
     torch.zeros(4, 4, 3, requires_grad=True)], ids=str)
 def test_what_is_no_image_is_refused(image):
-    with pytest.raises(InputError, match="the image is no path, PIL image, or array"):
+    with refused("the image is no path, PIL image, or array"):
         images.read_image(image)
 
 
@@ -138,7 +132,7 @@ def test_broken_images_are_named(tmp_path, kind):
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path, format=kind)
         path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"broken\.jpg"):
+    with refused(r"broken\.jpg"):
         images.read_image(path)
     Image.fromarray(RAMP).save(tmp_path / "valid.png")
     assert images.are_readable([path, tmp_path / "valid.png"], 2) == [False, True]
@@ -156,5 +150,5 @@ def test_heic_without_its_package_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FORMATS", [name for name in images.FORMATS if name != "HEIF"])
     path = tmp_path / "a.HEIC"
     path.write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(InputError, match="a.HEIC is damaged .*: pip install pillow-heif, or"):
+    with refused("a.HEIC is damaged .*: pip install pillow-heif, or"):
         images.read_image(path)

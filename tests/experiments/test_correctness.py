@@ -52,18 +52,6 @@ def test_share_inside_equals_a_literal_loop():
     assert box_share(padded).tolist() == pytest.approx([0.2, 0.35, 0.5])
 
 
-def test_every_box_is_scored_on_the_unmodified_map():
-    heat = torch.zeros(1, 10, 10)
-    heat[0, :, :5] = 1.0
-    heat[0, :, 5:] = 0.4
-    left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
-    left_share = share_inside(heat, torch.tensor([[left]]))
-    right_share = share_inside(heat, torch.tensor([[right]]))
-    best_share = share_inside(heat, torch.tensor([[left, right]]))
-    assert torch.equal(best_share, torch.maximum(left_share, right_share))
-    assert right_share[0, 0] == pytest.approx(2 / 7)
-
-
 def test_constant_maps():
     """A positive constant scores the area of the largest box, others score zero."""
     boxes = torch.tensor([[[0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 1.0]]])
@@ -98,18 +86,6 @@ def test_share_of_regions_equals_a_literal_loop():
         expected = [literal_of_regions(relevance[i], regions[i], own, tau) for tau in THRESHOLDS]
         assert shares[i].tolist() == pytest.approx(expected, abs=1e-12)
     assert len(shares.unique()) > 15 and not overlaps(regions, boxes)[2, 1].any()
-
-
-def test_regions_and_the_pixels_that_they_cover_have_the_same_share():
-    """The share is the same if each region's relevance is distributed evenly over its pixels."""
-    regions = torch.tensor([[[0, 0, 4, 6], [3, 2, 9, 8], [5, 5, 10, 10]]])
-    relevance = torch.tensor([[3.0, 1.0, 2.0]]).double()
-    box = torch.tensor([[[0.2, 0.1, 0.7, 0.9]]]).double()
-    heat = torch.zeros(1, 10, 10).double()
-    for (x0, y0, x1, y1), value in zip(regions[0].tolist(), relevance[0], strict=True):
-        heat[0, y0:y1, x0:x1] += value / ((x1 - x0) * (y1 - y0))
-    shares = share_of_regions(relevance, overlaps(regions.double() / 10, box))
-    torch.testing.assert_close(shares[:, 0], share_inside(heat, box)[:, 0])
 
 
 def test_regions_without_relevance_or_area_score_zero():

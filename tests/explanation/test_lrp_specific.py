@@ -3,14 +3,10 @@ from statistics import fmean
 
 import pytest
 import torch
-from helpers import CAPTIONS, T, assert_close, inputs_of, make, max_pooled, random_regions
+from helpers import CAPTIONS, ENCODERS, MODELS, T, assert_close, inputs_of, make, random_regions
 
 from aoamodel import AOAModel
 from captioning.explanation.methods import SPLIT
-from gridTDmodel import GridTDModel
-
-MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
-ENCODERS = pytest.mark.parametrize("encoder", [None, max_pooled])
 
 
 def others_of(caption, t):
@@ -62,20 +58,6 @@ def test_the_parts_add_up_to_the_difference_of_the_targets(model_type, encoder, 
             for name, part in zip(SPLIT, parts, strict=True):
                 assert_close(getattr(explanation, name)[b, position], part)
                 assert not (is_padding and part)
-
-
-@MODELS
-def test_a_batch_equals_its_items_and_padding_changes_nothing(model_type):
-    model, images = make(model_type, max_pooled), inputs_of(max_pooled)
-    batch = model.lrp_specific(images, CAPTIONS)
-    for b in range(3):
-        steps = int((CAPTIONS[b, 1:] != 0).sum())
-        alone = model.lrp_specific(images[b:b + 1], CAPTIONS[b:b + 1, :steps + 1])
-        for name in ("targets", "features", "pixels", *SPLIT):
-            actual = getattr(batch, name)[b]
-            assert_close(actual[:steps], getattr(alone, name)[0])
-            assert not actual[steps:].any()
-        assert_close(batch.words[b, :steps, :steps], alone.words[0])
 
 
 @MODELS

@@ -6,9 +6,13 @@ import pytest
 import torch
 from helpers import (
     CAPTIONS,
+    ENCODERS,
+    FIELDS,
+    MODELS,
     OWN_METHODS,
     T,
     assert_close,
+    assert_same,
     inputs_of,
     make,
     max_pooled,
@@ -17,30 +21,16 @@ from helpers import (
 from torch import nn
 from torch.nn import functional as F
 
-from aoamodel import AOAModel
 from captioning.explanation import attribution
-from captioning.explanation.methods import METHODS, SPLIT, Method, pixel_maps, region_relevance
+from captioning.explanation.methods import METHODS, pixel_maps, region_relevance
 from captioning.explanation.rules import Gamma
-from gridTDmodel import GridTDModel
 
-MODELS = pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
 EVERY_METHOD = pytest.mark.parametrize("method", OWN_METHODS)
-FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta", *SPLIT)
-
-
-def assert_same(actual, expected, *but):
-    """All fields of two explanations are equal."""
-    for field in FIELDS:
-        one, other = getattr(actual, field), getattr(expected, field)
-        if field not in but:
-            assert (one is None) == (other is None), field
-            if one is not None:
-                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @MODELS
 @EVERY_METHOD
-@pytest.mark.parametrize("encoder", [max_pooled, None])
+@ENCODERS
 def test_chosen_steps_change_every_field_alike(model_type, method, encoder):
     explain = partial(METHODS[method].explain, make(model_type, encoder))
     steps = torch.tensor([[4, 0, 2], [1, 3, 2], [0, 4, 1]])
@@ -56,12 +46,44 @@ def test_chosen_steps_change_every_field_alike(model_type, method, encoder):
 
 @MODELS
 @EVERY_METHOD
+@ENCODERS
+def test_batch_padding_mode_and_context_do_not_matter(model_type, method, encoder):
+    """Alone, with more padding, a model in training explains an image as in a batch."""
+    model, images = make(model_type, encoder), inputs_of(encoder)
+    explain = partial(METHODS[method].explain, model)
+    batch = explain(images, CAPTIONS)
+    model.train()
+    model.embedding.requires_grad_(False)
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    for b, length in enumerate((CAPTIONS[:, 1:] != 0).sum(1)):
+        with torch.no_grad():
+            alone = explain(images[b:b + 1], F.pad(CAPTIONS[b:b + 1], (0, 2)))
+            assert not torch.is_grad_enabled()
+        for field in FIELDS:
+            value, expected = getattr(alone, field), getattr(batch, field)
+            if field == "words" and value is not None:
+                assert not value.triu(1).any()
+                value = value[..., :T]
+            if value is not None:
+                assert_close(value[0, :length], expected[b, :length])
+                assert field == "logits" or not (value[0, length:].any()
+                                                 or expected[b, length:].any())
+                assert not value.requires_grad
+    assert all(module.training for module in model.modules()) and not images.requires_grad
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@MODELS
+@EVERY_METHOD
 def test_every_method_takes_every_option(model_type, method):
     """Also in inference mode; stopping at the encoder changes nothing above it."""
     explain = partial(METHODS[method].explain, make(model_type, max_pooled))
     images = random_images()
     plain = explain(images, CAPTIONS, contrast=4)
+    lrp = METHODS["lrp"].explain(make(model_type, max_pooled), images, CAPTIONS)
     assert plain.grid == (4, 4)
+    assert_close(plain.attention, lrp.attention)
     assert_same(explain(images, CAPTIONS, contrast=4, chunk=2), plain)
     above = explain(images, CAPTIONS, contrast=4, pixels=False)
     assert above.pixels is None
@@ -110,17 +132,8 @@ def test_images_that_are_not_square(model_type, method):
     maps = pixel_maps(explanation, method, (8, 12))
     assert maps.shape == (3, T, 8, 12)
     if method == "attention":       # one row per image row: the corner belongs to the first region
-        weights = explanation.attention.unflatten(1, (T, 1)).flatten(2, -2).mean(2)
-        torch.testing.assert_close(maps[..., 0, 0], weights[..., 0])
-        torch.testing.assert_close(maps[..., 0, -1], weights[..., 5])
-
-
-def test_attention_is_upsampled_bilinearly_row_by_row():
-    attention = torch.zeros(1, 1, 4)
-    attention[0, 0, 1] = 1                                      # second column of the first row
-    maps = pixel_maps(SimpleNamespace(attention=attention, grid=(2, 2)), "attention", (8, 8))
-    assert maps.shape == (1, 1, 8, 8)
-    assert maps[0, 0, 0, 7] == 1 and maps[0, 0, 7, 0] == 0 and 0 < maps[0, 0, 3, 4] < 1
+        weights = region_relevance(explanation, method)
+        torch.testing.assert_close(maps[..., [0, -1]][..., 0, :], weights[..., [0, 5]])
 
 
 def test_maps_are_sums_over_channels_and_means_over_heads():
@@ -164,17 +177,10 @@ def test_gamma_rule_of_outputs_that_are_zero():
 
 
 @MODELS
-def test_a_method_registered_at_run_time(model_type, monkeypatch):
-    """LRP with another rule, which takes the same options; below the encoder nothing differs."""
-    monkeypatch.setitem(METHODS, "lrp_gamma", Method(
-        lambda model, *args, **options: model.lrp(
-            *args, rule=Gamma(0.25, options["eps"]), **options),
-        "LRP with the γ-rule in the convolutions.", additive=True))
+def test_the_gamma_rule_changes_pixels_alone(model_type):
     model, images = make(model_type, max_pooled), random_images()
     explain = METHODS["lrp_gamma"].explain
     gamma, lrp = explain(model, images, CAPTIONS, eps=0.1), model.lrp(images, CAPTIONS, eps=0.1)
-    assert gamma.pixels.isfinite().all() and gamma.pixels[0].any()
-    assert not torch.allclose(gamma.pixels, lrp.pixels)
+    assert gamma.pixels.isfinite().all() and not torch.allclose(gamma.pixels, lrp.pixels)
     assert_same(gamma, lrp, "pixels")
     assert not torch.allclose(gamma.words, explain(model, images, CAPTIONS, eps=0.5).words)
-    assert_close(gamma.image + gamma.start + gamma.previous + gamma.rest, gamma.targets)

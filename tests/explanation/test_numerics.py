@@ -1,15 +1,12 @@
 """Extreme inputs, ε and weights: explanations are finite, and relevance stays bounded."""
 import pytest
 import torch
-from helpers import OWN_METHODS, make, max_pooled, random_regions
+from helpers import FIELDS, MODELS, OWN_METHODS, make, max_pooled, random_regions
 from torch import nn
 
-from aoamodel import AOAModel
 from captioning.explanation.derivatives import ratio
-from captioning.explanation.methods import METHODS, SPLIT
-from gridTDmodel import GridTDModel
+from captioning.explanation.methods import METHODS
 
-FIELDS = ("logits", "targets", "words", "features", "pixels", "attention", "beta", *SPLIT)
 # one word; one word without <end>; <end> first; unknown words only; one word up to the maximum
 # length; any words
 CAPTIONS = torch.tensor([[1, 7, 2, 0, 0, 0, 0, 0], [1, 7, 0, 0, 0, 0, 0, 0],
@@ -31,7 +28,7 @@ def extreme_images(side, generator):
     return torch.cat([flat.expand(4, 3, side, side), noise])
 
 
-@pytest.mark.parametrize("model_type", [GridTDModel, AOAModel])
+@MODELS
 def test_random_models(model_type, pytestconfig):
     """With and without CNN and biases, with small and large weights, in turn."""
     for number in range(pytestconfig.getoption("models") // 2):
@@ -63,8 +60,7 @@ def assert_finite(explanation, place):
 
 
 def assert_bounded(explanation, biased, eps, place):
-    """Without biases and ε all relevance arrives; a CNN, whose shares are not negative, adds none.
-    """
+    """Without biases and ε all relevance arrives; a CNN, of shares ≥ 0, adds none."""
     features = explanation.features.abs().sum((-2, -1))
     words = explanation.words.abs().sum(-1)
     if not biased and eps == 0:

@@ -1,6 +1,6 @@
-"""Every command with damaged files and unusual flags ends well: with valid output, or with one
-sentence."""
+"""Commands with damaged files and unusual flags end with valid output or with one sentence."""
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ FLAG_VALUES = ["", "0", "-1", "1", "2", "nan", "inf", "1e400", "1e-320", "1" + "
 @pytest.fixture(scope="module")
 def copies(small_files, tmp_path_factory):
     """A function that returns a copy of small_files, always in the same folder."""
-    folder = workspace.copy_of(small_files, tmp_path_factory.mktemp("fuzz") / "copy")
+    folder = shutil.copytree(small_files, tmp_path_factory.mktemp("fuzz") / "copy")
     intact = workspace.states(folder)
 
     def copy():
@@ -33,8 +33,7 @@ def copies(small_files, tmp_path_factory):
 
 
 def cases(config, share):
-    """Settings of hypothesis for this share of all cases, always the same ones unless
-    --hypothesis-seed is given."""
+    """Settings of hypothesis for this share of all cases, the same unless --hypothesis-seed."""
     return settings(max_examples=max(1, round(share * config.getoption("fuzz_cases"))),
                     deadline=None, database=None,
                     derandomize=config.getoption("--hypothesis-seed") is None, print_blob=True,
@@ -88,8 +87,7 @@ def test_unusual_flags(copies, pytestconfig, number):
 
 @pytest.mark.parametrize("line", CORPUS.read_text(encoding="utf-8").splitlines())
 def test_inputs_that_once_failed(copies, line):
-    """Each line: the number of a command, and a file and what it contains instead, or a flag and
-    its value."""
+    """Each line: the number of a command, a file and its new content, or a flag and its value."""
     number, name, value = shlex.split(line)
     command, folder = list(workspace.COMMANDS)[int(number)].split(), copies()
     if name.startswith("--"):

@@ -1,6 +1,5 @@
 """A folder with one small file of every format, commands that read them, and running a command in a
 forked process."""
-import base64
 import functools
 import gc
 import hashlib
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import encoded
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
@@ -142,14 +142,10 @@ def build(folder):
 
     # every command once, so that forked processes need to import nothing
     loaded = folder.with_name("loaded")
-    copy_of(folder, loaded)
+    shutil.copytree(folder, loaded)
     os.chdir(loaded)
     for command in COMMANDS:
         call(command)
-
-
-def encoded(values):
-    return base64.b64encode(values.astype(np.float32).tobytes()).decode()
 
 
 def states(folder):
@@ -299,26 +295,15 @@ def check_output(path):
         raise AssertionError(f"invalid output: {error!r}") from error
 
 
-def copy_of(base, folder):
-    """A copy of the base folder, in which files may be damaged."""
-    return shutil.copytree(base, folder, symlinks=True)
-
-
 def restore(folder, base, intact):
     """Makes `folder`, whose states were `intact`, a copy of `base` again -> its states."""
     for path, state in states(folder).items():
-        if state != intact.get(path):
-            remove(Path(path))
+        if state != intact.get(path) and stat.S_ISDIR(state[0]):
+            shutil.rmtree(path, ignore_errors=True)
+        elif state != intact.get(path):
+            Path(path).unlink(missing_ok=True)      # its folder may have been removed
     for path in intact:
         if not os.path.lexists(path):
             original = base / Path(path).relative_to(folder)
             shutil.copytree(original, path) if original.is_dir() else shutil.copy2(original, path)
     return states(folder)
-
-
-def remove(path):
-    """Removes a file, or a folder with all that it contains, if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

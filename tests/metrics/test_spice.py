@@ -13,8 +13,8 @@ import threading
 import zipfile
 
 import pytest
+from helpers import refused
 
-from captioning.errors import InputError
 from pycocoevalcap import caption_metrics, java, spice_jar
 
 TUPLES = {"a dog": [["dog"]], "a dog on grass": [["dog"], ["grass"], ["dog", "grass", "on"]],
@@ -73,14 +73,13 @@ def test_as_a_metric(corenlp):
 
 
 def test_a_failure_in_java_is_reported_in_one_sentence(corenlp):
-    with pytest.raises(InputError, match="SPICE failed .*englishPCFG") as caught:
+    with refused("SPICE failed .*englishPCFG"):
         spice_jar.spice(["a caption that must be parsed"], [["a dog"]], corenlp)
-    assert "\n" not in str(caught.value)
 
 
 def test_time_limit(corenlp, monkeypatch):
     monkeypatch.setattr(spice_jar, "LIMIT_SECONDS", (0.05, 0))
-    with pytest.raises(InputError, match="not answer within"):
+    with refused("not answer within"):
         spice_jar.spice(["a dog"], [["a dog"]], corenlp)
 
 
@@ -120,12 +119,12 @@ def test_a_failed_download_is_reported_in_one_sentence(archive, tmp_path, conten
         zipfile.ZipFile(archive, "w").close()
     elif content:
         archive.write_bytes(content)
-    with pytest.raises(InputError, match="stanford-corenlp-3.6.0-models.jar.*--corenlp") as caught:
+    with refused("stanford-corenlp-3.6.0-models.jar.*--corenlp"):
         caption_metrics.spice(["a dog"], [["a dog"]], tmp_path / "corenlp")
-    assert "\n" not in str(caught.value) and not list((tmp_path / "corenlp").glob("*"))
+    assert not list((tmp_path / "corenlp").glob("*"))
 
 
 def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(spice_jar, "ARCHIVE", "http://127.0.0.1:9/corenlp.zip")
-    with pytest.raises(InputError, match="could not be downloaded .*--corenlp"):
+    with refused("could not be downloaded .*--corenlp"):
         spice_jar.fetch_corenlp(tmp_path)

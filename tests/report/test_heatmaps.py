@@ -1,11 +1,10 @@
 """The PNGs of an explanation: colours show the sign, zero is transparent, and labels fit."""
 import numpy as np
 import pytest
-from helpers import pixels, reds_and_blues
+from helpers import pixels, reds_and_blues, refused
 from made_up import random_explanation, random_image
 from PIL import Image, ImageDraw
 
-from captioning.errors import InputError
 from captioning.explanation.methods import METHODS
 from captioning.files import shortened
 from captioning.report import colours
@@ -236,7 +235,7 @@ def test_the_legend_names_the_contrast():
 
 def test_a_folder_that_is_missing_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError):
+    with refused(""):
         draw(tmp_path / "file" / "x.png", ["a"], np.ones((1, 4, 4)))
 
 

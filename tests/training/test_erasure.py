@@ -1,16 +1,22 @@
 """Evidence erasure: words and evidence against literal loops, the loss against its equation."""
 import pytest
 import torch
-from helpers import make, make_batch, max_pooled, random_images, random_regions
+from helpers import (
+    MODELS,
+    make,
+    make_batch,
+    max_pooled,
+    random_images,
+    random_regions,
+    vocabulary_of,
+)
 
 from aoamodel import AOAModel
-from captioning.data.vocabulary import Vocabulary, build
+from captioning.data.vocabulary import build
 from captioning.metrics.object_words import NO_OBJECT, Objects
 from captioning.training import erasure
 from captioning.training.losses import CrossEntropy
-from gridTDmodel import GridTDModel
 
-MODELS = [GridTDModel, AOAModel]
 VOCABULARY = build(["stuvwxyz"], 1)
 CATEGORIES = torch.tensor([-1, -1, -1, 0, 0, 1, 2, -1, -1, -1, -1, -1])
 CAPTIONS = torch.tensor([[[1, 3, 7, 5, 6, 2], [1, 5, 8, 4, 2, 0]],
@@ -87,7 +93,7 @@ def test_the_choice_does_not_depend_on_the_other_images_of_a_pass():
         assert torch.equal(alone.categories[0], together.categories[b, :S])
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@MODELS
 def test_loss_and_gradient_equal_the_equation(model_type, monkeypatch):
     """With the erased features given: −log(1 − p) of all words of the erased category, and κ times
     the cross-entropy of the rest of the first caption. The second caption names one category, the
@@ -188,16 +194,6 @@ def test_erasure_in_every_second_step_has_twice_the_weight(monkeypatch):
     assert more == pytest.approx([0.6, 0, 0.6], abs=1e-6)
 
 
-def test_padding_is_never_erased():
-    """Neither with random evidence, which is positive everywhere."""
-    features, loss = random_regions(), erasure_loss(1.0, 1.0, 1.0, evidence="random")
-    features[:, 3:] = 0
-    for seed in range(20):
-        choice = erasure.choose(make_batch(CAPTIONS, seed), CATEGORIES)
-        erased = loss.erase(None, features, choice)
-        assert not erased[:, 3:].any() and not torch.equal(erased, features)
-
-
 @pytest.mark.parametrize("sizes", [(9, 9, 9), (9, 4, 2)])
 def test_erased_regions_are_filled_with_the_least_relevant_half_of_the_others(sizes):
     """Images with padding, too; the mean is that of the regions that remain."""
@@ -221,7 +217,7 @@ def test_erased_regions_are_filled_with_the_least_relevant_half_of_the_others(si
         torch.testing.assert_close(filled["mean"][b, 0], features[b, rows].mean(0))
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@MODELS
 def test_without_weight_loss_and_gradient_are_those_of_the_cross_entropy(model_type):
     model = make(model_type, max_pooled).train()
     results = []
@@ -234,7 +230,7 @@ def test_without_weight_loss_and_gradient_are_those_of_the_cross_entropy(model_t
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@MODELS
 def test_no_gradient_flows_through_the_choice_of_evidence(model_type, monkeypatch):
     """The gradient equals that for the same regions, given as a constant."""
     model, own_evidence = make(model_type, max_pooled), erasure.own_evidence
@@ -292,8 +288,7 @@ def test_captions_without_object_words_leave_the_cross_entropy():
 
 
 def test_synonyms_share_a_category():
-    words = ["<pad>", "dog", "puppy", "ball", "track", "<unk>", "<start>", "<end>"]
-    vocabulary = Vocabulary({word: i for i, word in enumerate(words)})
+    vocabulary = vocabulary_of(["dog", "puppy", "ball", "track"])
     objects = Objects({"dog": "dog", "puppy": "dog", "ball": "ball", "teddy bear": "bear",
                        "track": NO_OBJECT})
     ids = objects.category_ids(vocabulary).tolist()

@@ -4,13 +4,12 @@ import signal
 
 import pytest
 import torch
-from helpers import REGIONS, train_run
+from helpers import REGIONS, refused, train_run
 
-from captioning import checkpoint, processes
+from captioning import checkpoint
 from captioning.data.dataset import CaptionDataset
-from captioning.errors import InputError
 from captioning.training import loop
-from captioning.training.loop import epoch_batches, own_passes
+from captioning.training.loop import epoch_batches
 
 ONE_IMAGE = (*REGIONS, "--batch_size", "1", "--epochs", "1")      # 24 steps per epoch
 
@@ -22,20 +21,8 @@ def test_every_epoch_uses_every_image_once_in_another_order():
     assert [len(batch) for batch in first] == [5, 5, 5, 4, 4]
 
 
-def test_passes_of_a_batch(monkeypatch):
-    """Different images in each pass of each process, as equally many as possible."""
-    monkeypatch.setattr(processes, "count", lambda: 3)
-    for size in (6, 7, 12):
-        passes = []
-        for rank in range(3):
-            monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-            passes += own_passes(list(range(size)), 2)
-        assert sum(passes, []) == list(range(size)) and len(passes) == 6
-        assert {len(images) for images in passes} <= {size // 6, size // 6 + 1}
-
-
 def test_a_batch_that_is_too_small_for_the_passes_is_refused(demo_data, tmp_path):
-    with pytest.raises(InputError, match="4 images cannot be split into 5 passes.*lower"):
+    with refused("4 images cannot be split into 5 passes.*lower"):
         train_run(demo_data, tmp_path, "--accumulate", "5")
 
 
@@ -60,7 +47,7 @@ def fail_at(monkeypatch, bad_step, column, stop_at=None):
 def test_first_step_that_is_not_finite_is_named(demo_data, tmp_path, monkeypatch, column, stop_at):
     """Loss or norm of the gradient; it is noticed at the next transfer, and never saved."""
     steps = fail_at(monkeypatch, 13, column, stop_at)
-    with pytest.raises(InputError, match="not a finite number at epoch 1, step 13: lower --de"):
+    with refused("not a finite number at epoch 1, step 13: lower --de"):
         train_run(demo_data, tmp_path, *ONE_IMAGE)
     assert len(steps) == (stop_at or 20)
     assert not list(tmp_path.glob("*.pth"))
@@ -68,7 +55,7 @@ def test_first_step_that_is_not_finite_is_named(demo_data, tmp_path, monkeypatch
 
 def test_last_checkpoint_precedes_the_step_that_is_not_finite(demo_data, tmp_path, monkeypatch):
     fail_at(monkeypatch, 13, 0)
-    with pytest.raises(InputError, match="step 13"):
+    with refused("step 13"):
         train_run(demo_data, tmp_path, *ONE_IMAGE, "--save_every", "1e-9")
     state = checkpoint.read(tmp_path / "checkpoint_last.pth")["training"]["state"]
     assert state["step"] == 12 and torch.tensor(state["sums"]).isfinite().all()

@@ -3,15 +3,12 @@ import math
 
 import pytest
 import torch
-from helpers import make_batch
+from helpers import MODELS, make, make_batch, vocabulary_of
 
-from aoamodel import AOAModel
-from captioning.data.vocabulary import Vocabulary, build
 from captioning.training.losses import CrossEntropy, mix_in_predictions, region_loss, word_loss
 from gridTDmodel import GridTDModel
 
-WORDS = Vocabulary({word: i for i, word in
-                    enumerate(["<pad>", *"abcde", "<unk>", "<start>", "<end>"])})
+WORDS = vocabulary_of("abcde")
 CAPTIONS = torch.tensor([[[7, 1, 2, 8]], [[7, 3, 8, 0]]])
 LONG = torch.tensor([[[7, 1, 2, 3, 4, 8]]]).expand(64, 1, -1)
 
@@ -40,13 +37,10 @@ def test_word_loss_ignores_padding():
     torch.testing.assert_close(loss, -(p[0, 1] + p[1, 2] + p[2, 6] + p[3, 3] + p[4, 6]))
 
 
-@pytest.mark.parametrize("model_class", [GridTDModel, AOAModel])
-def test_region_loss_equals_its_equation(model_class):
-    vocabulary = build([["a", "b", "c", "d"]], 1)
-    options = {"attention_dim": 5} if model_class is GridTDModel else {"num_head": 2}
-    model = model_class(len(vocabulary), embed_dim=4, hidden_dim=6, encoder=None, feature_dim=3,
-                        **options).double()
-    features = torch.rand(2, 4, 3, dtype=torch.float64)
+@MODELS
+def test_region_loss_equals_its_equation(model_type):
+    model, vocabulary = make(model_type), vocabulary_of("abcdefgh")
+    features = torch.rand(2, 4, 7, dtype=torch.float64)
     texts = [[["a", "b"], ["b", "d"]], [["c"], ["c", "c"]]]
     captions = torch.zeros(2, 2, 5, dtype=torch.long)
     for b, image in enumerate(texts):
@@ -56,21 +50,20 @@ def test_region_loss_equals_its_equation(model_class):
     expected, predicted, words = 0.0, 0, 0
     for b, image in enumerate(texts):
         regions = [model.region_logits(features)[b, k] for k in range(4)]
-        for word in "abcd":
+        for word in "abcdefgh":
             index = vocabulary.wordmap[word]
             p = max(1 / (1 + math.exp(-logits[index].item())) for logits in regions)
             is_present = any(word in caption for caption in image)
             expected -= math.log(p if is_present else 1 - p)
             predicted, words = predicted + (is_present and p > 0.5), words + is_present
-    padded = torch.cat([features, torch.zeros(2, 1, 3)], 1)       # padding regions predict nothing
+    padded = torch.cat([features, torch.zeros(2, 1, 7)], 1)       # padding regions predict nothing
     loss, *counts = region_loss(model, padded, captions, vocabulary)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert [int(count) for count in counts] == [predicted, words]
 
 
 def test_region_logits_are_those_of_the_region_alone():
-    """gridtd: W_o of ĉ + h2 if the attention is on one region only, the sentinel gate closed and h2
-    zero."""
+    """gridtd: with the attention on one region, the sentinel gate closed and h2 zero."""
     model, features = gridtd(), torch.rand(1, 4, 3)
     v = model.start(features).v
     torch.testing.assert_close(model.region_logits(features), model.output(v))

@@ -1,16 +1,12 @@
 """Mixed precision: passes without gradient leave no cast weights to the trained pass after them."""
 import pytest
 import torch
-from helpers import V, make, make_batch, random_regions
+from helpers import MODELS, V, make, make_batch, random_regions, vocabulary_of
 
-from aoamodel import AOAModel
-from captioning.data.vocabulary import Vocabulary
 from captioning.training.losses import CrossEntropy
 from captioning.training.scst import SCST
-from gridTDmodel import GridTDModel
 
-WORDS = Vocabulary({word: i for i, word in
-                    enumerate(["<pad>", *"abcdefgh", "<unk>", "<start>", "<end>"])})
+WORDS = vocabulary_of("abcdefgh")
 CAPTIONS = torch.tensor([[[V - 2, 1, 2, V - 1, 0], [V - 2, 3, 3, 3, V - 1]]] * 3)
 
 
@@ -26,14 +22,14 @@ def make_losses():
             "self-critical with LRP-inference": (SCST(WORDS, sum_of_ids, 6, stop=nothing), 2)}
 
 
-@pytest.mark.parametrize("model_class", [GridTDModel, AOAModel])
+@MODELS
 @pytest.mark.parametrize("name", make_losses())
-def test_every_parameter_has_a_gradient(model_class, name, monkeypatch):
+def test_every_parameter_has_a_gradient(model_type, name, monkeypatch):
     """PyTorch 2.6 keeps the cast weights in its cache unless it is cleared; newer ones do not."""
     calls, clear = [], torch.clear_autocast_cache
     monkeypatch.setattr(torch, "clear_autocast_cache",
                         lambda: (calls.append(torch.is_grad_enabled()), clear()))
-    model, batch = make(model_class).float(), make_batch(CAPTIONS)
+    model, batch = make(model_type).float(), make_batch(CAPTIONS)
     loss, passes = make_losses()[name]
     with torch.autocast("cpu", torch.bfloat16):
         value, _ = loss(model, random_regions().float(), batch, loss.counts(batch))

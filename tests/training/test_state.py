@@ -4,11 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import same
+from helpers import refused, same
 
 from captioning import checkpoint
 from captioning.data.vocabulary import build
-from captioning.errors import InputError
 from captioning.training import state
 from gridTDmodel import GridTDModel
 
@@ -78,15 +77,14 @@ def test_a_damaged_state_is_refused_and_nothing_is_written(run, tmp_path, path, 
     (tmp_path / "log.csv").write_text("earlier")
     arguments = make_run(tmp_path)
     before = copy.deepcopy(arguments[1].state_dict())
-    with pytest.raises(InputError, match="checkpoint_last.pth") as raised:
+    with refused("checkpoint_last.pth"):
         resume(arguments)
-    assert "\n" not in str(raised.value) and (tmp_path / "log.csv").read_text() == "earlier"
+    assert (tmp_path / "log.csv").read_text() == "earlier"
     assert same(before, arguments[1].state_dict())
 
 
 def test_another_encoder_than_that_of_the_features_is_refused(tmp_path):
-    """Features that were computed again with other weights would otherwise meet a decoder that was
-    trained on the old ones."""
+    """Otherwise features of other weights would meet a decoder trained on the old ones."""
     def arguments(seed):
         torch.manual_seed(seed)
         settings, _, _, _, scaler = make_run(tmp_path)
@@ -94,7 +92,7 @@ def test_another_encoder_than_that_of_the_features_is_refused(tmp_path):
         model = GridTDModel(len(WORDS), 4, 6, 5, encoder="small")
         return settings, model, WORDS, torch.optim.Adam(model.parameters()), scaler
     state.Saver(*arguments(0), state.new_state(), []).save()
-    with pytest.raises(InputError, match="other weights of the encoder"):
+    with refused("other weights of the encoder"):
         resume(arguments(1))
     assert resume(arguments(0))["epoch"] == 0
 
@@ -104,7 +102,7 @@ def test_every_fixed_flag_is_compared(flag):
     flags = dict.fromkeys((*state.FIXED_FLAGS, *state.ERASE_FLAGS), 1) | {"mode": "erase_tune"}
     state.check_flags("run", flags, flags | {"epochs": 2})
     other = "erase_tune" if flag == "mode" else 2
-    with pytest.raises(InputError, match=f"run was trained with --{flag} 1, not {other}: give the"):
+    with refused(f"run was trained with --{flag} 1, not {other}: give the"):
         state.check_flags("run", flags | {flag: 1}, flags | {flag: other})
 
 
@@ -118,21 +116,15 @@ def test_flags_of_other_modes_and_of_earlier_versions():
              "erase_evidence": "lrp", "erase_own_evidence": True}
     assert state.current_flags(earlier) == today
     state.check_flags("run", earlier, today)
-    with pytest.raises(InputError, match="--mode erase_tune, not cider_tune"):
+    with refused("--mode erase_tune, not cider_tune"):
         state.check_flags("run", earlier, today | {"mode": "cider_tune"})
-
-
-def test_stop_words_are_compared_where_the_checkpoint_records_them():
-    state.check_flags("run", {}, {"stop_words_fingerprint": "b"})
-    with pytest.raises(InputError, match="other words in the file of --stop_words"):
-        state.check_flags("run", *({"stop_words_fingerprint": x} for x in "ab"))
 
 
 @pytest.mark.parametrize("recorded, current", [(None, "mask"), ("mask", None), ("mask", "soft")])
 def test_a_control_resumes_only_itself(recorded, current):
     """Runs of finetune.py have no such flag."""
     both = [{"control": control} if control else {} for control in (recorded, current)]
-    with pytest.raises(InputError, match=f"--control {recorded}, not {current}"):
+    with refused(f"--control {recorded}, not {current}"):
         state.check_flags("run", *both)
     state.check_flags("run", both[0], both[0])
 
