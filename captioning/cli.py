@@ -11,12 +11,9 @@ from captioning.decoding import DECODING_METHODS
 from captioning.errors import one_line
 from captioning.files import shortened
 
-
-RENAMED = {     # flags of earlier versions
-    "--captions_per_step": "--captions_per_epoch", "--keep_weight": "--erase_keep_weight",
-    "--evidence": "--erase_evidence", "--own_evidence": "--erase_own_evidence",
-    "--no-own_evidence": "--no-erase_own_evidence",
-    "--compare": "python studies/compare.py RUN …"}
+RENAMED = {     # flags of earlier versions, which checkpoints may record
+    "captions_per_step": "captions_per_epoch", "keep_weight": "erase_keep_weight",
+    "evidence": "erase_evidence", "own_evidence": "erase_own_evidence"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,10 +24,10 @@ class Parser(argparse.ArgumentParser):
                          allow_abbrev=False)
 
     def error(self, message):
-        words = message.replace("=", " ").split()
-        earlier = next((flag for flag in RENAMED if flag in words), None)
-        if earlier:
-            message = f"{earlier} is no flag any more: give {RENAMED[earlier]}"
+        for flag in message.replace("=", " ").split():
+            name = flag.removeprefix("--").removeprefix("no-")
+            if flag.startswith("--") and name in RENAMED:
+                message = f"{flag} is no flag any more: give {flag.replace(name, RENAMED[name])}"
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
 

@@ -122,7 +122,7 @@ class Code:
 
 
 @contextlib.contextmanager
-def refused(message):
+def refused(message=None):
     """Expects an InputError of one line that the regular expression describes."""
     with pytest.raises(InputError, match=message) as caught:
         yield caught

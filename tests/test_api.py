@@ -96,7 +96,7 @@ def test_errors_are_those_of_the_command_line(weight, photograph, tmp_path):
     explanation = explain(photograph, weight, "a dog", device="cpu")
     for call in (lambda: explanation.heatmap("cat"), lambda: explanation.overlay(3),
                  lambda: explanation.heatmap("dog", "gradient")):
-        with refused(""):
+        with refused():
             call()
 
 

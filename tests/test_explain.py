@@ -511,7 +511,7 @@ def test_the_page_shows_the_explanations_of_earlier_commands(run, tmp_path, caps
     a.unlink()         # which the page does not need
     (out / "b" / "explanation.npz").write_bytes(b"cut short")
     (out / "c" / "entry.html").unlink()
-    (out / "e").rename(out / "e.elsewhere.123.tmp")     # was killed
+    (out / "e").rename(out / "e.elsewhere.123.0123abcd.tmp")     # was killed
     capsys.readouterr()
     run("gridtd", [d], *ATTENTION)
     assert page_names(out) == ["d", "a"]

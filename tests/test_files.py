@@ -64,7 +64,8 @@ def test_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     own = files.temporary_path(tmp_path / "own").name
-    left, other = own.replace(str(os.getpid()), str(dead.pid)), f"a.elsewhere.{dead.pid}.tmp"
+    left = own.replace(str(os.getpid()), str(dead.pid))
+    other = f"a.elsewhere.{dead.pid}.0123abcd.tmp"
     (tmp_path / left).mkdir()
     (tmp_path / left / "half.png").write_text("")
     for name in (left.replace("own", "file"), own, other, "a.tmp", "a.1.tmp"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from captioning import checkpoint, processes
+from captioning.cli import RENAMED
 from captioning.errors import InputError
 from captioning.files import expect, reading
 from captioning.training.log import columns, write_log
@@ -26,9 +27,6 @@ ERASE_FLAGS = ("erase_weight", "erase_keep_weight", "erase_share", "erase_fill",
 FINGERPRINTS = {"data_fingerprint": "other data (captions or images of the data set)",
                 "stop_words_fingerprint": "other words in the file of --stop_words",
                 "object_words_fingerprint": "other object words (of the data set or --synonyms)"}
-# what checkpoints of earlier versions recorded
-RENAMED = {"captions_per_step": "captions_per_epoch", "keep_weight": "erase_keep_weight",
-           "evidence": "erase_evidence", "own_evidence": "erase_own_evidence"}
 MODES = ("erase_tune", "lrp_tune", "cider_tune", "lrp_cider_tune", "ce_tune")
 
 

@@ -162,7 +162,7 @@ def test_words_of_the_demo_data_set_are_read_from_its_file(tmp_path):
 def test_invalid_objects_file(tmp_path, content):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "objects_demo.json").write_text(content)
-    with refused(""):
+    with refused():
         load_objects(tmp_path, "demo", {})
 
 
@@ -182,7 +182,7 @@ def test_boxes_of_coco_instances(tmp_path):
     {"a.jpg": {"categories": {}, "bbox": {}}}])
 def test_invalid_boxes(tmp_path, content):
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    with refused(""):
+    with refused():
         load_boxes(tmp_path / "boxes.json")
 
 

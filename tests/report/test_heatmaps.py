@@ -235,7 +235,7 @@ def test_the_legend_names_the_contrast():
 
 def test_a_folder_that_is_missing_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with refused(""):
+    with refused():
         draw(tmp_path / "file" / "x.png", ["a"], np.ones((1, 4, 4)))
 
 
