@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -297,18 +296,18 @@ def main(args):
     names = [""] if len(weights) == 1 else [
         f"{number}_{Path(weight).stem}" for number, weight in enumerate(weights, start=1)]
     broken = {}
-    folders = []        # of the explained images, one list for each model
+    folders = []        # of the images, one list for each model; None: not explained
     for weight, name in zip(weights, names, strict=True):
         targets, own = explain_with(copy.copy(args), weight, name, device)
         broken |= own
-        folders.append([target.folder for target in targets if target.path not in own])
+        folders.append([None if target.path in own else target.folder for target in targets])
     if processes.rank():
         return
-    if not any(folders):
+    if not any(map(any, folders)):
         raise InputError("none of the images can be explained; the first: "
                          f"{next(iter(broken.values()))}")
     in_turn = []        # each image's explanations of all models
-    for same in zip_longest(*folders):
+    for same in zip(*folders, strict=True):
         in_turn += filter(None, same)
     write_index(args.save_path, in_turn)
     print(f"explanations: {args.save_path}/index.html")

@@ -51,7 +51,7 @@ def get_args_parser():
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode,
                            help=description)
     add("--erase_weight", type=cli.non_negative, help="erase_tune: weight μ of the unlikelihood of "
-        "the word on the erased image (default: 0.1 for gridtd, 0.3 for aoa)")
+        "the word on the erased image (default: 0.1 for gridtd, 0.3 for aoa, 0.2 for others)")
     add("--erase_keep_weight", type=cli.non_negative, default=0.1, help="erase_tune: weight κ of "
         "the cross-entropy of the caption without the word's noun phrase on the erased image")
     add("--erase_share", type=cli.fraction, default=0.2, help="erase_tune: share of the image's "

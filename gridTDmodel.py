@@ -27,7 +27,7 @@ class GridTDModel(Captioner):
     vocab_size V, embed_dim e, hidden_dim d, attention_dim A. encoder: a name in
     encoders.IMAGE_SIZE, an nn.Sequential of layers that the rules know, or None for region features
     (B, K, feature_dim). query_per_region: adds the attention's query as the published checkpoints
-    do (docs/method.md, section 2); A = K.
+    do (docs/method.md, section 2), which requires A = K.
     """
 
     def __init__(self, vocab_size, embed_dim=512, hidden_dim=512, attention_dim=196,
@@ -79,14 +79,14 @@ class GridTDModel(Captioner):
         return (self.W_h.weight.new_zeros(B, N, self.W_h.out_features),) * 4
 
     def read(self, words, context):
-        """words (B, …) ids -> their share and g's in LSTM1's products, (B, …, 4d) and (B, …, d)."""
+        """words (B, …) ids -> what they and g add to LSTM1's products, (B, …, 4d), (B, …, d)."""
         E = self.embedding(words)
         ones = (1,) * (words.dim() - 1)     # an image's constant serves all its words
         return [F.linear(E, W_word) + constant.unflatten(0, (-1, *ones))
                 for W_word, _, constant in context.lstm1]
 
     def recur(self, inputs, state, context):
-        """One step of (B, N) hypotheses; inputs: of `read` -> ĉ (B, N, d), state, α, β."""
+        """One step of N hypotheses per image; inputs: of `read` -> ĉ (B, N, d), state, α, β."""
         h1, c1, h2, c2 = state
         x = torch.cat([h2, h1], -1)
         gates, g = (part + F.linear(x, W_state)
@@ -109,7 +109,7 @@ class GridTDModel(Captioner):
         """h1, s (B, N, d) -> weights α (B, N, K) of the regions, β (B, N, 1) of s."""
         q = self.W_q(h1)                                                     # (B, N, A)
         q_regions = q[..., None] if self.query_per_region else q[:, :, None]
-        z = self.w_a((context.v_proj[:, None] + q_regions).tanh()).squeeze(-1)
+        z = self.w_a((context.v_proj[:, None] + q_regions).tanh()).squeeze(-1)   # (B, N, K)
         if context.mask is not None:
             z = z.masked_fill(~context.mask[:, None], -torch.inf)
         z_s = self.w_a((self.W_s(s) + q).tanh())                             # (B, N, 1)
@@ -117,7 +117,7 @@ class GridTDModel(Captioner):
 
     def step(self, words, state, context, predict=None):
         """One decoding step: words (B, N) ids -> logits (B, N, V), state, attention (B, N, K);
-        predict(ĉ, h2) makes the logits in place of the output layer alone."""
+        predict(ĉ, h2) computes the logits in place of output(ĉ + h2)."""
         c_hat, state, alpha, _ = self.recur(self.read(words, context), state, context)
         h2 = state[2]
         return predict(c_hat, h2) if predict else self.output(c_hat + h2), state, alpha

@@ -67,7 +67,7 @@ def add_training(parser):
     add("--accumulate", type=cli.positive_int, default=1, help="number of passes in which each "
         "batch is computed, one after the other, which needs less memory (docs/distributed.md)")
     add("--epochs", type=cli.positive_int, help="maximum number of epochs (default: 20 for gridtd, "
-        "50 for aoa)")
+        "50 for others)")
     add("--patience", type=cli.positive_int, default=6, help="stop after this many epochs without "
         "a better validation CIDEr")
     add("--decoder_lr", type=cli.positive, default=5e-4, help="learning rate of the decoder")

@@ -20,7 +20,7 @@ def model_class(model_type):
 
 
 def model_type(model):
-    """The inverse of `model_class`: "gridtd" or "aoa"."""
+    """The --model_type of a model: the inverse of `model_class`."""
     return next(key for key, (_, name) in MODELS.items() if type(model).__name__ == name)
 
 
@@ -28,7 +28,7 @@ class Captioner(nn.Module):
     """A model that captions images word by word, from features (B, K, C) of K regions.
 
     A subclass defines start, initial_state, step and teacher_force, the layers embedding, dropout
-    and W_o, the explanation methods lrp to attention, and for the region loss region_logits
+    and W_o, the explanation methods as in gridTDmodel.py, and for the region loss region_logits
     (docs/new_model.md). config: the arguments from which a checkpoint rebuilds it. Its entry
     "encoder" is a name in encoders.IMAGE_SIZE, an nn.Sequential of layers that the rules know, or
     None for region features.
@@ -55,11 +55,11 @@ class Captioner(nn.Module):
         return preprocess(image, encoders.IMAGE_SIZE[self.config["encoder"]])
 
     def window(self, width, height):
-        """x0, y0, x1, y1: where what `prepare` returns lies in an image, as fractions of it."""
+        """The part (x0, y0, x1, y1) that `prepare` keeps of an image, as fractions of it."""
         return 0, 0, 1, 1
 
     def encode(self, images):
-        """images (B, 3, H, W) -> features (B, K, C), K row by row.
+        """images (B, 3, H, W) -> features (B, K, C), the K positions row by row.
 
         Region features (B, K, C) are returned unchanged."""
         images = images.to(self.W_o.weight.dtype)
@@ -85,7 +85,7 @@ class Captioner(nn.Module):
 
     def log_p(self, features, captions, steps=None):
         """(B, T) log-probabilities of the words captions[:, 1:] from features (B, K, C); with steps
-        (B,) those of one word each, (B,)."""
+        (B,) only of the word captions[b, steps[b] + 1] each, (B,)."""
         hidden = self.teacher_force(features, captions[:, None]).hidden[:, 0]
         words = captions[:, 1:]
         if steps is not None:

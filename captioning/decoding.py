@@ -71,7 +71,8 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
         V = total.shape[-1]
 
         # twice as many candidates as places, since each hypothesis has one that ends; one group
-        # after the other: each avoids the words that earlier groups chose
+        # after the other: each avoids the words that earlier groups chose. A candidate is one
+        # number: the index of its hypothesis · V + its word
         candidates = []
         used = total.new_zeros(B, V)
         for g, rank in enumerate(total.split(width, 1)):                               # (B, W, V)
@@ -82,7 +83,7 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
             candidates.append(chosen + g * width * V)
         candidates = torch.stack(candidates, 1)                                        # (B, G, 2W)
 
-        # those that end count if they have a place
+        # one that ends counts only if it is among the `width` best of its group
         placed = candidates[..., :width].flatten(1)                                    # (B, N)
         tokens = beam.tokens.take_along_dim((placed // V)[..., None], 1)
         tokens[..., t] = vocabulary.end
@@ -90,7 +91,7 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
         scores = scores.masked_fill(placed % V != vocabulary.end, -torch.inf)
         best = _best(best, tokens, scores)
 
-        # the first of the others go on
+        # the best of the others go on
         order = (candidates % V == vocabulary.end).long().argsort(dim=2, stable=True)
         others = candidates.gather(2, order[..., :width]).flatten(1)                   # (B, N)
         beam.advance(others // V, others % V, total, state, t)
@@ -100,6 +101,7 @@ def beam_search(model, context, vocabulary, max_len, beam_size=3, groups=1, dive
         if (best.scores >= limit).all():
             break
 
+    # those that max_len cut off
     best = _best(best, beam.tokens, beam.scores / (t + 1)**length_penalty)
     return Decoded(best.tokens[..., :t + 1], best.scores)
 
@@ -119,7 +121,7 @@ def sample(model, context, vocabulary, max_len, seeds=None, temperature=1.0, top
     words (0: all) and to the fewest words whose probabilities sum to top_p (nucleus sampling,
     Holtzman et al. 2020). seeds (B,): of `image_seeds`, which make samples reproducible; by default
     random. greedy_first: the first sample is decoded greedily instead. predict: as in the models'
-    `step`. block_trigrams, banned: as in `beam_search`. InputError for invalid values.
+    `step`. block_trigrams, banned: as in `beam_search`.
     """
     B = len(context[0])
     beam = _Beam(model, vocabulary, B, samples, max_len, block_trigrams, banned, predict)
@@ -154,7 +156,8 @@ def image_seeds(indices, *run):
 def uniform(seeds, shape, device):
     """Random numbers (B, *shape) in [0, 1), those of image b a function of seeds[b] alone.
 
-    Of longer rows the first numbers are the same; seeds + 1, seeds + 2, … give others."""
+    Arrays with a longer first dimension begin with the same numbers; seeds + 1, seeds + 2, … give
+    others."""
     rows = [torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             for seed in seeds.tolist()]
     numbers = torch.stack(rows)
@@ -218,7 +221,9 @@ class _Beam:
         return seen
 
     def advance(self, parents, words, total, state, t):
-        """Replaces the hypotheses by parents (B, N), their indices, extended by words (B, N)."""
+        """Replaces each hypothesis by that of index parents (B, N), extended by words (B, N).
+
+        total (B, N, V): the scores of all extensions; state: the one that `step` returned."""
         def follow(x):
             return x.take_along_dim(parents.view(*parents.shape, *[1] * (x.dim() - 2)), 1)
         self.scores = total.flatten(1).gather(1, parents * total.shape[-1] + words)
@@ -262,7 +267,7 @@ def _filtered(logits, top_k, top_p):
 def caption_batch(model, images, vocabulary, amp, device, decode=decode, **options):
     """Captions, as strings, for images (B, 3, S, S) or region features (B, K, C).
 
-    amp: mixed precision; decode: captions the features, such as `decode`; options: its options."""
+    amp: mixed precision. decode: a function like `decode`; options: its options."""
     model.eval()
     with torch.no_grad(), autocast(device, amp):
         tokens = decode(model, model.encode(images), vocabulary, **options)

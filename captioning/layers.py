@@ -5,10 +5,10 @@ import torch
 def lstm_products(parameters, more=((), (), ())):
     """The weights of an LSTM's two products: those of its gates i, f, o and of its candidate.
 
-    parameters: weight_ih, weight_hh, bias_ih, bias_hh. more: of another gate with the same inputs
-    and states, whose rows follow. Returns two lists [weight of the inputs, weight of the states,
-    bias]. (Relevance does not pass through gates: with a product of its own it need not travel
-    through their weights.)
+    parameters: weight_ih, weight_hh, bias_ih, bias_hh. more: three lists, of weights of the inputs,
+    weights of the states and biases, of further gates, whose rows follow those of o. Returns two
+    lists [weight of the inputs, weight of the states, bias]. (Relevance passes through the
+    candidate alone. As it has a product of its own, the backward pass does not compute the gates'.)
     """
     weight_ih, weight_hh, bias_ih, bias_hh = parameters
     gates = []

@@ -30,13 +30,13 @@ def gamma_linear(rule, function, x, weight, bias=None):
     """γ-rule for inputs of both signs, y_j = Σ_i W_ji x_i + b_j: summands of the sign of y_j count
     1 + γ times:  z_j = y_j + γ Σ_i (W_ji x_i)^±,  r(x_i) = Σ_j (1 or 1 + γ) W_ji r(y_j) y_j/z_j."""
     y = F.linear(x.detach(), weight, bias)
-    plus = weight + rule.gamma * weight.clamp(min=0)
-    minus = weight + rule.gamma * weight.clamp(max=0)
+    raised = weight + rule.gamma * weight.clamp(min=0)
+    lowered = weight + rule.gamma * weight.clamp(max=0)
     high = x.clamp(min=0)
     low = x - high
     bias = rule.measured(bias)
-    z = torch.where(y > 0, F.linear(high, plus, bias) + F.linear(low, minus),
-                    F.linear(high, minus, bias) + F.linear(low, plus))
+    z = torch.where(y > 0, F.linear(high, raised, bias) + F.linear(low, lowered),
+                    F.linear(high, lowered, bias) + F.linear(low, raised))
     return Replace.apply(z, y, y / away_from_zero(z.detach(), rule.eps).masked_fill(z == 0, 1))
 
 

@@ -34,7 +34,7 @@ class Explanation:
     """
     logits: torch.Tensor            # (B, T, V) teacher-forced
     targets: torch.Tensor           # (B, T) the explained logits, or differences of logits
-    words: torch.Tensor | None      # (B, T, T) of the word read at step i ≤ t, not normalised
+    words: torch.Tensor | None      # (B, T, T) [b, t, i]: of the word read at step i ≤ t
     features: torch.Tensor | None   # (B, T, K, C) at the encoder's output
     pixels: torch.Tensor | None     # (B, T, 3, H, W), Grad-CAM (B, T, 1, H, W); None: no encoder
     attention: torch.Tensor         # (B, T, K), or (B, T, M, K) with M heads
@@ -45,7 +45,7 @@ class Explanation:
     image: torch.Tensor | None = None       # the sum of `features`
     start: torch.Tensor | None = None       # words[..., 0], the word <start>
     previous: torch.Tensor | None = None    # the sum of words[..., 1:], the previous words
-    rest: torch.Tensor | None = None        # what biases and ε absorb, for some options more
+    rest: torch.Tensor | None = None        # what biases and ε absorb (and other heads, `head`)
 
     # (B, T) of words that consist of several pieces, each with logits; None: a word is one piece
     word_logits: torch.Tensor | None = None     # the sums of their pieces' logits
@@ -214,12 +214,12 @@ def minus_other_words(lrp, images, captions, steps=None, **options):
 def _shared(shared, model, images, captions, rule, weights, contrast, chunk, pixels):
     """What `explain` returns, from the derivatives in `shared` if they are of the same rule."""
     key = type(rule), *vars(rule).items()
-    kept = shared.get((key, True)) or shared.get((key, pixels))
+    kept = shared.get((key, True)) or shared.get((key, pixels))     # with pixels serves both
     if kept is None:
         shared.clear()      # the derivatives of one rule fill much memory
         kept = explain(model, images, captions, rule, contrast=contrast, chunk=chunk, pixels=pixels)
         shared[key, pixels] = kept
-    return kept.combined(weights(captions, kept.targets.dtype)) if weights is differences else kept
+    return kept if weights is own_targets else kept.combined(weights(captions, kept.targets.dtype))
 
 
 def _encode(model, images, rule):
@@ -239,6 +239,7 @@ def _teacher_force(model, features, captions, rule):
         leaves.append(output.detach().requires_grad_(torch.is_grad_enabled()))
         return leaves[-1]
 
+    # a model calls its embedding once, for all words
     with model.embedding.register_forward_hook(as_leaf), rule:
         trace = model.teacher_force(features, captions[:, None])
     embeddings, = leaves
@@ -290,6 +291,7 @@ def through_encoder(maps, images, r_maps, chunk):
 def _usable(model, images, captions):
     """images in the model's dtype and fastest format, and captions, both usable for derivatives."""
     images = fast_format(images.detach().to(model.W_o.weight.dtype))
+    # tensors of inference mode cannot be saved for a backward pass
     with torch.inference_mode(False):
         return tuple(x.clone() if x.is_inference() else x for x in (images, captions))
 

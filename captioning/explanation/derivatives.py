@@ -1,6 +1,6 @@
-"""What the rules are made of: functions whose derivative is not that of their values.
+"""What the rules consist of: values with a derivative of another kind, and helpers.
 
-All are used by captioning/explanation/rules.py, where the equations stand.
+The equations are in captioning/explanation/rules.py.
 """
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,9 @@ from torch.nn.grad import conv2d_input
 
 
 def with_margin(x, weight, padding, dilation):
-    """x and the padding of a convolution as numbers: "same" may need different margins."""
+    """x padded as "same" or "valid" says, and 0 as the remaining padding; numbers as they are.
+
+    ("same" may need one more zero at one end.)"""
     if not isinstance(padding, str):
         return x, padding
     margins = []
@@ -35,7 +37,7 @@ def ratio(z, eps):
 
 
 def stabilised(z, eps):
-    """z with the derivative z/(z + ε sign z): makes the ε-rule of a linear layer's derivative."""
+    """z with the derivative z/(z + ε sign z): it makes a linear layer's derivative the ε-rule."""
     return _Stabilise.apply(z, eps)
 
 
@@ -69,7 +71,7 @@ class _Stabilise(Function):
 
 
 class Replace(Function):
-    """The value y in place of z, with `scale` as derivative."""
+    """The value y, whose derivative with respect to z is `scale`."""
 
     @staticmethod
     def forward(ctx, z, y, scale):
@@ -92,8 +94,8 @@ class GuidedReLU(Function):
 
     @staticmethod
     def backward(ctx, r):
-        active, = ctx.saved_tensors
-        return r.clamp(min=0) * active
+        is_positive, = ctx.saved_tensors
+        return r.clamp(min=0) * is_positive
 
 
 class AlphaBeta(Function):
@@ -113,7 +115,7 @@ class AlphaBeta(Function):
         x, weight, y = ctx.saved_tensors
         *_, groups = ctx.geometry
 
-        # the same for all words, which come one after the other
+        # computed once: the backward passes of all words share it
         if not hasattr(ctx, "scale"):
             ctx.is_signed = bool((x < 0).any())
             parts = x

@@ -1,6 +1,6 @@
-"""What the rules ask about functions of torch and tensors: names, changes in place, signals.
+"""What the rules ask about functions of torch and tensors, and the marks that they set on results.
 
-All are used by captioning/explanation/rules.py, where the equations stand.
+The equations are in captioning/explanation/rules.py.
 """
 import torch
 import torch.nn.functional as F

@@ -1,12 +1,12 @@
 """The explanation methods by name, and their results as one map per word.
 
-A method that is registered here works everywhere: flags, page, PNGs and measures. For example:
+An entry of METHODS works everywhere: flags, page, PNGs and measures. To add one to the scripts,
+write it into the table below, for example
 
-    from captioning.explanation.methods import METHODS, Method
+    "my_lrp": Method(lambda model, *args, eps=0.01, **options: model.lrp(*args, rule=MyRule(eps),
+                     **options), "LRP with a rule of mine in the convolutions.", additive=True)
 
-    METHODS["my_lrp"] = Method(
-        lambda model, *args, **options: model.lrp(*args, rule=MyRule(), **options),
-        "LRP with a rule of mine in the convolutions.", additive=True)
+In Python it can also be added from outside: METHODS["my_lrp"] = Method(…).
 """
 from collections.abc import Callable
 from dataclasses import dataclass

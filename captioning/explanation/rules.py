@@ -12,7 +12,7 @@ of torch that a forward pass calls have the derivatives of the rule's table:
     relevance = x * torch.autograd.grad(logit, x)[0]
 
 The values of the forward pass do not change. A rule of your own is a class with another table, such
-as `Gamma` at the end of the second part."""
+as `Gamma` at the end of this file."""
 import threading
 
 import torch
@@ -103,7 +103,7 @@ def lstm_steps(rule, x, state, weights):
     h, c = state
     products = lstm_products(weights)
     outputs = []
-    with rule:
+    with rule:      # PyTorch switches a mode off while it handles a call
         inputs = [F.linear(x, W_x, bias) for W_x, _, bias in products]
         for t in range(x.shape[1]):
             gates, g = (part[:, t] + F.linear(h, W_h)
@@ -138,8 +138,9 @@ def guided_relu(rule, function, z, *args, **kwargs):
 def guided_hardtanh(rule, function, z, min_val=0.0, max_val=6.0, inplace=False):
     """ReLU6, y = min(max(z, 0), 6):  r(z) = max(r(y), 0) [0 < z ≤ 6]; with another lower bound,
     which is no ReLU, the ordinary derivative."""
-    y = F.hardtanh(z, min_val, max_val)
-    return y if min_val else GuidedReLU.apply(z).clamp(max=max_val)
+    if min_val:
+        return F.hardtanh(z, min_val, max_val)
+    return GuidedReLU.apply(z).clamp(max=max_val)
 
 
 def attention(rule, function, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
@@ -229,18 +230,16 @@ def product(rule, function, a, b, **kwargs):
     """y = a x, a constant such as a gate:  r(x) = a r(y), all relevance to x (section 4).
 
     Of two signals each has half of it:  r(a) = x r(y)/2,  r(x) = a r(y)/2  (Achtibat et al. 2024);
-    but a tanh is a gate then, as in formulas of GELU."""
-    gates = [hasattr(x, "is_gate") for x in (a, b)]
-    if is_signal(a) and is_signal(b) and any(gates):
-        a, b = (x.detach() if is_gate else x for x, is_gate in zip((a, b), gates, strict=True))
+    but a tanh or erf that multiplies another signal is a constant, as in formulas of GELU."""
+    if is_signal(a) and is_signal(b):
+        a, b = (x.detach() if hasattr(x, "is_gate") else x for x in (a, b))
     y = out_of_place(function)(a, b, **kwargs)
-    if not is_signal(b):
-        return as_gate(y) if gates[0] else y
-    if "div" in name_of(function):
+    if is_signal(b) and "div" in name_of(function):
         return without_rule(y, function)
-    if is_signal(a):
+    if is_signal(a) and is_signal(b):
         return halved(y)
-    return as_gate(y) if gates[1] else y
+    is_gate = any(is_signal(x) and hasattr(x, "is_gate") for x in (a, b))
+    return as_gate(y) if is_gate else y
 
 
 def constant(rule, function, *args, **kwargs):
@@ -301,13 +300,14 @@ def gamma_conv(rule, function, x, weight, bias=None, stride=1, padding=0, dilati
     x, padding = with_margin(x, weight, padding, dilation)
     geometry = stride, padding, dilation, groups
     y = F.conv2d(x.detach(), weight, bias, *geometry)
-    more = weight + rule.gamma * weight.clamp(min=0)
-    less = weight + rule.gamma * weight.clamp(max=0)
-    plus = F.conv2d(x.clamp(min=0), more, bias, *geometry)
-    minus = F.conv2d(x.clamp(min=0), less, bias, *geometry)
+    # products W_ji x_i > 0 count 1 + γ times in plus, those < 0 in minus
+    raised = weight + rule.gamma * weight.clamp(min=0)
+    lowered = weight + rule.gamma * weight.clamp(max=0)
+    plus = F.conv2d(x.clamp(min=0), raised, bias, *geometry)
+    minus = F.conv2d(x.clamp(min=0), lowered, bias, *geometry)
     if (x < 0).any():
-        plus = plus + F.conv2d(x.clamp(max=0), less, None, *geometry)
-        minus = minus + F.conv2d(x.clamp(max=0), more, None, *geometry)
+        plus = plus + F.conv2d(x.clamp(max=0), lowered, None, *geometry)
+        minus = minus + F.conv2d(x.clamp(max=0), raised, None, *geometry)
     z = torch.where(y >= 0, plus, minus)
     y = Replace.apply(z, y, torch.where(z == 0, 0, y / away_from_zero(z.detach(), rule.eps)))
     y.convolution = x, weight, bias, *geometry
@@ -319,6 +319,7 @@ def batch_norm(rule, function, x, mean, variance, weight, bias, training, moment
     if training or not hasattr(x, "convolution"):
         raise NotImplementedError("batch normalisation is explained in evaluation mode and after a "
                                   "convolution only")
+    # the convolution once more, with the batch normalisation in its weights
     inputs, conv_weight, conv_bias, *geometry = x.convolution
     scale = weight / (variance + eps).sqrt()
     shift = bias - mean * scale if conv_bias is None else bias + (conv_bias - mean) * scale
@@ -333,8 +334,8 @@ class LRP(Rule):
     requires_grad_(False). The backward pass raises NotImplementedError, which names the function,
     where relevance reaches a function that is not in the table and does more than move numbers, or
     the product of two matrices. (Attention scores may be such: no relevance reaches them.)
-    one: to measure what constants such as biases absorb, set it to a tensor of the number 1 with
-    derivatives: its relevance is theirs.
+    one: measures what constants such as biases absorb, if set to a tensor of the number 1 that
+    requires a gradient: constants are multiplied with it, and its relevance is that of all.
     """
     table = Gradient.table | {
         "linear": linear, "addmm": addmm, "matmul": matmul, "mm": matmul, "bmm": matmul,
@@ -348,8 +349,8 @@ class LRP(Rule):
         "cat": gather, "stack": gather, "where": gather, "masked_scatter": gather,
         "conv2d": conv, "batch_norm": batch_norm}
 
-    # they move numbers around, as max-pooling does, whose winner takes all (section 5); after the
-    # first, a linear layer is still one
+    # Functions that keep their derivative. After the first kind, the output of a linear layer still
+    # is one, whose ε a following sum replaces. Of max-pooling, the winner takes all (section 5).
     moves = {"getitem", "view", "reshape", "flatten", "unflatten", "transpose", "permute", "mT",
              "T", "unsqueeze", "squeeze", "expand", "expand_as", "select", "narrow", "chunk",
              "split", "unbind", "contiguous", "to", "type"}
@@ -363,7 +364,7 @@ class LRP(Rule):
         self.eps = eps
 
     def measured(self, constant):
-        """The constant, whose relevance counts as that of `one`; a signal as it is."""
+        """A constant times `one`, if that is set; a signal unchanged."""
         is_number = isinstance(constant, int | float)
         is_constant = is_number or (isinstance(constant, torch.Tensor) and not is_signal(constant)
                                     and constant.is_floating_point())
@@ -371,7 +372,7 @@ class LRP(Rule):
             return constant
         if is_number:
             return constant * self.one
-        # the value stays, as one is 1; without what is masked by −∞ or the lowest number
+        # a sum, so that the value stays exact; −∞ and the lowest number, which mask, stay alone
         return constant + torch.where(constant < -1e30, 0, constant) * (self.one - 1)
 
     def call(self, name, function, args, kwargs):

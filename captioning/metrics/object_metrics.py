@@ -15,14 +15,13 @@ def chair(captions, references, entries, objects):
     "object_precision_unbiased"; "companions_invented": among the images that show the first
     category of a pair without its companion, the share whose caption names the companion;
     "companions_named": among the images that show a companion, the share whose caption names it;
-    "companions_named_minus_invented". Shares of nothing are left out.
+    "companions_named_minus_invented". A share is omitted if there is nothing to count.
     """
     is_correct = {True: [], False: []}      # of the named objects, by whether they are biased
     companions_invented = []
     companions_named = []
     per_caption = {"objects": [], "chair_s": [], "invented_objects": []}
-    pairs = named_and_present_categories(captions, references, entries, objects)
-    for named, present in pairs:
+    for named, present in named_and_present_categories(captions, references, entries, objects):
         invented = sorted(set(named) - present)
         per_caption["objects"].append("; ".join(named))
         per_caption["chair_s"].append(bool(invented))

@@ -19,7 +19,7 @@ DETERMINERS = ("a", "an", "the", "this", "that", "these", "those", "another", "e
 
 
 class Choice(NamedTuple):
-    """For each image one of its captions, and its object words; the first is to be erased."""
+    """For each image a caption and its object words; the evidence of the first word is erased."""
     caption: torch.Tensor       # (B, T+1)
     steps: torch.Tensor         # (B, S) the steps that predict these words, in random order
     categories: torch.Tensor    # (B, S) of these words, −1 where a caption has fewer than S
@@ -32,9 +32,9 @@ class ErasureLoss(CrossEntropy):
     """CE(p, y) − μ log(1 − p'(W)) + κ CE(p', y without w), p' predicted from erased features.
 
     For each image one of its captions y and one object word w of it are chosen at random; the
-    features of the regions that are w's own evidence are replaced. From the erased features none of
-    the words W of w's category must be predicted in the place of w, and the caption without w's
-    noun phrase must. Captions that name only one category have no erased image. No gradient flows
+    features of the regions that are w's own evidence are replaced. From the erased features no word
+    W of w's category should be predicted in the place of w, but the caption without w's noun phrase
+    should. Captions that name only one category have no erased image. No gradient flows
     through the choice of the regions.
 
     The terms of erased images are computed in every N-th step only, with N times the weight (lazy
@@ -75,7 +75,7 @@ class ErasureLoss(CrossEntropy):
         return loss, log
 
     def targets(self, choice):
-        """(B, T) bool: steps at which no word of w's category must be predicted; (B, T+1): the
+        """(B, T) bool: the steps at which words of w's category are unlearned; (B, T+1): the
         captions without w's noun phrase, all zero if they would still name the category."""
         category = choice.categories[:, :1]
         named = self.categories[choice.caption]                                        # (B, T+1)
@@ -94,9 +94,9 @@ class ErasureLoss(CrossEntropy):
         regions = is_region.sum(1, keepdim=True)
         count = (self.share * regions + 1e-4).long().clamp(min=1).clamp(max=regions - 1)
         categories = choice.categories if self.own_evidence else choice.categories[:, :1]
-        amount = own_evidence(relevance, categories, count)                            # (B, K)
-        filling = self.filling(features, relevance, choice, is_region & (amount == 0))
-        return torch.lerp(features, filling.to(features), amount[..., None].to(features))
+        erased = own_evidence(relevance, categories, count)                            # (B, K)
+        filling = self.filling(features, relevance, choice, is_region & ~erased)
+        return torch.where(erased[..., None], filling.to(features), features)
 
     def relevance(self, model, features, choice):
         """(B, S, K) the relevance of the regions for the words of each Choice."""
@@ -160,6 +160,7 @@ def choose(batch, categories):
     chosen = (numbers[:, :1] * N).long().clamp(max=N - 1)
     caption = captions.take_along_dim(chosen[..., None], dim=1)[:, 0]
     named = categories[caption[:, 1:]]                                                 # (B, T)
+    # object words first, in random order: their numbers are below 1
     order = numbers[:, 1:].masked_fill(named < 0, 2).argsort(dim=1)
     steps = order[:, :max(1, int((named >= 0).sum(1).max()))]
     return Choice(caption, steps, named.gather(1, steps), batch["seeds"], batch["index"])
@@ -215,5 +216,6 @@ def without_noun_phrase(captions, position, named, is_determiner):
     last = begin(position, following, following)
     removed = torch.where(previous < 0, (index >= first) & (index < last),
                           (index > previous) & (index <= position))
+    # the words that stay, in their order, then padding
     order = removed.long().argsort(dim=1, stable=True)
     return captions.gather(1, order).masked_fill(removed.gather(1, order), 0)

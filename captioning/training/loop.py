@@ -88,7 +88,7 @@ def train_epoch(saver, loss, data, device):
     # this process's images of every remaining step: a list of indices for each pass
     data.epoch = epoch
     steps = epoch_batches(len(data), settings.batch_size, settings.seed, epoch)
-    own = [own_passes(indices, settings.accumulate) for indices in steps[state["step"]:]]
+    own = [own_passes(step, settings.accumulate) for step in steps[state["step"]:]]
     passes = [indices for step in own for indices in step]
     loader = iter(make_loader(data, passes, settings.workers, device))
 
@@ -96,17 +96,17 @@ def train_epoch(saver, loss, data, device):
                unit="batch", disable=processes.rank() > 0)
     results = []        # of the steps since the last transfer from the device
     waited = 0.0
-    began = started = time.monotonic()
-    for indices in bar:
+    began = counted = time.monotonic()      # counted: until when state["seconds"] counts
+    for step in bar:
         loading = time.monotonic()
-        batches = [next(loader) for _ in indices]
+        batches = [next(loader) for _ in step]
         waited += time.monotonic() - loading
         for batch in batches:
             batch["seeds"] = image_seeds(batch["index"].tolist(), settings.seed, epoch)
             batch["epoch"] = epoch
             batch["step"] = epoch * len(steps) + state["step"]
 
-        if settings.lr_schedule == "cosine":        # half of one, which reaches 0 at --epochs
+        if settings.lr_schedule == "cosine":        # half a wave: from 1 to 0 after --epochs
             progress = min(1, (epoch + state["step"] / len(steps)) / settings.epochs)
             factor = 0.5 * (1 + math.cos(math.pi * progress))
             rates = settings.decoder_lr, settings.encoder_lr
@@ -127,8 +127,8 @@ def train_epoch(saver, loss, data, device):
             bar.set_postfix({"loss": f"{total / max(words, 1):.3f}",
                              loss.measure: f"{correct / max(words, 1):.3f}",
                              "waiting for data": f"{waited / (now - began):.1%}"})
-        state["seconds"] += now - started
-        started = now
+        state["seconds"] += now - counted
+        counted = now
         if save:
             saver.save_and_stop_if_requested()
     bar.close()

@@ -20,7 +20,7 @@ from captioning.explanation.lrp_inference import weighted_hidden
 
 
 def count_words(captions):
-    """Number of words, <end> included, that captions (..., T+1) predict."""
+    """Number of words to predict in captions (..., T+1), <end> included."""
     return (captions[..., 1:] != 0).sum()
 
 
