@@ -34,7 +34,13 @@ def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",)
     if isinstance(image, list | tuple):
         return [explain(each, weight, caption, methods, contrast, device, prompt)
                 for each in image]
-    methods = [methods] if isinstance(methods, str) else list(methods)
+    for name, value in (("caption", caption), ("contrast", contrast), ("device", device)):
+        if not isinstance(value, str | None):
+            raise InputError(f"{name} must be text, but is of the type {type(value).__name__}")
+    if not isinstance(weight, str | os.PathLike):
+        raise InputError(f"weight must be the path of a checkpoint, but is of the type "
+                         f"{type(weight).__name__}")
+    methods = [methods] if isinstance(methods, str) else list(methods or ())
     unknown = [str(method) for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")

@@ -99,9 +99,16 @@ def _check_model(content, path):
         expect(0 <= value <= 1, f"its {name} is {shortened(value, 40)}")
     expect(config["encoder"] is None or config["encoder"] in IMAGE_SIZE, "its encoder is unknown")
     with torch.device("meta"):      # sizes alone, without memory
-        model = model_class(content["model_type"])(**config)
-    # a copy, as PyTorch notes in the dict that its tensors were assigned
-    model.load_state_dict(dict(content["state_dict"]), assign=True)
+        expected = model_class(content["model_type"])(**config).state_dict()
+    weights = content["state_dict"]
+    for name in sorted(expected.keys() | weights.keys()):
+        expect(name in expected and name in weights, f"its model or this version of it lacks "
+                                                     f"'{shortened(name, 60)}'")
+        value = weights[name]
+        expect(value.shape == expected[name].shape
+               and value.is_floating_point() == expected[name].is_floating_point(),
+               f"{name} has the shape {tuple(value.shape)}, its configuration requires "
+               f"{tuple(expected[name].shape)}")
     words = len(Vocabulary(content["wordmap"], source=f"the word map in {path}"))
     expect(words == config["vocab_size"], f"its model has {config['vocab_size']} words, its word "
                                           f"map {words}")

@@ -47,7 +47,10 @@ def test_damaged_checkpoints_are_named(tmp_path):
     intact = tmp_path / "intact.pth"
     checkpoint.save(intact, make(GridTDModel), VOCABULARY)
     content = checkpoint.read(intact)
+    weights = content["state_dict"]
     for number, damaged in enumerate([
+            {"state_dict": {name: weights[name] for name in weights if name != "W_o.bias"}},
+            {"state_dict": {**weights, "W_o.bias": weights["W_o.bias"].long()}},
             intact.read_bytes()[:-500], b"", b"not a checkpoint", pickle.dumps([1, 2]),
             {"model_type": "aoa"}, {"model_type": "lstm"}, {"state_dict": 3}, {"wordmap": {}},
             {"wordmap": {"<pad>": 0, "<unk>": 1, "<start>": 2, "<end>": 3}},

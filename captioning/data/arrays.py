@@ -8,13 +8,16 @@ import numpy as np
 from captioning.files import check_memory, expect, reading
 
 PREPARE = "create it with preparedataset.py"
+COMPRESSION = 1100      # HDF5's filters compress at most by about this factor
 
 
 @contextlib.contextmanager
-def open_hdf5(path, remedy=PREPARE):
+def open_hdf5(path, names=(), remedy=PREPARE):
     """Yields the HDF5 file `path`, opened for reading; code within the context reads it as within
-    `captioning.files.reading`."""
+    `captioning.files.reading`. names: datasets that the file must contain."""
     with reading(path, remedy), h5py.File(path) as file:
+        for name in names:
+            checked_dataset(file, name)
         yield file
 
 
@@ -28,11 +31,16 @@ def checked_dataset(file, name, kinds="iufO", shape=None):
     expect(is_inside and not dataset.is_virtual, f"its dataset '{name}' lies in another file")
     is_similar = dataset.dtype.kind in kinds
     if shape is not None:
-        is_similar &= len(shape) == dataset.ndim and all(
-            own > 0 and length in (None, own)
-            for length, own in zip(shape, dataset.shape, strict=False))
+        lengths = [own or -1 if length is None else length
+                   for length, own in zip(shape, dataset.shape, strict=False)]
+        is_similar &= len(shape) == dataset.ndim and list(dataset.shape) == lengths
     expect(is_similar, f"its dataset '{name}' of type {dataset.dtype} and shape {dataset.shape} "
                        "is empty or of another form")
+
+    # a short file may announce terabytes, all of them zero
+    stored = dataset.id.get_storage_size()
+    expect(dataset.nbytes <= COMPRESSION * stored, f"most values of its dataset '{name}' are "
+                                                   "missing")
     return dataset
 
 

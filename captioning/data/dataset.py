@@ -107,7 +107,7 @@ class CaptionDataset(Dataset):
         self._process = None
 
         words = wordmap_path(data_folder, dataset)
-        with open_hdf5(self.path) as file:
+        with open_hdf5(self.path, ("captions", "names", "paths", "references")) as file:
             captions = read_whole(file, "captions", "iu", (None, None, None))
             self.names = list(file["names"].asstr()[:])
             self.paths = list(file["paths"].asstr()[:])
@@ -151,7 +151,7 @@ class CaptionDataset(Dataset):
                "its captions are not sequences of its words")
 
     def _check_features(self):
-        with open_hdf5(self.features, FEATURES_AGAIN) as file:
+        with open_hdf5(self.features, remedy=FEATURES_AGAIN) as file:
             self.attributes = dict(file.attrs)
             if self.attributes.get("names") != fingerprint(self.names):
                 raise InputError(f"{self.features} belongs to other images than {self.path}: "
@@ -252,7 +252,7 @@ class CaptionDataset(Dataset):
         """A short hash of what training reads: names, captions, references, and of the images'
         files their sizes or of stored features the marks of their images."""
         if self.features:
-            with open_hdf5(self.features, FEATURES_AGAIN) as file:
+            with open_hdf5(self.features, remedy=FEATURES_AGAIN) as file:
                 inputs = [str(sorted((name, str(value)) for name, value in file.attrs.items())),
                           file["done"][:].tolist() if "done" in file else None]
         else:

@@ -161,7 +161,7 @@ class Store:
         if not path.exists():
             return False
         try:
-            with open_hdf5(path) as file:
+            with open_hdf5(path, ("features", "done")) as file:
                 same_source = all(np.array_equal(file.attrs.get(name), value)
                                   for name, value in self.attributes.items())
                 same_form = all((file[name].shape, file[name].dtype) == form

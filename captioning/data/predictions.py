@@ -1,4 +1,5 @@
 """Reads captions computed by other software, and references without a prepared data set."""
+import re
 from collections import defaultdict
 from pathlib import PurePosixPath
 
@@ -9,23 +10,30 @@ from captioning.files import read_json
 FORMATS = ('a list of {"image": file name, "caption": text} or {"image_id": number, "caption": '
            'text}, or {file name or number: text}')
 KEYS = ("image", "file_name", "image_id")
+COCO_NAME = re.compile(r"COCO_(train|val|test)20\d\d_\d{12}")
 
 
 class ImageNames:
     """Finds images by what files of other systems call them.
 
     names: their file names. ids: {`plain_id`: file name}, by default the number at the end of the
-    stem. A file name counts without its folders, and without its ending or what precedes its number
-    (then COCO_val2014_000000000042.jpg is 42.jpg), as far as that is unambiguous."""
+    stem. A file is found by its name, with or without folders and ending, and 42.jpg also by COCO's
+    name for it, COCO_val2014_000000000042.jpg. A key that fits several files finds none."""
 
     def __init__(self, names, ids=None):
         self.names = set(names)
         found = defaultdict(set)
         for name in names:
             path = PurePosixPath(name)
-            stem = plain_id(path.stem)
-            number = str(trailing_number(name))
-            for key in (path.name, stem, ("number", stem), *[number] * (ids is None)):
+            number = trailing_number(name)
+            keys = [path.name, plain_id(path.stem)]
+            if path.stem.isdigit():
+                keys.append(("COCO", number))
+            if ids is None:
+                keys.append(("stem", path.stem))
+            if ids is None and number is not None:
+                keys.append(str(number))
+            for key in keys:
                 found[key].add(name)
         for image_id, name in (ids or {}).items():
             found[image_id].add(name)
@@ -36,11 +44,13 @@ class ImageNames:
         if key in self.names:
             return key
         path = PurePosixPath(str(key).replace("\\", "/"))
-        number = "number", str(trailing_number(path.name))
-        for form in (plain_id(key), path.name, plain_id(path.stem), number):
+        for form in (("stem", path.stem), plain_id(key), path.name, plain_id(path.stem)):
             if form in self.others:
                 return self.others[form]
-        return None
+        number = trailing_number(path.name)
+        if str(number) in self.names:       # of references without file names
+            return str(number)
+        return self.others.get(("COCO", number)) if COCO_NAME.fullmatch(path.stem) else None
 
 
 def read_references(path):

@@ -159,9 +159,10 @@ class ExplainedImage:
 
     def _step(self, word):
         """The position of a word among `words`."""
-        if word in self.words:
+        if isinstance(word, str) and word in self.words:
             return self.words.index(word)
-        if word in range(len(self.words)):
+        is_number = isinstance(word, int | np.integer) and not isinstance(word, bool)
+        if is_number and 0 <= word < len(self.words):
             return word
         raise InputError(f"{word!r} is not a word of the caption: choose one of: "
                          f"{', '.join(self.words)}")

@@ -67,7 +67,7 @@ class CiderD:
 
     def __init__(self, path, V):
         names = [f"{name}_{n}" for n in range(1, N + 1) for name in ("keys", "counts")]
-        with open_hdf5(path) as file:
+        with open_hdf5(path, names) as file:
             if file.attrs["words"] != V:
                 raise InputError(f"{path} was computed for a vocabulary of {file.attrs['words']} "
                                  f"words, not {V}: run preparedataset.py again")

@@ -188,8 +188,11 @@ def is_like(value, example):
         return (isinstance(value, list) and len(value) == len(example)
                 and all(map(is_like, value, example)))
     if isinstance(example, torch.Tensor):
-        return (isinstance(value, torch.Tensor) and value.shape == example.shape
-                and value.is_floating_point() and bool(value.isfinite().all()))
+        # an expanded tensor has less memory than values, beyond which Adam would write
+        return (isinstance(value, torch.Tensor) and value.layout == torch.strided
+                and value.shape == example.shape and value.is_floating_point()
+                and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+                and bool(value.isfinite().all()))
     return type(value) in (int, type(example)) and math.isfinite(value)
 
 

@@ -35,8 +35,15 @@ def test_data_of_other_files_are_refused(tmp_path, write):
         read_whole(file, "x")
 
 
+def test_data_that_are_only_announced_are_refused(tmp_path):
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file.create_dataset("x", (10 ** 8,), chunks=True)
+    with refused("most values of its dataset 'x' are missing"), open_hdf5(tmp_path / "x.hdf5", "x"):
+        pass
+
+
 def test_data_of_the_file_are_read(tmp_path):
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file["x"] = np.arange(16)
-    with open_hdf5(tmp_path / "x.hdf5") as file:
+    with open_hdf5(tmp_path / "x.hdf5", ["x"]) as file:
         assert np.array_equal(read_whole(file, "x"), np.arange(16))

@@ -48,6 +48,10 @@ def test_ambiguous_images_are_not_found(tmp_path):
     images = ImageNames(names)
     assert [images.find(key) for key in (2, "x2", "b/7.jpg")] == ["x2.png", "x2.png", "b/7.jpg"]
     assert [images.find(key) for key in (1, 7, "7.jpg", "8.png", "none_2.jpg")] == [None] * 5
+    images = ImageNames(["1.jpg", "0001.jpg", "25.jpg", "None.jpg"])
+    assert [images.find(key) for key in ("0001", 1, "COCO_train2014_000000000025.jpg")] == [
+        "0001.jpg", "1.jpg", "25.jpg"]
+    assert images.find("photo_25.jpg") is images.find("dog.jpg") is None
     path = write(tmp_path / "p.json", [{"image_id": 1, "caption": "a"}])
     with refused("a caption for 1, which is not among"):
         read_predictions(path, names)

@@ -49,7 +49,8 @@ FIRST = ("optimizer", "state", 0)
 PROGRESS = {"epoch": ["1", -1], "step": [1.5, BATCHES + 1, 1], "sums": [[0.0], [None] * 3],
             "best": [float("nan")],
             "log": [None, [[1, 2]], [["x"] * 8], [[float("inf")] * 8]]}
-MOMENTS = {"exp_avg": [torch.zeros(1), 3, torch.full((len(WORDS), 4), torch.nan)],
+MOMENTS = {"exp_avg": [torch.zeros(1), torch.zeros(1).expand(len(WORDS), 4), 3,
+                       torch.full((len(WORDS), 4), torch.nan)],
            "exp_avg_sq": [torch.zeros(0), -torch.ones(len(WORDS), 4)], "step": [torch.zeros(3)]}
 GROUP = {"lr": ["fast", float("nan")], "params": [[0]]}
 CHANGES = [
