@@ -151,11 +151,24 @@ def _load_published(state, path, vocabulary, num_head):
     return model
 
 
-def release(source, path):
-    """Writes the checkpoint `source` to `path` with weights in float16, compressed, and without
-    its training state; it is read like any other checkpoint. The weights of an encoder whose
-    features were stored stay as they are if float16 would change them."""
-    content = read(source)
+def release(sources, path):
+    """Writes a checkpoint to `path` with weights in float16, compressed, and without its training
+    state; it is read like any other checkpoint.
+
+    sources: one checkpoint, or several that were fine-tuned from the same one, whose weights are
+    averaged (Wortsman et al. 2022). The weights of an encoder whose features were stored stay as
+    they are if float16 would change them."""
+    contents = [read(source) for source in sources]
+    content = contents[0]
+    for other, source in zip(contents, sources, strict=True):
+        if any(other[key] != content[key] for key in ("model_type", "config", "wordmap")):
+            raise InputError(f"{source} is of another model than {sources[0]}: average checkpoints "
+                             "that were fine-tuned from the same one")
+    for name, value in content["state_dict"].items():
+        if value.is_floating_point():
+            values = [other["state_dict"][name].double() for other in contents]
+            content["state_dict"][name] = torch.stack(values).mean(0).to(value.dtype)
+
     # evaluation.py reads whether the model was trained on stored features
     from_features = (content.get("training") or {}).get("from_features", False)
     for name, value in content["state_dict"].items():
@@ -173,6 +186,7 @@ def release(source, path):
 
 if __name__ == "__main__":
     parser = Parser("Makes a small file of a trained model, to be published.")
-    parser.add_argument("checkpoint", help="checkpoint of train.py or finetune.py")
+    parser.add_argument("checkpoint", nargs="+", help="checkpoint of train.py or finetune.py; of "
+                        "several, fine-tuned from the same one, the weights are averaged")
     parser.add_argument("output", help="file to write")
     run_script(lambda args: release(args.checkpoint, args.output), parser.parse_args())

@@ -71,28 +71,35 @@ python finetune.py \
     --label_smoothing 0.1 \
     --save_path "${save_path}_ce"
 
-# last, object words are unlearned where their evidence is erased, for fewer hallucinated objects,
-# on features of the trained encoder in float16, as it will be released
+# last, on features of the trained encoder in float16, as it will be released: four fine-tunings,
+# whose weights are averaged
 trained=${save_path}_ce/released.pth
 [ -f "$trained" ] || python -m captioning.checkpoint "${save_path}_ce/checkpoint_last.pth" "$trained"
 prepare "$trained" data/photographs_trained
-python finetune.py \
-    --weight "$trained" \
-    --dataset karpathy \
-    --data_folder data/photographs_trained \
-    --erase_tune \
-    --erase_keep_weight 0 \
-    --batch_size 24 \
-    --captions_per_epoch 3 \
-    --epochs 1 \
-    --lr_schedule cosine \
-    --grad_clip 1 \
-    --save_path "${save_path}_erase"
+tune() {            # end of the output folder's name, flags
+    python finetune.py \
+        --weight "$trained" \
+        --dataset karpathy \
+        --data_folder data/photographs_trained \
+        --batch_size 24 \
+        --lr_schedule cosine \
+        --grad_clip 1 \
+        --save_path "${save_path}_$1" \
+        "${@:2}"
+}
+tune lrp --lrp_tune --captions_per_epoch 3 --epochs 1
+erase=(--erase_tune --erase_keep_weight 0 --captions_per_epoch 3)
+tune erase "${erase[@]}" --erase_weight 0.5 --epochs 1
+tune erase_long "${erase[@]}" --erase_weight 0.2 --epochs 3 --decoder_lr 2e-4
+tune cider --cider_tune --baseline mean --samples 5 --from_pixels --epochs 2 --decoder_lr 5e-5
+model_file=$save_path/photographs.pth
+python -m captioning.checkpoint \
+    "$save_path"_{lrp,erase,erase_long,cider}/checkpoint_last.pth "$model_file"
 
 # the 500 photographs of COCO that were not trained on, and Flickr8k's test split
 for split in val test; do
     python evaluation.py \
-        --weight "${save_path}_erase/checkpoint_last.pth" \
+        --weight "$model_file" \
         --dataset karpathy \
         --data_folder data/photographs_trained \
         --split $split \

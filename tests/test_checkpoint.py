@@ -100,7 +100,7 @@ def test_released_model_is_small_and_rounded_to_float16(tmp_path, from_features)
     model.encoder[1].running_mean.fill_(0.1)        # which float16 would change
     training = {"state": {"epoch": 3}, "from_features": from_features}
     checkpoint.save(tmp_path / "c.pth", model, VOCABULARY, training)
-    checkpoint.release(tmp_path / "c.pth", tmp_path / "r.pth")
+    checkpoint.release([tmp_path / "c.pth"], tmp_path / "r.pth")
     assert (tmp_path / "r.pth").stat().st_size < 0.5 * (tmp_path / "c.pth").stat().st_size
     released, words = checkpoint.load(tmp_path / "r.pth")
     assert words.wordmap == VOCABULARY.wordmap and released.config == model.config
@@ -111,6 +111,23 @@ def test_released_model_is_small_and_rounded_to_float16(tmp_path, from_features)
                                                         and name == "encoder.1.running_mean")
         rounded = value.half().float() if is_rounded else value
         assert state[name].dtype == value.dtype and torch.equal(state[name], rounded), name
+
+
+def test_weights_of_several_checkpoints_are_averaged(tmp_path):
+    paths = [tmp_path / f"{number}.pth" for number in range(3)]
+    models = [make(GridTDModel) for _ in paths]
+    for number, (path, model) in enumerate(zip(paths, models, strict=True)):
+        nn.init.constant_(model.W_o.bias, 4.0 ** number)
+        model.W_a.weight.data *= number
+        checkpoint.save(path, model, VOCABULARY)
+    checkpoint.release(paths, tmp_path / "mean.pth")
+    state = checkpoint.load(tmp_path / "mean.pth")[0].state_dict()
+    assert (state["W_o.bias"] == 7).all()
+    torch.testing.assert_close(state["W_a.weight"], models[1].W_a.weight, rtol=1e-3, atol=1e-4)
+
+    checkpoint.save(paths[1], make(AOAModel, num_head=2), VOCABULARY)
+    with refused("1.pth is of another model than"):
+        checkpoint.release(paths, tmp_path / "mean.pth")
 
 
 def test_model_with_an_unnamed_encoder_is_not_saved(tmp_path):
