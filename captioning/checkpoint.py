@@ -165,9 +165,9 @@ def release(sources, path):
             raise InputError(f"{source} is of another model than {sources[0]}: average checkpoints "
                              "that were fine-tuned from the same one")
     for name, value in content["state_dict"].items():
-        if value.is_floating_point():
-            values = [other["state_dict"][name].double() for other in contents]
-            content["state_dict"][name] = torch.stack(values).mean(0).to(value.dtype)
+        values = [other["state_dict"][name] for other in contents]
+        if any(not torch.equal(value, other) for other in values):      # a mean of −0 would be 0
+            content["state_dict"][name] = torch.stack(values).double().mean(0).to(value.dtype)
 
     # evaluation.py reads whether the model was trained on stored features
     from_features = (content.get("training") or {}).get("from_features", False)

@@ -119,11 +119,13 @@ def test_weights_of_several_checkpoints_are_averaged(tmp_path):
     for number, (path, model) in enumerate(zip(paths, models, strict=True)):
         nn.init.constant_(model.W_o.bias, 4.0 ** number)
         model.W_a.weight.data *= number
+        model.W_a.bias.data.zero_().neg_()      # −0, whose bytes a fingerprint may contain
         checkpoint.save(path, model, VOCABULARY)
     checkpoint.release(paths, tmp_path / "mean.pth")
     state = checkpoint.load(tmp_path / "mean.pth")[0].state_dict()
     assert (state["W_o.bias"] == 7).all()
     torch.testing.assert_close(state["W_a.weight"], models[1].W_a.weight, rtol=1e-3, atol=1e-4)
+    assert state["W_a.bias"].signbit().all()
 
     checkpoint.save(paths[1], make(AOAModel, num_head=2), VOCABULARY)
     with refused("1.pth is of another model than"):
