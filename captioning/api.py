@@ -40,12 +40,15 @@ def explain(image, weight=checkpoint.PHOTOGRAPHS, caption=None, methods=("lrp",)
     if not isinstance(weight, str | os.PathLike):
         raise InputError(f"weight must be the path of a checkpoint, but is of the type "
                          f"{type(weight).__name__}")
-    methods = [methods] if isinstance(methods, str) else list(methods or ())
+    methods = [methods] if isinstance(methods, str) else methods
+    methods = list(methods) if isinstance(methods, list | tuple | set) else []
     unknown = [str(method) for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
     path = Path(weight)
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    files = [path] if weight and path.exists() else []
+    if files and path.is_dir():
+        files += sorted(path.iterdir())
     modified = tuple(file.stat().st_mtime_ns for file in files)
     weight = os.path.abspath(path) if files else str(weight)
     model, vocabulary = _load(weight, modified, pick_device(device), prompt)

@@ -93,7 +93,8 @@ def _check_model(content, path):
     config = content["config"]
     # what no shape tells
     heads = config.get("num_head", 1)
-    expect(type(heads) is int and heads > 0, f"its num_head is {shortened(heads, 40)}")
+    expect(type(heads) is int and heads > 0 and config.get("hidden_dim", 0) % heads == 0,
+           f"its num_head is {shortened(heads, 40)}")
     for name in ("dropout", "attention_dropout"):
         value = config.get(name, 0)
         expect(0 <= value <= 1, f"its {name} is {shortened(value, 40)}")
@@ -164,13 +165,16 @@ def release(sources, path):
         if any(other[key] != content[key] for key in ("model_type", "config", "wordmap")):
             raise InputError(f"{source} is of another model than {sources[0]}: average checkpoints "
                              "that were fine-tuned from the same one")
+    # evaluation.py reads whether the model was trained on stored features
+    from_features = any((other.get("training") or {}).get("from_features") for other in contents)
     for name, value in content["state_dict"].items():
         values = [other["state_dict"][name] for other in contents]
         if any(not torch.equal(value, other) for other in values):      # a mean of −0 would be 0
+            if from_features and name.startswith("encoder."):
+                raise InputError(f"{sources[0]} and others have different encoders, but stored "
+                                 "features: average checkpoints with the same encoder")
             content["state_dict"][name] = torch.stack(values).double().mean(0).to(value.dtype)
 
-    # evaluation.py reads whether the model was trained on stored features
-    from_features = (content.get("training") or {}).get("from_features", False)
     for name, value in content["state_dict"].items():
         keeps = from_features and name.startswith("encoder.")
         if value.is_floating_point() and not (keeps and (value.half() != value).any()):

@@ -24,7 +24,7 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, seeds=
     """Captions (B, T) of features (B, K, C): the best hypothesis of the method, or one sample.
 
     method: one of DECODING_METHODS. seeds: of `sample`, which alone uses them. options: those of
-    `beam_search` or `sample`; diverse beam search has as many groups as hypotheses.
+    `beam_search` or `sample`; diverse beam search has as many groups as hypotheses by default.
     InputError if the model's logits are not finite numbers.
     """
     if hasattr(model, "caption"):       # a model of transformers has decoding methods of its own
@@ -34,7 +34,7 @@ def decode(model, features, vocabulary, method="beam_search", max_len=50, seeds=
         if method == "greedy":
             options |= {"beam_size": 1}
         if method == "diverse_beam_search":
-            options |= {"groups": options.get("beam_size", 3)}
+            options = {"groups": options.get("beam_size", 3)} | options
         if method == "sample":
             found = sample(model, context, vocabulary, max_len, seeds=seeds, **options)
         else:

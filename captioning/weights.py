@@ -19,13 +19,13 @@ def read_weights(path, what="encoder"):
 
 
 def check_finite(state, source):
-    """InputError, about `source`, unless {name: tensor} are finite numbers."""
+    """InputError, about `source`, unless the tensors {name: tensor} are complete and finite."""
     for name, value in state.items():
         # a small file may announce a tensor of terabytes
         is_whole = value.untyped_storage().nbytes() >= value.nbytes
         if not (is_whole and value.isfinite().all()):
-            raise InputError(f"{source} contains values of '{shortened(name, 60)}' that are not "
-                             "finite numbers: use another")
+            raise InputError(f"{source} contains values of '{shortened(name, 60)}' that are "
+                             "missing or not finite numbers: use another")
 
 
 def download_weights(name, version, flag):

@@ -71,8 +71,8 @@ python finetune.py \
     --label_smoothing 0.1 \
     --save_path "${save_path}_ce"
 
-# last, on features of the trained encoder in float16, as it will be released: four fine-tunings,
-# whose weights are averaged
+# last, with the trained encoder in float16, as it will be released, four fine-tunings, three on its
+# features and one on pixels; their weights are averaged
 trained=${save_path}_ce/released.pth
 [ -f "$trained" ] || python -m captioning.checkpoint "${save_path}_ce/checkpoint_last.pth" "$trained"
 prepare "$trained" data/photographs_trained

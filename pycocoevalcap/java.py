@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from functools import cache
@@ -99,7 +100,7 @@ def meteor(captions, references):
                    "en", "-norm", "-r", str(count)]
         seconds = LIMIT_SECONDS[0] + LIMIT_SECONDS[1] * len(captions)
         output, errors = communicate(command, "", seconds)
-    scores = re.findall(r"^(?:Segment \d+|Final) score:\s+(\S+)", output, re.MULTILINE)
+    scores = re.findall(r"^(?:Segment \d+|Final) score:\s+([\d.eE+-]+)\s*$", output, re.MULTILINE)
     if len(scores) != len(captions) + 1:
         raise InputError(f"METEOR's Java ended early{last_line(errors)}: provide 2 GB of memory, "
                          "or select another Java with JAVA_HOME")
@@ -109,13 +110,20 @@ def meteor(captions, references):
 
 def communicate(command, text, seconds, stderr=subprocess.PIPE):
     """(standard output, standard error) of a program given `text`, with a time limit."""
-    try:
-        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=stderr,
-                              timeout=seconds, encoding="utf-8", errors="replace")
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select "
-                         "another Java with JAVA_HOME") from error
-    return done.stdout, done.stderr
+    # in a session of its own, so that child processes of a script that starts Java end with it
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                          encoding="utf-8", errors="replace", start_new_session=True) as process:
+        try:
+            return process.communicate(text, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise InputError(f"{command[0]} did not answer within {seconds:.0f} seconds: select "
+                             "another Java with JAVA_HOME") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
 
 
 def last_line(text):

@@ -127,6 +127,13 @@ def test_weights_of_several_checkpoints_are_averaged(tmp_path):
     torch.testing.assert_close(state["W_a.weight"], models[1].W_a.weight, rtol=1e-3, atol=1e-4)
     assert state["W_a.bias"].signbit().all()
 
+    for path, value in zip(paths, (1.0, 1.0, 2.0), strict=True):
+        model = make(GridTDModel, encoder="small")
+        nn.init.constant_(model.encoder[0].weight, value)
+        checkpoint.save(path, model, VOCABULARY, {"from_features": path is paths[1]})
+    with refused("different encoders, but stored features"):
+        checkpoint.release(paths, tmp_path / "mean.pth")
+
     checkpoint.save(paths[1], make(AOAModel, num_head=2), VOCABULARY)
     with refused("1.pth is of another model than"):
         checkpoint.release(paths, tmp_path / "mean.pth")

@@ -179,6 +179,14 @@ def test_captions_are_as_good_as_those_of_the_literal_search(length_penalty):
                 assert score >= literal[0][0] - 1e-9
 
 
+def test_groups_of_several_hypotheses():
+    model, x = toy(3, sharp=2.0), features(4)
+    options = {"beam_size": 4, "groups": 2}
+    expected = decoding.beam_search(model, model.start(x), VOCABULARY, 6, **options).tokens[:, 0]
+    decoded = decoding.decode(model, x, VOCABULARY, "diverse_beam_search", max_len=6, **options)
+    assert torch.equal(decoded, expected)
+
+
 def test_a_caption_that_ended_is_not_lost_when_others_are_better_for_a_while():
     """p = 0.3 of the caption without words; then two others with 0.31, whose best end has 0.155."""
     steps = [{"a": 0.62, "<end>": 0.3, "b": 0.08}, {"b": 0.5, "c": 0.5}, {"a": 0.5, "c": 0.5}]

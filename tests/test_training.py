@@ -95,7 +95,7 @@ def test_default_number_of_epochs_and_recorded_flags(demo_data, tmp_path, monkey
     monkeypatch.undo()
     flags = train_run(demo_data, tmp_path, "--epochs", "1")["training"]["flags"]
     assert len(flags["data_fingerprint"]) == 16 and flags["epochs"] == 1
-    assert flags["finetune_encoder"] and flags["from_pixels"]       # as VGG16 is, from its features
+    assert flags["finetune_encoder"] and flags["from_pixels"]       # as 'small' is always trained
 
 
 def test_region_features_have_no_pixels(demo_data, tmp_path):

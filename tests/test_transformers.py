@@ -23,6 +23,7 @@ from captioning.explanation import functions, rules
 from captioning.explanation.attn_lrp import GammaLinear
 from captioning.explanation.methods import METHODS, SPLIT
 from captioning.explanation.rules import LRP, Gamma
+from captioning.pretrained import relevance
 from captioning.pretrained.captioner import PretrainedCaptioner
 from captioning.pretrained.passes import Cut
 from captioning.pretrained.words import Words
@@ -121,6 +122,23 @@ def test_relevance_of_patches_and_constants_of_the_encoder_add_up_to_the_image(n
     patches = F.avg_pool2d(relevance[None, None], side).repeat_interleave(side, 2)
     patches = patches.repeat_interleave(side, 3)[0].detach()
     assert_close(explanation.pixels[0, 1], patches)
+
+
+def test_words_pass_a_small_encoder_together(monkeypatch):
+    model = captioner("vit_gpt2")
+    ids = captions(model.words)[:1]
+    expected = model.lrp(images(1), ids, chunk=1).pixels
+    chunks = []
+    through_encoder = relevance.attribution.through_encoder
+
+    def watched(maps, image, r_maps, chunk):
+        chunks.append(chunk)
+        return through_encoder(maps, image, r_maps, chunk)
+    monkeypatch.setattr(relevance.attribution, "through_encoder", watched)
+    torch.testing.assert_close(model.lrp(images(1), ids).pixels, expected, rtol=0, atol=1e-12)
+    monkeypatch.setattr(relevance, "FEW", 1)
+    model.lrp(images(1), ids)
+    assert chunks[0] > 7 and chunks[1] == 1
 
 
 @pytest.mark.parametrize("name", ["vit_gpt2", "llava"])

@@ -93,8 +93,9 @@ def read_predictions(path, names, images=None, partial=False, others=False):
     missing = [name for name in names if name not in captions]
     if missing and not partial:
         raise InputError(f"{path} lacks captions for {len(missing)} of {len(names)} images: "
-                         f"{missing[0]} has no caption; add them, or omit these images "
-                         "(evaluation.py --partial)")
+                         f"{missing[0]} has no caption; add them, or "
+                         + ("explain the other images only" if others
+                            else "score the other images with --partial"))
     return {name: captions[name] for name in names if name in captions}
 
 

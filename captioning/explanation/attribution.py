@@ -133,6 +133,7 @@ def explain(model, images, captions, rule=None, *, weights=None, contrast=None, 
     pixels=False stops at the encoder's output.
     shared: a dict, empty at first, that several calls with the same inputs and options pass on, all
     without steps: they do not repeat the passes that they have in common.
+    ValueError if the model was created within torch.inference_mode().
     """
     rule = rule or Gradient()
     weights = weights or own_targets
@@ -290,6 +291,9 @@ def through_encoder(maps, images, r_maps, chunk):
 
 def _usable(model, images, captions):
     """images in the model's dtype and fastest format, and captions, both usable for derivatives."""
+    if model.W_o.weight.is_inference():
+        raise ValueError("the model was created within torch.inference_mode(): create it outside, "
+                         "to explain it")
     images = fast_format(images.detach().to(model.W_o.weight.dtype))
     # tensors of inference mode cannot be saved for a backward pass
     with torch.inference_mode(False):

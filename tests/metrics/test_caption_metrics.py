@@ -148,8 +148,8 @@ VERSION = """for a; do [ "$a" = -version ] && {
 @pytest.mark.parametrize("function, script, message", [
     ("meteor", "sleep 600", "answer within 2 seconds"),
     ("meteor", "read line; sleep 600 & wait", "answer within 2 seconds"),
-    ("meteor", "exit 1", "ended"), ("meteor", "read line; echo 1.0 2.0; exit 1", "ended"),
-    ("meteor", "while read line; do echo 0,5; done", "ended"),
+    ("meteor", "exit 1", "ended"), ("meteor", "echo 'Segment 1 score: 0.5'; exit 1", "ended"),
+    ("meteor", "for a in 'Segment 1' 'Segment 2' Final; do echo $a score: 0,5; done", "ended"),
     ("tokenise", "sleep 600", "not answer within 2 seconds"),
     ("tokenise", "cat >/dev/null", "0 lines for 2"),
     ("tokenise", "echo a; echo too old >&2; exit 1", "1 lines for 2 .*too old")])
