@@ -106,6 +106,37 @@ def test_correct_captions_score_high_and_hallucinated_objects_are_counted(demo_d
 # -- explanations ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["gridtd", "aoa"])
+def test_correctness_is_the_share_inside_the_box(demo_data, weights, tmp_path, monkeypatch, kind):
+    data = CaptionDataset(demo_data, "demo", "test", image_size=112)
+    monkeypatch.setattr(evaluation, "caption_split",
+                        lambda *_: [texts[0] for texts in data.references])
+    metrics = run(demo_data, tmp_path, "--weight", weights / f"{kind}.pth", "--explanations",
+                  "correctness", "--methods", "lrp", "attention", "--max_images", 2, "--metrics",
+                  "map")
+    # the same for the first two images, word by word
+    model, vocabulary = checkpoint.load(weights / f"{kind}.pth")
+    boxes = json.loads((demo_data / "demo" / "boxes_demo.json").read_text())
+    words_of = json.loads((demo_data / "demo" / "objects_demo.json").read_text())["words"]
+    inside, areas = [], []
+    for i in range(2):
+        words, entry = data.references[i][0].split(), boxes[data.names[i]]
+        ids = torch.tensor([vocabulary.encode(words, len(words))])
+        maps = model.lrp(data.__getitems__([i])["images"], ids).pixels[0].sum(1).clamp(min=0)
+        for t, word in enumerate(words):
+            if word in words_of:
+                corners = entry["bbox"][str(entry["categories"][words_of[word]])]
+                total = maps[t].sum().clamp(min=1e-30)
+                shares = [maps[t, y0:y1, x0:x1].sum() / total for x0, y0, x1, y1 in corners]
+                inside.append(max(shares).item())
+                sizes = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in corners]
+                areas.append(max(sizes) / 112 ** 2)
+    assert metrics["explained_words"] == len(inside) > 1
+    assert metrics["inside_box_lrp"] == pytest.approx(sum(inside) / len(inside), rel=1e-4)
+    assert metrics["box_share"] == pytest.approx(sum(areas) / len(areas), rel=1e-4)
+    assert 0 < metrics["inside_box_attention"] < 1
+
+
 def test_calibration_flags_the_words_below_the_threshold(demo_data, weights, tmp_path, monkeypatch):
     """The captions are references of other images, so that some of their objects are absent."""
     monkeypatch.setattr(evaluation, "caption_split", lambda model, vocabulary, data, *_: [

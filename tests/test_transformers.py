@@ -15,6 +15,7 @@ from helpers import Code, assert_close, call, refused
 from made_up import random_image
 from torch import nn
 from torch.nn import functional as F
+from transformers import BlipForConditionalGeneration
 
 import evaluation
 import explain as script
@@ -622,10 +623,21 @@ def test_what_a_captioner_cannot_do_is_refused(folders, photograph, tmp_path, mo
 
 @pytest.mark.parametrize("decoding", [["greedy"], ["beam_search", "--beam_size", "2"],
                                       ["sample", "--temperature", "2", "--top_k", "5"]])
-def test_decoding_flags_reach_the_library(folders, photograph, tmp_path, decoding, capsys):
+def test_decoding_flags_reach_the_library(folders, photograph, tmp_path, decoding, monkeypatch):
+    given = []
+    generate = BlipForConditionalGeneration.generate
+
+    def watched(*args, **options):
+        given.append(options)
+        return generate(*args, **options)
+    monkeypatch.setattr(BlipForConditionalGeneration, "generate", watched)
     for attempt in ("a", "b"):
         run_explain("--weight", folders["blip"], "--images", photograph, "--methods", "attention",
                     "--max_len", "4", "--quiet", "--save_path", tmp_path / attempt, "--decoding",
                     *decoding)
     a, b = (ExplainedImage.load(tmp_path / attempt / "photo").words for attempt in ("a", "b"))
     assert a == b       # sampling too: its seed is the image's
+    flags = dict(zip(decoding[1::2], decoding[2::2], strict=True))
+    names = {"--beam_size": "num_beams", "--temperature": "temperature", "--top_k": "top_k"}
+    for flag, value in flags.items():
+        assert given[0][names[flag]] == float(value)
