@@ -162,6 +162,9 @@ def release(sources, path):
     contents = [read(source) for source in sources]
     content = contents[0]
     for other, source in zip(contents, sources, strict=True):
+        if "model_type" not in other:
+            raise InputError(f"{source} is a published checkpoint: give one of train.py or "
+                             "finetune.py")
         if any(other[key] != content[key] for key in ("model_type", "config", "wordmap")):
             raise InputError(f"{source} is of another model than {sources[0]}: average checkpoints "
                              "that were fine-tuned from the same one")

@@ -91,6 +91,8 @@ def test_published_checkpoints_load_without_their_pickled_optimizer(tmp_path, mo
                                model(features, CAPTIONS.expand(2, -1)))
     with refused("--wordmap"):
         checkpoint.load(tmp_path / "published.pth")
+    with refused("published.pth is a published checkpoint"):
+        checkpoint.release([tmp_path / "published.pth"], tmp_path / "small.pth")
 
 
 @pytest.mark.parametrize("from_features", [True, False])

@@ -30,9 +30,7 @@ class ImageNames:
             if path.stem.isdigit():
                 keys.append(("COCO", number))
             if ids is None:
-                keys.append(("stem", path.stem))
-            if ids is None and number is not None:
-                keys.append(str(number))
+                keys += [("stem", path.stem)] + [str(number)] * (number is not None)
             for key in keys:
                 found[key].add(name)
         for image_id, name in (ids or {}).items():
